@@ -1,0 +1,61 @@
+"""Self-supervised learning, built step by step on real images.
+
+The names below are loaded when they are first used, so that `import ssl_lessons` costs nothing and the
+command line never waits for libraries that a command does not need::
+
+    import ssl_lessons as ssl
+    store = ssl.images.load("shapes", "pretrain", size=64)
+    method = ssl.MoCo(ssl.networks.conv4(), image_size=48, recipe="moco_v2")
+    ssl.pretrain(method, store, epochs=10, run="runs/first")
+"""
+
+from importlib import import_module
+
+__version__ = "0.1.0"
+
+# In the order in which data meets them; each imports only from those before it.
+_MODULES = (
+    "shapes",
+    "images",
+    "views",
+    "networks",
+    "methods",
+    "records",
+    "training",
+    "evaluate",
+    "diagnose",
+    "figures",
+    "lab",
+    "grid",
+    "cli",
+)
+_NAMES = {
+    "ImageStore": "images",
+    "Policy": "views",
+    "tap": "networks",
+    "Method": "methods.base",
+    "Objective": "methods.base",
+    "MoCo": "methods.moco",
+    "Run": "records",
+    "pretrain": "training",
+    "judge": "evaluate",
+    "load_encoder": "evaluate",
+}
+
+__all__ = ["__version__", *_MODULES, *_NAMES]
+
+
+def __getattr__(name: str):
+    """Import a module, or the module of a name, at its first use (PEP 562)."""
+    if name in _NAMES:
+        value = getattr(import_module(f"{__name__}.{_NAMES[name]}"), name)
+    elif name in _MODULES:
+        value = import_module(f"{__name__}.{name}")
+    else:
+        raise AttributeError(f"ssl_lessons has no {name!r}; it has: {', '.join(__all__)}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
