@@ -1,0 +1,1 @@
+"""One objective a file; `base.py` is the contract that they share."""

@@ -1,0 +1,228 @@
+"""Momentum Contrast: He et al. 2020 (arXiv:1911.05722, v1) and Chen et al. 2020 (arXiv:2003.04297, v2).
+
+A query q is the embedding of one view, its positive key k₊ that of the other. Keys come from a slowly moving
+copy of the encoder and stay in a queue, where they serve as negatives for the batches that follow: many
+negatives at the price of a small batch.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ssl_lessons import views as v
+from ssl_lessons.methods.base import Method, Objective, Recipe, choose, embedding_std
+from ssl_lessons.networks import ema_update, mlp, momentum_copy, split_batchnorm, tap
+from ssl_lessons.views import Policy
+
+
+@dataclasses.dataclass(frozen=True)
+class MoCoRecipe(Recipe):
+    """MoCo's own numbers on top of the optimiser's; symbols as in the paper."""
+
+    policy: Policy = v.MOCO_V2
+    head: tuple[int, ...] = (512, 128)  # hidden widths and embedding size D; (128,) is one linear layer
+    queue: int = 65536  # K
+    momentum: float = 0.999  # m
+    temperature: float = 0.2  # τ
+    symmetric: bool = False  # each view serves once as query and once as key; the two losses are summed
+    splits: int = 1  # parts of the batch that BatchNorm sees apart; > 1 also shuffles the keys
+
+
+# The CIFAR demonstration crops as torchvision does by default and does not blur 32-pixel images.
+_CIFAR = dataclasses.replace(v.MOCO_V2, name="moco_cifar", crop_scale=(0.08, 1.0), blur_p=0.0)
+
+RECIPES: dict[str, MoCoRecipe] = {
+    recipe.name: recipe
+    for recipe in (
+        MoCoRecipe(
+            name="moco_v1",
+            source="arXiv:1911.05722, section 3.3; github.com/facebookresearch/moco, defaults",
+            policy=v.MOCO_V1,
+            head=(128,),
+            temperature=0.07,
+            schedule="step",
+        ),
+        MoCoRecipe(
+            name="moco_v2",
+            source="arXiv:2003.04297, table 1; github.com/facebookresearch/moco, --mlp --moco-t 0.2 --aug-plus --cos",
+        ),
+        MoCoRecipe(
+            name="small_data",
+            source="github.com/facebookresearch/moco, branch colab-notebook (CIFAR-10 on one GPU)",
+            policy=_CIFAR,
+            head=(128,),
+            queue=4096,
+            momentum=0.99,
+            temperature=0.1,
+            splits=8,
+            lr=0.06,
+            lr_batch=512,
+            weight_decay=5e-4,
+            batch_size=512,
+        ),
+        MoCoRecipe(
+            name="tutorial",
+            source="the published single-GPU tutorial of MoCo v2 on Imagenette (its optimiser: Adam assumed)",
+            head=(100, 50, 25),
+            queue=8192,
+            temperature=0.05,
+            optimizer="adam",
+            lr=1e-3,
+            lr_batch=None,
+            final_lr=0.01,
+            weight_decay=1e-6,
+        ),
+        MoCoRecipe(
+            name="lesson",
+            source="ours, for runs of minutes: a short queue and a quick key encoder, so that keys are fresh early",
+            head=(512, 128),
+            queue=2048,
+            momentum=0.99,
+            symmetric=True,
+            optimizer="adamw",
+            lr=1e-3,
+            lr_batch=None,
+            weight_decay=1e-4,
+            warmup=1.0,
+            batch_size=128,
+            epochs=20,
+        ),
+    )
+}
+
+
+def similarities(query: Tensor, key: Tensor, queue: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosines of unit vectors: q·k₊ (B, 1) and q·kᵢ for the K negatives (B, K)."""
+    positive = (query * key).sum(dim=1, keepdim=True)  # (B, D), (B, D) -> (B, 1)
+    negative = query @ queue.T  # (B, D), (K, D) -> (B, K)
+    return positive, negative
+
+
+def info_nce(query: Tensor, key: Tensor, queue: Tensor, temperature: float) -> Tensor:
+    """MoCo's equation 1: −log [ exp(q·k₊/τ) / (exp(q·k₊/τ) + Σᵢ exp(q·kᵢ/τ)) ], averaged over the batch.
+
+    The same as a (K+1)-way cross-entropy whose right answer is class 0, and computed so: no exponential
+    leaves the log-sum-exp, hence no overflow at any temperature.
+
+    Args:
+        query: float (B, D), unit length; gradients flow here.
+        key: float (B, D), unit length, row i the positive of query i; no gradient.
+        queue: float (K, D), unit length: the negatives.
+        temperature: τ > 0.
+    Returns:
+        Scalar, in nats; log(K + 1) when all similarities are equal.
+    """
+    if temperature <= 0:
+        raise ValueError(f"temperature {temperature} must be above 0; MoCo v2 uses 0.2")
+    return _cross_entropy(*similarities(query, key, queue), temperature)
+
+
+def _cross_entropy(positive: Tensor, negative: Tensor, temperature: float) -> Tensor:
+    logits = torch.cat([positive, negative], dim=1) / temperature  # (B, 1 + K)
+    return F.cross_entropy(logits, logits.new_zeros(len(logits), dtype=torch.long))
+
+
+class MoCo(Method):
+    """MoCo v1 and v2 around any network; which of them is the recipe's matter.
+
+    Args:
+        network: any `nn.Module` on (B, 3, S, S); trained in place, see `networks.tap`.
+        layer: where the representation is read; None for a ResNet's `avgpool`.
+        image_size: the side S of the views, pixels.
+        recipe: a name in `RECIPES` or a `MoCoRecipe`; `overrides` replace its fields by name.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        layer: str | int | None = None,
+        image_size: int = 64,
+        recipe: str | MoCoRecipe = "moco_v2",
+        **overrides,
+    ):
+        super().__init__()
+        self.recipe = choose(RECIPES, recipe, **overrides)
+        self.image_size = image_size
+        self.policies = (self.recipe.policy, self.recipe.policy)
+        if self.recipe.queue < 1:
+            raise ValueError(f"queue {self.recipe.queue} must hold at least 1 key")
+
+        self.encoder = tap(network, layer, image_size)  # f_q, without its head
+        if self.recipe.splits > 1:
+            split_batchnorm(network, self.recipe.splits)
+        self.projector = mlp([self.encoder.width, *self.recipe.head])
+        self.key_encoder = momentum_copy(self.encoder)  # f_k
+        self.key_projector = momentum_copy(self.projector)
+
+        dim = self.recipe.head[-1]
+        self.register_buffer("queue", F.normalize(torch.randn(self.recipe.queue, dim), dim=1))  # (K, D)
+        self.register_buffer("enqueued_at", torch.full((self.recipe.queue,), -1))  # step of each key; -1: random
+        self.register_buffer("pointer", torch.zeros((), dtype=torch.long))
+        self.register_buffer("step", torch.zeros((), dtype=torch.long))
+        self._pending: list[Tensor] = []  # keys of the batch in flight, enqueued by after_step
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Unit-length queries (B, D) of float views (B, 3, S, S), in float32."""
+        return F.normalize(self.projector(self.encoder(images)).float(), dim=1)
+
+    @torch.no_grad()
+    def embed_keys(self, images: Tensor) -> Tensor:
+        """Unit-length keys (B, D). With split BatchNorm the batch is shuffled, and the keys put back in order.
+
+        Otherwise a query and its key would share their part's statistics, by which the network could tell
+        the positive from the negatives without looking at the picture (paper, section 3.3).
+        """
+        if self.recipe.splits > 1:
+            order = torch.randperm(len(images), device=images.device)
+            images = images[order]
+        keys = F.normalize(self.key_projector(self.key_encoder(images)).float(), dim=1)
+        return keys[torch.argsort(order)] if self.recipe.splits > 1 else keys
+
+    def forward(self, views: Sequence[Tensor]) -> Objective:
+        one, two = views
+        pairs = [(self.embed(one), self.embed_keys(two))]
+        if self.recipe.symmetric:
+            pairs.append((self.embed(two), self.embed_keys(one)))
+        # Enqueued only after every loss is taken: else a query would meet its own key among the negatives.
+        self._pending = [key for _, key in pairs]
+
+        with torch.autocast(one.device.type, enabled=False):  # similarities over τ want float32
+            cosines = [similarities(query, key, self.queue) for query, key in pairs]
+            loss = sum(_cross_entropy(*pair, self.recipe.temperature) for pair in cosines)
+        positive, negative = (side.detach() for side in cosines[0])
+        return Objective(
+            loss,
+            {
+                "positive_similarity": positive.mean(),
+                "negative_similarity": negative.mean(),
+                "accuracy": (positive[:, 0] > negative.max(dim=1).values).float().mean(),
+                "embedding_std": embedding_std(pairs[0][0]),
+                "queue_age": (self.step - self.enqueued_at).float().mean(),
+            },
+        )
+
+    @torch.no_grad()
+    def after_step(self, progress: float) -> None:
+        """Move the key encoder (equation 2), then enqueue the batch's keys in place of the oldest.
+
+        The official code moves it just before the next key pass; between two optimiser steps that is the
+        same moment.
+        """
+        ema_update(self.key_encoder, self.encoder, self.recipe.momentum)
+        ema_update(self.key_projector, self.projector, self.recipe.momentum)
+        self.step += 1
+        for keys in self._pending:
+            self.enqueue(keys)
+        self._pending = []
+
+    @torch.no_grad()
+    def enqueue(self, keys: Tensor) -> None:
+        """Write keys (B, D) over the oldest; the last write wraps, so B need not divide K (nor be below it)."""
+        keys = keys[-len(self.queue) :]  # of a batch longer than the queue, the newest keys survive
+        places = (self.pointer + torch.arange(len(keys), device=keys.device)) % len(self.queue)
+        self.queue[places] = keys
+        self.enqueued_at[places] = self.step
+        self.pointer.copy_((self.pointer + len(keys)) % len(self.queue))

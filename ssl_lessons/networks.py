@@ -1,0 +1,239 @@
+"""Encoders f(·), heads g(·), batch normalisation that cannot leak, and the moving average of a network.
+
+Every architecture here is torchvision's own (or forty lines of convolutions), so the weights that a run
+saves load into the plain network with `strict=True`.
+"""
+
+import copy
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import Tensor, nn
+
+STEMS = ("imagenet", "small")
+
+
+class Conv4(nn.Module):
+    """Four blocks of 3×3 convolution, BatchNorm, ReLU and 2×2 pooling: an encoder for seconds, not minutes.
+
+    The shape of "Conv-4" in the few-shot and relational-reasoning literature. Input float (B, 3, H, W) with
+    H, W ≥ 16; output (B, widths[-1]), the spatial mean of the last block.
+    """
+
+    def __init__(self, widths: Sequence[int] = (32, 64, 128, 256), channels: int = 3):
+        super().__init__()
+        blocks = []
+        for out in widths:
+            conv = nn.Conv2d(channels, out, 3, padding=1, bias=False)
+            blocks.append(nn.Sequential(conv, nn.BatchNorm2d(out), nn.ReLU(inplace=True), nn.MaxPool2d(2)))
+            channels = out
+        self.blocks = nn.Sequential(*blocks)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.blocks(images).mean(dim=(2, 3))  # (B, 3, H, W) -> (B, D)
+
+
+def conv4(image_size: int = 48, stem: str | None = None) -> Conv4:
+    """The small `Conv4`; `image_size` and `stem` are accepted and ignored so that it can stand for a ResNet."""
+    return Conv4()
+
+
+def _resnet(constructor, image_size: int, stem: str | None) -> nn.Module:
+    stem = stem or ("small" if image_size <= 32 else "imagenet")
+    if stem not in STEMS:
+        raise ValueError(f"stem {stem!r} is not known; choose one of: {', '.join(STEMS)}")
+    network = constructor(weights=None)
+    if stem == "small":  # SimCLR appendix B.9 (CIFAR-10): 3×3 convolution of stride 1 and no pooling
+        network.conv1 = nn.Conv2d(3, 64, 3, stride=1, padding=1, bias=False)
+        nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")  # as torchvision
+        network.maxpool = nn.Identity()
+    return network
+
+
+def resnet18(image_size: int = 224, stem: str | None = None) -> nn.Module:
+    """torchvision's ResNet-18, randomly initialised, 512 features at `avgpool`.
+
+    `stem` is "imagenet" (7×7 stride 2, pooling: the first block sees a quarter of the side) or "small"
+    (3×3 stride 1, no pooling: SimCLR appendix B.9). Without it, views of 32 pixels or less get "small".
+    The small stem costs about 16 times the arithmetic of the other on the same image.
+    """
+    return _resnet(torchvision.models.resnet18, image_size, stem)
+
+
+def resnet50(image_size: int = 224, stem: str | None = None) -> nn.Module:
+    """torchvision's ResNet-50, 2,048 features at `avgpool`; stems as in `resnet18`."""
+    return _resnet(torchvision.models.resnet50, image_size, stem)
+
+
+NETWORKS = {"conv4": conv4, "resnet18": resnet18, "resnet50": resnet50}
+
+
+def build(name: str, image_size: int, stem: str | None = None) -> nn.Module:
+    """A freshly initialised network by name, for square views of `image_size` pixels."""
+    if name not in NETWORKS:
+        raise ValueError(f"network {name!r} is not known; choose one of: {', '.join(NETWORKS)}")
+    return NETWORKS[name](image_size, stem)
+
+
+class _Reached(Exception):
+    """Raised inside a forward pass once the tapped layer has answered: what lies behind it need not run."""
+
+
+class Encoder(nn.Module):
+    """A network read out at one of its layers: float (B, C, H, W) → (B, width). Made by `tap`.
+
+    `network` is the very module that was passed in; training the encoder trains it. A feature map
+    (B, D, h, w) is averaged over its positions, a token sequence (B, T, D) over its tokens.
+    """
+
+    def __init__(self, network: nn.Module, layer: str | None):
+        super().__init__()
+        self.network = network
+        self.layer = layer
+        self.width = 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.layer is None:
+            return _flat(self.network(images))
+        caught: list[Tensor] = []
+
+        def catch(module, inputs, output):
+            caught.append(output)
+            raise _Reached
+
+        # The hook lives for one pass only: the user's network is theirs, and copies of it carry no hook.
+        handle = self.network.get_submodule(self.layer).register_forward_hook(catch)
+        try:
+            self.network(images)
+        except _Reached:
+            pass
+        finally:
+            handle.remove()
+        if not caught:
+            raise ValueError(f"layer {self.layer!r} took no part in the network's forward pass; choose another layer")
+        return _flat(caught[0])
+
+
+def _flat(output: Tensor) -> Tensor:
+    if not isinstance(output, Tensor):
+        kind = type(output).__name__
+        raise ValueError(f"the tapped layer returns a {kind}, not one tensor; choose a layer that returns a tensor")
+    if output.dim() == 4:
+        return output.mean(dim=(2, 3))  # (B, D, h, w) -> (B, D)
+    if output.dim() == 3:
+        return output.mean(dim=1)  # (B, T, D) -> (B, D)
+    return output.flatten(1)
+
+
+def tap(network: nn.Module, layer: str | int | None = None, image_size: int = 64, channels: int = 3) -> Encoder:
+    """Turn any network into an encoder at one of its layers, and find how wide its output is.
+
+    Args:
+        network: any `nn.Module` that takes float (B, channels, image_size, image_size). Not copied.
+        layer: a module's name as in `network.named_modules()` ("avgpool", "encoder.layers.3"), or an index
+            into the network's direct children (-2 is the last but one). None: "avgpool" where the network
+            has one before an `fc` (torchvision's ResNets), else the network's own output.
+    Returns:
+        An `Encoder`; `.width` is its number of features D.
+    Raises:
+        ValueError: no such layer (the message lists the names that exist), or one that is not used.
+    """
+    names = [name for name, _ in network.named_modules() if name]
+    if isinstance(layer, int):
+        children = [name for name, _ in network.named_children()]
+        if not -len(children) <= layer < len(children):
+            raise ValueError(f"layer {layer} is out of range: the network has {len(children)} children: {children}")
+        layer = children[layer]
+    elif layer is None and "avgpool" in names and "fc" in names:
+        layer = "avgpool"
+    elif layer is not None and layer not in names:
+        raise ValueError(f"layer {layer!r} is not in the network; choose one of: {', '.join(names)}")
+    encoder = Encoder(network, layer)
+    parameter = next(network.parameters())
+    example = torch.zeros(1, channels, image_size, image_size, device=parameter.device, dtype=parameter.dtype)
+    was_training = [module for module in network.modules() if module.training]
+    network.eval()  # in train mode this pass would move the BatchNorm statistics
+    try:
+        with torch.no_grad():
+            encoder.width = encoder(example).shape[1]
+    finally:
+        for module in was_training:
+            module.training = True
+    return encoder
+
+
+def mlp(widths: Sequence[int], batch_norm: bool = False, last_batch_norm: bool = False) -> nn.Sequential:
+    """A projection head g(·): linear layers of the given `widths` with ReLU between them.
+
+    `mlp([512, 512, 128])` is MoCo v2's and SimCLR v1's head; `mlp([512, 128])` MoCo v1's single layer.
+    With `batch_norm` each hidden layer is normalised before its ReLU (and then needs no bias).
+    """
+    layers: list[nn.Module] = []
+    for i, (into, out) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+        last = i == len(widths) - 2
+        normalised = last_batch_norm if last else batch_norm
+        layers.append(nn.Linear(into, out, bias=not normalised))
+        if normalised:
+            layers.append(nn.BatchNorm1d(out))
+        if not last:
+            layers.append(nn.ReLU(inplace=True))
+    return nn.Sequential(*layers)
+
+
+class SplitBatchNorm2d(nn.BatchNorm2d):
+    """BatchNorm whose statistics come from each of `splits` parts of the batch apart, as on that many GPUs.
+
+    One GPU then behaves as several (MoCo's CIFAR-10 demonstration, facebookresearch/moco, branch
+    `colab-notebook`). The parts are consecutive rows; the running statistics move once a pass, to the mean
+    over the parts. Parameters and buffers are BatchNorm2d's own, so a state_dict fits both.
+    """
+
+    splits: int = 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.splits == 1:
+            return super().forward(x)
+        if len(x) < 2 * self.splits:
+            raise ValueError(
+                f"a batch of {len(x)} cannot be normalised in {self.splits} parts: each part needs 2 images; "
+                f"use a batch of at least {2 * self.splits} or fewer splits"
+            )
+        outputs, means, variances = [], [], []
+        for part in x.chunk(self.splits):
+            mean, variance = self.running_mean.clone(), self.running_var.clone()
+            outputs.append(F.batch_norm(part, mean, variance, self.weight, self.bias, True, self.momentum, self.eps))
+            means.append(mean)
+            variances.append(variance)
+        with torch.no_grad():
+            self.running_mean.copy_(torch.stack(means).mean(dim=0))
+            self.running_var.copy_(torch.stack(variances).mean(dim=0))
+            self.num_batches_tracked += 1
+        return torch.cat(outputs)
+
+
+def split_batchnorm(network: nn.Module, splits: int) -> nn.Module:
+    """Make every BatchNorm2d of `network` a `SplitBatchNorm2d` of `splits` parts, in place; returns it."""
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.__class__ = SplitBatchNorm2d
+            module.splits = splits
+    return network
+
+
+def momentum_copy(network: nn.Module) -> nn.Module:
+    """A copy that gradients never reach: the start of a momentum encoder or a target network."""
+    return copy.deepcopy(network).requires_grad_(False)
+
+
+@torch.no_grad()
+def ema_update(target: nn.Module, online: nn.Module, momentum: float) -> None:
+    """θ_target ← m·θ_target + (1 − m)·θ_online for every parameter (MoCo eq. 2, BYOL eq. 1), in place.
+
+    Buffers are left alone: BatchNorm statistics of the target come from its own passes, as in the official
+    code of both papers. `momentum` is in [0, 1]; 1 freezes the target, 0 copies the online network.
+    """
+    if not 0 <= momentum <= 1:
+        raise ValueError(f"momentum {momentum} is not in [0, 1]")
+    torch._foreach_lerp_(list(target.parameters()), list(online.parameters()), 1 - momentum)

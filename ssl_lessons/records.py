@@ -1,0 +1,194 @@
+"""A run on disk: one folder that holds what was asked, what happened, and the weights.
+
+    record.json          settings, versions, device, dataset, history and metrics: every quoted number's source
+    encoder.safetensors  the network's weights; they load into the plain network with strict=True
+    resume.pt            everything else that a run needs to go on: optimiser, queue, generators, …
+
+Each file is written under a temporary name and renamed, so that whoever kills the process leaves the last
+good version in place.
+"""
+
+import importlib.metadata
+import json
+import math
+import os
+import platform
+from collections.abc import Callable
+from datetime import datetime, timezone
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+SCHEMA = 1
+REQUIRED = ("schema", "versions", "device", "dataset", "recipe", "seed", "seconds", "history", "metrics")
+
+
+class RecordError(Exception):
+    """A run folder that is missing, damaged, or written by a newer version; the message names the file."""
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that numbers depend on."""
+    found = {"python": platform.python_version()}
+    for package in ("ssl-lessons", "torch", "torchvision", "numpy"):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:  # a checkout on the path without an install
+            found[package] = "not installed"
+    return found
+
+
+def device_name(device: torch.device) -> str:
+    """What a reader should know of the device: "NVIDIA T4", or "CPU, 2 cores (x86_64, AVX512)"."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type == "cpu":
+        capability = torch.backends.cpu.get_cpu_capability()
+        return f"CPU, {os.cpu_count()} cores ({platform.machine()}, {capability})"
+    return device.type
+
+
+def atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Call `write` on a temporary name beside `path`, flush it to disk, and rename it into place."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _plain(value):
+    """What JSON can hold: policies and tuples opened up, tensors as numbers, NaN as null."""
+    if hasattr(value, "__dataclass_fields__"):
+        return {name: _plain(getattr(value, name)) for name in value.__dataclass_fields__}
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, Tensor):
+        return _plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Path):
+        return value.name
+    return value
+
+
+class Run:
+    """A run folder. Make one with `Run.create`, read one with `Run.open`; `record` is its plain dictionary."""
+
+    def __init__(self, folder: Path | None, record: dict):
+        self.folder = folder  # None: kept in memory only
+        self.record = record
+
+    @property
+    def encoder_path(self) -> Path:
+        return self.folder / "encoder.safetensors"
+
+    @property
+    def resume_path(self) -> Path:
+        return self.folder / "resume.pt"
+
+    @classmethod
+    def in_memory(cls, *, device: torch.device | str = "cpu", **settings) -> "Run":
+        """A run that is kept nowhere: a record with versions, device, time and the given settings."""
+        record = {
+            "schema": SCHEMA,
+            "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "versions": versions(),
+            "device": device_name(torch.device(device)),
+            "dataset": None,
+            "recipe": None,
+            "profile": None,
+            "seed": None,
+            "seconds": 0.0,
+            "history": [],
+            "metrics": {},
+        }
+        return cls(None, {**record, **_plain(settings)})
+
+    @classmethod
+    def create(cls, folder: str | Path, *, device: torch.device | str = "cpu", **settings) -> "Run":
+        """Start a run in `folder` (made if missing) and write its first record. Settings join the record."""
+        run = cls.in_memory(device=device, **settings)
+        run.folder = Path(folder)
+        run.folder.mkdir(parents=True, exist_ok=True)
+        run.save()
+        return run
+
+    @classmethod
+    def open(cls, folder: str | Path) -> "Run":
+        """Read a run folder (or a lone record file) and check that its record is whole.
+
+        Raises `RecordError` with the file's name if it is missing, not JSON, from a newer schema, or lacks a part.
+        """
+        path = Path(folder)
+        path = path if path.suffix == ".json" else path / "record.json"
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise RecordError(f"no record at {path}; name the folder of a run, the one with record.json") from None
+        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise RecordError(f"{path} is damaged ({error}); delete its folder and run it again") from None
+        if not isinstance(record, dict) or "schema" not in record:
+            raise RecordError(f"{path} is not a run record: it has no schema number")
+        if record["schema"] > SCHEMA:
+            raise RecordError(f"{path} has schema {record['schema']}, this version reads up to {SCHEMA}; update")
+        missing = [name for name in REQUIRED if name not in record]
+        if missing:
+            raise RecordError(f"{path} lacks {', '.join(missing)}; delete its folder and run it again")
+        return cls(path.parent, record)
+
+    def update(self, **settings) -> None:
+        """Set parts of the record and write it."""
+        self.record.update(_plain(settings))
+        self.save()
+
+    def save(self) -> None:
+        """Write record.json atomically; a run in memory stays there."""
+        if self.folder is None:
+            return
+        text = json.dumps(_plain(self.record), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+        atomically(self.folder / "record.json", lambda path: path.write_text(text, encoding="utf-8"))
+
+    def add_metric(self, name: str, value: float, **details) -> None:
+        """Add a judged number with its protocol to the record and write it; details say how it was measured."""
+        self.record["metrics"][name] = _plain({"value": value, **details})
+        self.save()
+
+    def save_encoder(self, network: torch.nn.Module) -> None:
+        """Write the network's weights and buffers as encoder.safetensors, atomically."""
+        from safetensors.torch import save_file
+
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+        atomically(self.encoder_path, lambda path: save_file(tensors, path))
+
+    def load_encoder(self, network: torch.nn.Module) -> None:
+        """Load encoder.safetensors into a network of the same architecture, every name and shape matching."""
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        if not self.encoder_path.exists():
+            raise RecordError(f"{self.encoder_path} is missing: the run has not finished an epoch, or was moved")
+        try:
+            network.load_state_dict(load_file(self.encoder_path), strict=True)
+        except SafetensorError as error:
+            raise RecordError(f"{self.encoder_path} is damaged ({error}); run it again") from None
+
+    def save_resume(self, state: dict) -> None:
+        """Write everything needed to go on after this moment, atomically."""
+        atomically(self.resume_path, lambda path: torch.save(state, path))
+
+    def load_resume(self) -> dict:
+        """Read resume.pt; only tensors and plain values are accepted (weights_only)."""
+        try:
+            return torch.load(self.resume_path, map_location="cpu", weights_only=True)
+        except FileNotFoundError:
+            raise RecordError(f"{self.resume_path} is missing: there is nothing to resume") from None
+        except Exception as error:  # a truncated or foreign file: torch raises many kinds
+            raise RecordError(f"{self.resume_path} is damaged ({error}); delete it to start over") from error
