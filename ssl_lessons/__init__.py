@@ -16,6 +16,8 @@ __version__ = "0.1.0"
 # In the order in which data meets them; each imports only from those before it.
 _MODULES = (
     "shapes",
+    "storage",
+    "archives",
     "images",
     "views",
     "networks",
@@ -23,10 +25,10 @@ _MODULES = (
     "records",
     "training",
     "evaluate",
-    "diagnose",
     "figures",
     "lab",
     "grid",
+    "doctor",
     "cli",
 )
 _NAMES = {

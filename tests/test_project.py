@@ -26,12 +26,23 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 DEMANDED = ("00_start_here", "01_images_and_views", "03_moco")
 
 # The order in which data meets the files: each imports only from those before it.
-ORDER = ["shapes", "images", "views", "networks", "methods.base", "methods.*", "records", "training"]
-ORDER += ["evaluate", "diagnose", "figures", "lab", "grid", "cli", "__main__"]
+ORDER = [
+    "shapes",
+    "storage",
+    "archives",
+    "images",
+    "views",
+    "networks",
+    "methods.base",
+    "methods.*",
+    "records",
+    "training",
+]
+ORDER += ["evaluate", "diagnose", "figures", "lab", "grid", "doctor", "cli", "__main__"]
 
 
 def text_files():
-    """Text files of the checkout that git does not ignore; where there is no git, all but the known outputs."""
+    """Text files of the checkout that git does not ignore; without git, all but the known outputs."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
     try:
         listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split(
@@ -197,7 +208,7 @@ def test_quick_start_has_exactly_two_bash_blocks():
 
 
 def test_repository_address_stands_in_one_place():
-    """Colab reads no pyproject.toml: links to it and installs from it repeat the address, and are kept in step."""
+    """Colab reads no pyproject.toml: links to it and installs from it repeat the address, kept in step."""
     wanted = PROJECT["urls"]["Repository"]
     for path in text_files():
         text = path.read_text(encoding="utf-8")
