@@ -37,8 +37,9 @@ def features(
     try:
         parts = []
         for rows in torch.arange(len(store)).split(batch):
+            images = centre(store.batch(rows, target), image_size)
             with context:
-                parts.append(encoder(centre(store.batch(rows, target), image_size)).flatten(1).float().cpu())
+                parts.append(encoder(images).flatten(1).float().cpu())
     finally:
         for module in was_training:
             module.training = True
