@@ -1,8 +1,8 @@
 """Views: what augmentation does to a batch of images, every image with its own random draw.
 
-A `Policy` holds one paper's numbers. `views()` draws from it and applies it, in the order in which MoCo v2's
-official code composes torchvision's transforms: crop and resize -> colour jitter -> greyscale -> blur ->
-solarize -> flip -> normalise. Letters: B images, H x W stored size, S side of a view.
+`views()` draws from a paper's `Policy` (policies.py) and applies it, in the order in which MoCo v2's official
+code composes torchvision's transforms: crop and resize -> colour jitter -> greyscale -> blur -> solarize
+(BYOL) -> flip -> normalise. Letters: B images, H x W stored size, S side of a view.
 
 Two facts make a batched engine possible without one Python call per image:
 
@@ -22,199 +22,36 @@ SimCLR and BYOL differ a little (contrast per channel, saturation in HSV), as al
 """
 
 import math
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from ssl_lessons.policies import (  # noqa: F401  to a reader of a lesson there is one module, views
+    BYOL_T,
+    BYOL_T_PRIME,
+    CONTRAST,
+    CROP_ONLY,
+    HUE,
+    MOCO_V1,
+    MOCO_V2,
+    POLICIES,
+    RELATIONAL,
+    SATURATION,
+    SIMCLR,
+    SIMSIAM,
+    Draws,
+    Policy,
+    draw,
+)  # fmt: skip
+
 MEAN = (0.485, 0.456, 0.406)  # ImageNet's, of values in [0, 1]; used by all the official codes
 STD = (0.229, 0.224, 0.225)
 LUMA = (0.2989, 0.587, 0.114)  # ITU-R 601-2, as torchvision's rgb_to_grayscale
-BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
-
-
-@dataclass(frozen=True)
-class Policy:
-    """One paper's augmentation. Probabilities in [0, 1]; `jitter` is (brightness, contrast, saturation, hue)
-    as torchvision's `ColorJitter` takes them; `blur_sigma` in pixels of the view; `blur_kernel` the kernel's
-    width as a fraction of the view's side, made odd, or None for a Gaussian that is not cut short (PIL's).
-    `grey_first`: greyscale comes before the jitter (MoCo v1)."""
-
-    name: str
-    source: str
-    crop_scale: tuple[float, float] = (0.2, 1.0)
-    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    flip_p: float = 0.5
-    jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
-    jitter_p: float = 0.0
-    grey_p: float = 0.0
-    grey_first: bool = False
-    blur_p: float = 0.0
-    blur_sigma: tuple[float, float] = (0.1, 2.0)
-    blur_kernel: float | None = None
-    solarize_p: float = 0.0
-    solarize_threshold: float = 0.5
-
-    def __post_init__(self):
-        for name in ("flip_p", "jitter_p", "grey_p", "blur_p", "solarize_p"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(
-                    f"policy {self.name!r}: {name} is {getattr(self, name)}; give a number in [0, 1]"
-                )
-        for name in ("crop_scale", "crop_ratio", "blur_sigma"):
-            low, high = getattr(self, name)
-            if not 0 < low <= high:
-                raise ValueError(f"policy {self.name!r}: {name} is {(low, high)}; give 0 < low <= high")
-        if min(self.jitter) < 0 or self.jitter[HUE] > 0.5:
-            raise ValueError(
-                f"policy {self.name!r}: jitter is {self.jitter}; give strengths >= 0 and a hue <= 0.5"
-            )
-
-
-MOCO_V1 = Policy(
-    "moco_v1",
-    "He et al. 2020; facebookresearch/moco, main_moco.py without --aug-plus (greyscale first, jitter always)",
-    jitter=(0.4, 0.4, 0.4, 0.4),
-    jitter_p=1.0,
-    grey_p=0.2,
-    grey_first=True,
-)
-MOCO_V2 = Policy(
-    "moco_v2",
-    "Chen et al. 2020, arXiv:2003.04297; facebookresearch/moco, main_moco.py --aug-plus; blur is PIL's",
-    jitter=(0.4, 0.4, 0.4, 0.1),
-    jitter_p=0.8,
-    grey_p=0.2,
-    blur_p=0.5,
-)
-SIMSIAM = replace(
-    MOCO_V2, name="simsiam", source="Chen & He 2021; facebookresearch/simsiam, main_simsiam.py (MoCo v2's)"
-)
-SIMCLR = Policy(
-    "simclr",
-    "Chen et al. 2020, appendix A; google-research/simclr, data_util.py (strength 1; no blur for CIFAR-10)",
-    crop_scale=(0.08, 1.0),
-    jitter=(0.8, 0.8, 0.8, 0.2),
-    jitter_p=0.8,
-    grey_p=0.2,
-    blur_p=0.5,
-    blur_kernel=0.1,
-)
-BYOL_T = Policy(
-    "byol_t",
-    "Grill et al. 2020, table 6, T; google-deepmind/deepmind-research, byol/utils/augmentations.py view1",
-    crop_scale=(0.08, 1.0),
-    jitter=(0.4, 0.4, 0.2, 0.1),
-    jitter_p=0.8,
-    grey_p=0.2,
-    blur_p=1.0,
-    blur_kernel=0.1,
-)
-BYOL_T_PRIME = replace(
-    BYOL_T,
-    name="byol_t_prime",
-    source="Grill et al. 2020, table 6, T'; byol/utils/augmentations.py view2",
-    blur_p=0.1,
-    solarize_p=0.2,
-)
-RELATIONAL = Policy(
-    "relational",
-    "Patacchiola & Storkey 2020; mpatacchiola/self-supervised-relational-reasoning, datamanager.py",
-    crop_scale=(0.08, 1.0),
-    jitter=(0.8, 0.8, 0.8, 0.2),
-    jitter_p=0.8,
-    grey_p=0.2,
-)
-CROP_ONLY = Policy("crop_only", "MoCo v2's crop and flip and nothing else: the ablation of SimCLR's figure 5")
-POLICIES = {
-    p.name: p for p in (MOCO_V1, MOCO_V2, SIMCLR, BYOL_T, BYOL_T_PRIME, SIMSIAM, RELATIONAL, CROP_ONLY)
-}
-
-
-@dataclass(frozen=True, eq=False)
-class Draws:
-    """What chance decided for B images: CPU tensors, so that a seed means the same on every device.
-
-    boxes int64 (B, 4): top, left, height, width in pixels; factors float32 (B, 4): brightness, contrast,
-    saturation, hue (a shift in turns); order int64 (B, 4): which of those four comes 1st … 4th; sigma float32
-    (B,) in pixels of the view; flip, jitter, grey, blur, solarize bool (B,). `draws[index]` is a subset.
-    """
-
-    boxes: Tensor
-    flip: Tensor
-    jitter: Tensor
-    factors: Tensor
-    order: Tensor
-    grey: Tensor
-    blur: Tensor
-    sigma: Tensor
-    solarize: Tensor
-    policy: Policy
-    source_size: tuple[int, int]  # H, W of the images the boxes were drawn for
-
-    def __len__(self) -> int:
-        return len(self.boxes)
-
-    def __getitem__(self, index) -> "Draws":
-        tensors = {
-            f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("policy", "source_size")
-        }
-        return replace(self, **{name: value[index] for name, value in tensors.items()})
-
-
-def draw(
-    policy: Policy, count: int, height: int, width: int, generator: torch.Generator | None = None
-) -> Draws:
-    """Draw a policy's parameters for `count` images of height x width pixels, from a CPU generator (None: the
-    global one). Crops follow torchvision's `RandomResizedCrop.get_params`, its ten attempts and its fallback
-    included. The same numbers are consumed whatever the policy, so a probability can be changed alone."""
-    if generator is not None and generator.device.type != "cpu":
-        raise ValueError(
-            f"generator is on {generator.device}; give a CPU torch.Generator: draws are device-free"
-        )
-    if min(count, height, width) < 1:
-        raise ValueError(f"cannot draw for {count} images of {height} x {width} pixels; give numbers >= 1")
-
-    def uniform(*shape, low=0.0, high=1.0):
-        return low + (high - low) * torch.rand(*shape, generator=generator, dtype=torch.float64)
-
-    def chance(p):
-        return uniform(count) < p
-
-    # area ~ U(scale) of the image, log(aspect) ~ U(log ratio); the first of ten that fits (B, 10)
-    ratio_low, ratio_high = policy.crop_ratio
-    area = uniform(count, 10, low=policy.crop_scale[0], high=policy.crop_scale[1]) * (height * width)
-    aspect = uniform(count, 10, low=math.log(ratio_low), high=math.log(ratio_high)).exp()
-    w = (area * aspect).sqrt().round().long()
-    h = (area / aspect).sqrt().round().long()
-    fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
-    first = fits.int().argmax(1, keepdim=True)  # 0 where none fits, replaced below
-    w, h, any_fits = w.gather(1, first)[:, 0], h.gather(1, first)[:, 0], fits.any(1)
-    top = (uniform(count) * (height - h + 1)).floor().long()
-    left = (uniform(count) * (width - w + 1)).floor().long()
-    # none fits: the largest central crop whose aspect is allowed
-    whole_w = min(width, max(1, round(height * ratio_high)))
-    whole_h = min(height, max(1, round(width / ratio_low)))
-    central = torch.tensor([(height - whole_h) // 2, (width - whole_w) // 2, whole_h, whole_w])
-    boxes = torch.where(any_fits[:, None], torch.stack([top, left, h, w], 1), central)
-
-    strength = torch.tensor(policy.jitter, dtype=torch.float64)
-    low, high = (1 - strength).clamp_min(0), 1 + strength
-    low[HUE], high[HUE] = -strength[HUE], strength[HUE]
-    return Draws(
-        boxes=boxes,
-        flip=chance(policy.flip_p),
-        jitter=chance(policy.jitter_p),
-        factors=(low + (high - low) * uniform(count, 4)).float(),
-        order=uniform(count, 4).argsort(1),  # a uniform permutation
-        grey=chance(policy.grey_p),
-        blur=chance(policy.blur_p),
-        sigma=uniform(count, low=policy.blur_sigma[0], high=policy.blur_sigma[1]).float(),
-        solarize=chance(policy.solarize_p),
-        policy=policy,
-        source_size=(height, width),
-    )
+_PIECE_PIXELS = 32 * 64 * 64  # a CPU's piece: long enough to hide the cost of a call, short enough for cache
 
 
 def geometry(images: Tensor, draws: Draws, size: int) -> Tensor:
@@ -223,51 +60,53 @@ def geometry(images: Tensor, draws: Draws, size: int) -> Tensor:
     Equal to torchvision's `resized_crop(..., antialias=True)` on floats to 1e-5. Fastest where `images` is a
     permuted view of memory laid out (B, H, 3, W), as an ImageStore's batches are."""
     _check(images, draws, size)
-    return _geometry(_rows_first(images), draws, size).permute(1, 0, 2, 3)
+    return _geometry(images.permute(0, 2, 1, 3), draws, size).permute(1, 0, 2, 3)
 
 
 def colour(views: Tensor, draws: Draws) -> Tensor:
-    """Colour jitter in each image's own order, and greyscale: (B, 3, S, S) in [0, 1] -> the same."""
+    """Colour jitter in each image's own order, and greyscale: float (B, 3, S, S) in [0, 1] -> the same."""
     index = _by_hue(draws)
-    planes = views[index.to(views.device)].permute(1, 0, 2, 3).contiguous()  # (3, B, S, S)
-    _colour_(planes, draws[index])
-    return planes.permute(1, 0, 2, 3)[index.argsort().to(views.device)]
+    planes = _on_planes(_colour_, views[index.to(views.device)], draws[index])
+    return planes[index.argsort().to(views.device)]
 
 
 def blur(views: Tensor, draws: Draws) -> Tensor:
-    """Gaussian blur of the images that drew it, borders reflected: (B, 3, S, S) -> the same."""
-    planes = views.permute(1, 0, 2, 3).clone(memory_format=torch.contiguous_format)
-    _blur_(planes, draws)
-    return planes.permute(1, 0, 2, 3)
+    """Gaussian blur, borders reflected, of the images that drew it: float (B, 3, S, S) -> the same."""
+    return _on_planes(_blur_, views, draws)
 
 
 def solarize(views: Tensor, draws: Draws) -> Tensor:
     """Invert the values at or above the threshold, in the images that drew it: (B, 3, S, S) -> the same."""
-    planes = views.permute(1, 0, 2, 3).clone(memory_format=torch.contiguous_format)
-    _solarize_(planes, draws)
-    return planes.permute(1, 0, 2, 3)
+    return _on_planes(_solarize_, views, draws)
 
 
 def apply(images: Tensor, draws: Draws, size: int, dtype: torch.dtype | None = None) -> Tensor:
     """The whole of a policy with these draws: uint8 (B, 3, H, W) -> normalised (B, 3, S, S), channels-last.
 
-    `dtype` (float32 if None) is the result's. Inside, float32 everywhere: 1/255 is finer than bfloat16's
-    steps above 0.5, and hue divides small differences; half precision saves only the last copy."""
+    `dtype` (None: float32) is the result's. Inside it is float32 everywhere, under autocast too: bfloat16's
+    steps above 0.5 are as wide as 1/255 and hue divides small differences, so half precision is safe for the
+    last copy only. On a CPU the batch goes through in pieces that stay in cache, one thread a piece."""
     _check(images, draws, size)
-    source = _rows_first(images)
-    out = torch.empty(len(images), size, size, 3, dtype=dtype or torch.float32, device=images.device)
-    # A GPU takes the batch at once; a CPU takes what stays in its second-level cache.
-    chunk = len(images) if images.is_cuda else max(1, _CHUNK_PIXELS // size**2)
-    scale = torch.tensor(STD, device=images.device).reciprocal().view(3, 1, 1, 1)
-    shift = -torch.tensor(MEAN, device=images.device).view(3, 1, 1, 1) * scale
-    for index in _by_hue(draws).split(chunk):
-        part, where = draws[index], index.to(images.device)
-        planes = _geometry(source.index_select(0, where), part, size)  # (3, b, S, S)
-        _colour_(planes, part)
-        _blur_(planes, part)
-        _solarize_(planes, part)
-        planes.mul_(scale).add_(shift)
-        out.index_copy_(0, where, planes.permute(1, 2, 3, 0).to(out.dtype))
+    device, source = images.device, images.permute(0, 2, 1, 3)  # (B, H, 3, W)
+    scale = 1 / torch.tensor(STD, device=device).view(3, 1, 1, 1)
+    shift = -torch.tensor(MEAN, device=device).view(3, 1, 1, 1) * scale
+    with torch.inference_mode(False):  # the result is an ordinary tensor, wherever it is made
+        out = torch.empty(len(images), size, size, 3, dtype=dtype or torch.float32, device=device)
+
+    def piece(index: Tensor) -> None:
+        part, where = draws[index], index.to(device)
+        # both are thread-local, so each thread says it for itself
+        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+            planes = _geometry(source.index_select(0, where), part, size)  # (3, b, S, S)
+            _colour_(planes, part)
+            _blur_(planes, part)
+            _solarize_(planes, part)
+            planes.mul_(scale).add_(shift)
+            last = torch.empty(len(index), size, size, 3, dtype=out.dtype, device=device)
+            out.index_copy_(0, where, last.copy_(planes.permute(1, 2, 3, 0)))
+
+    length = max(1, _PIECE_PIXELS // size**2) if device.type == "cpu" else len(images)
+    _run(piece, _by_hue(draws).split(length))
     return out.permute(0, 3, 1, 2)
 
 
@@ -280,32 +119,24 @@ def views(
 ) -> Tensor:
     """One random view of every image: uint8 (B, 3, H, W) -> normalised `dtype` (B, 3, S, S), channels-last,
     on the images' device. The same generator state gives the same draws on every device."""
-    height, width = images.shape[-2:]
-    return apply(images, draw(policy, len(images), height, width, generator), size, dtype)
+    return apply(images, draw(policy, len(images), *images.shape[-2:], generator), size, dtype)
 
 
 def centre(images: Tensor, size: int, dtype: torch.dtype | None = torch.float32) -> Tensor:
     """The view for evaluation: the whole image resized to S x S, the same normalisation, nothing random."""
-    whole = Policy("centre", "the whole image", crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip_p=0.0)
-    height, width = images.shape[-2:]
-    draws = draw(whole, len(images), height, width, torch.Generator())
-    box = torch.tensor([0, 0, height, width]).expand(len(images), 4)
-    return apply(images, replace(draws, boxes=box), size, dtype)
+    draws = draw(CROP_ONLY, len(images), *images.shape[-2:], torch.Generator())
+    box = torch.tensor([0, 0, *images.shape[-2:]]).expand(len(images), 4)
+    return apply(images, replace(draws, boxes=box, flip=torch.zeros_like(draws.flip)), size, dtype)
 
 
 def normalise(views: Tensor) -> Tensor:
     """(…, 3, S, S) in [0, 1] -> zero mean and unit deviation over ImageNet."""
-    mean, std = (torch.tensor(v, dtype=views.dtype, device=views.device).view(3, 1, 1) for v in (MEAN, STD))
-    return (views - mean) / std
+    return (views - views.new_tensor(MEAN).view(3, 1, 1)) / views.new_tensor(STD).view(3, 1, 1)
 
 
 def unnormalise(views: Tensor) -> Tensor:
     """The inverse of `normalise`, clamped to [0, 1]; for figures."""
-    mean, std = (torch.tensor(v, dtype=views.dtype, device=views.device).view(3, 1, 1) for v in (MEAN, STD))
-    return (views * std + mean).clamp(0, 1)
-
-
-_CHUNK_PIXELS = 8 * 64 * 64
+    return (views * views.new_tensor(STD).view(3, 1, 1) + views.new_tensor(MEAN).view(3, 1, 1)).clamp(0, 1)
 
 
 def _check(images: Tensor, draws: Draws, size: int) -> None:
@@ -320,8 +151,27 @@ def _check(images: Tensor, draws: Draws, size: int) -> None:
         raise ValueError(f"size is {size}; give the side of a view in pixels, >= 1")
 
 
-def _rows_first(images: Tensor) -> Tensor:
-    return images.permute(0, 2, 1, 3)  # (B, H, 3, W); a copy is made per chunk by index_select or matmul
+def _run(piece: Callable[[Tensor], None], indices: Sequence[Tensor]) -> None:
+    """Do the pieces, on a CPU as many at once as torch has threads, each on one. Threads inside an operation
+    would meet at a barrier after each of some hundred short operations: slower, and far slower when another
+    process holds a core. The threads end here, so nothing is left behind for a fork to break."""
+    threads = torch.get_num_threads()
+    if min(threads, len(indices)) == 1:
+        for index in indices:
+            piece(index)
+        return
+    try:
+        torch.set_num_threads(1)  # new threads start from this
+        with ThreadPoolExecutor(min(threads, len(indices))) as pool:
+            list(pool.map(piece, indices))  # list: raises what a piece raised
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _on_planes(change: Callable[[Tensor, Draws], None], views: Tensor, draws: Draws) -> Tensor:
+    planes = views.permute(1, 0, 2, 3).clone(memory_format=torch.contiguous_format)  # (3, B, S, S)
+    change(planes, draws)
+    return planes.permute(1, 0, 2, 3)
 
 
 def _by_hue(draws: Draws) -> Tensor:
