@@ -24,15 +24,22 @@ DECAYS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)  # L2 weights among which a linear probe
 
 @torch.no_grad()
 def features(
-    encoder: nn.Module, store: ImageStore, image_size: int, device: str = "auto", precision: str = "fp32", batch: int = 256
+    encoder: nn.Module,
+    store: ImageStore,
+    image_size: int,
+    device: str = "auto",
+    precision: str = "fp32",
+    batch: int = 256,
 ) -> Tensor:
     """Features of every image of a store, whole and resized to `image_size`: float32 (N, D) on the CPU.
 
-    The encoder runs in eval mode and is put back as it was: no parameter and no BatchNorm statistic moves.
+    The encoder runs in eval mode and is put back as it was: its modes, its device, every parameter and every
+    BatchNorm statistic.
     """
     target = pick_device(device)
     context = autocast(target, pick_precision(precision, target))
     was_training = [module for module in encoder.modules() if module.training]
+    home = next(encoder.parameters(), torch.empty(0)).device  # a run on the CPU may be watched from the GPU
     encoder.to(target).eval()
     try:
         parts = []
@@ -41,21 +48,28 @@ def features(
             with context:
                 parts.append(encoder(images).flatten(1).float().cpu())
     finally:
+        encoder.to(home)
         for module in was_training:
             module.training = True
     return torch.cat(parts)
 
 
 def knn(train_x: Tensor, train_y: Tensor, test_x: Tensor, k: int = K, t: float = T) -> Tensor:
-    """Classes (M,) of `test_x` by weighted nearest neighbours: Wu et al. 2018 (arXiv:1805.01978), section 3.4.
+    """Classes of `test_x` by weighted nearest neighbours: Wu et al. 2018 (arXiv:1805.01978), section 3.4.
 
     Each of the k training images most alike by cosine votes for its class with weight exp(cosine / t).
 
     Args:
-        train_x, test_x: float (N, D) and (M, D). train_y: int64 (N,).
+        train_x, test_x: float (N, D) and (M, D), of any length. train_y: int64 (N,), classes from 0.
+    Returns:
+        int64 (M,).
+    Raises:
+        ValueError: k outside 1 … N, or t not above 0.
     """
     if not 1 <= k <= len(train_x):
         raise ValueError(f"k {k} must lie between 1 and the {len(train_x)} training images")
+    if t <= 0:
+        raise ValueError(f"t {t} must be above 0; {T} is usual")
     train_x, classes = F.normalize(train_x.float(), dim=1), int(train_y.max()) + 1
     predicted = []
     for block in F.normalize(test_x.float(), dim=1).split(1024):  # (1024, N) similarities at a time
@@ -80,6 +94,7 @@ def stratified(labels: Tensor, fraction: float, seed: int = 0) -> Tensor:
     return torch.cat(chosen).sort().values
 
 
+@torch.enable_grad()
 def _fit(x: Tensor, y: Tensor, classes: int, decay: float) -> tuple[Tensor, Tensor]:
     """Multinomial logistic regression: mean cross-entropy + decay·‖W‖²/2, minimised by full-batch L-BFGS."""
     weight = torch.zeros(classes, x.shape[1], requires_grad=True)
@@ -126,13 +141,20 @@ def _labels(store: ImageStore) -> Tensor:
     return store.labels
 
 
-def knn_monitor(train: ImageStore, test: ImageStore, image_size: int, device: str = "auto", most: int = 4000) -> Monitor:
+def knn_monitor(
+    train: ImageStore, test: ImageStore, image_size: int, device: str = "auto", most: int = 4000
+) -> Monitor:
     """A monitor for `pretrain`: kNN accuracy of the encoder on at most `most` images of each store.
 
-    A curve to watch, with a part of the images and the training's own precision; `judge` gives the number to quote.
+    A curve to watch, from a part of the images in the device's fastest precision; `judge` gives the number
+    to quote.
     """
     generator = torch.Generator().manual_seed(0)
-    train, test = (s.subset(torch.randperm(len(s), generator=generator)[:most].sort().values) for s in (train, test))
+
+    def part(store: ImageStore) -> ImageStore:
+        return store.subset(torch.randperm(len(store), generator=generator)[:most].sort().values)
+
+    train, test = part(train), part(test)
 
     def monitor(encoder: nn.Module) -> dict[str, float]:
         x, y = (features(encoder, store, image_size, device, "auto") for store in (train, test))
@@ -154,12 +176,13 @@ def judge(
     """Accuracy of a frozen encoder by weighted kNN and by linear probes with parts of the labels.
 
     Returns:
-        {"knn": {"value": accuracy in [0, 1], "protocol": how it was measured, …}, "linear_100": …, "linear_10": …}:
-        ready for a run record's `metrics`.
+        {"knn": {"value": accuracy in [0, 1], "protocol": how it was measured}, "linear_100": …,
+        "linear_10": …}, a linear probe for each of the `fractions`: ready for a run record's `metrics`.
     """
     train_y, test_y = _labels(train), _labels(test)
     train_x, test_x = (features(encoder, store, image_size, device) for store in (train, test))
-    where = f"backbone, {image_size} px, {train.name} {train.split} ({len(train)}) → {test.split} ({len(test)})"
+    where = f"backbone, {image_size} px, {train.name} "
+    where += f"{train.split} ({len(train)}) → {test.split} ({len(test)})"
 
     def metric(predicted: Tensor, protocol: str) -> dict:
         return {"value": (predicted == test_y).float().mean().item(), "protocol": f"{protocol}, {where}"}
@@ -168,19 +191,22 @@ def judge(
     for fraction in fractions:
         rows = stratified(train_y, fraction, seed)
         predicted, decay = linear_probe(train_x[rows], train_y[rows], test_x, seed)
-        text = f"linear probe (L-BFGS, L2 {decay:g} chosen on train), {fraction:.0%} of the labels, seed {seed}"
+        text = f"linear probe (L-BFGS, L2 {decay:g} chosen on train), {100 * fraction:g}% of the labels, "
+        text += f"seed {seed}"
         metrics[f"linear_{100 * fraction:g}"] = metric(predicted, text)
     return metrics
 
 
-def random_encoder(network: str, image_size: int, stem: str | None = None, seed: int = 0) -> Encoder:
-    """The encoder that has learnt nothing: the same architecture, freshly drawn from a seed.
+def random_encoder(
+    network: str, image_size: int, stem: str | None = None, seed: int = 0, layer: str | int | None = None
+) -> Encoder:
+    """The encoder that has learnt nothing: the same architecture and layer, freshly drawn from a seed.
 
-    The global generator is left as it was, so that adding a baseline changes no training run.
+    The global generators are left as they were, so that adding a baseline changes no training run.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return networks.tap(networks.build(network, image_size, stem), image_size=image_size)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would set those of the GPUs too
+        return networks.tap(networks.build(network, image_size, stem), layer, image_size)
 
 
 def load_encoder(run: Run | str | Path) -> Encoder:
@@ -189,7 +215,7 @@ def load_encoder(run: Run | str | Path) -> Encoder:
     network = run.record.get("network")
     if not network:
         raise RecordError(
-            f"{run.folder} does not say which network it trained; build it yourself and call Run.load_encoder(network)"
+            f"{run.folder} does not say which network it trained; build it and call Run.load_encoder(network)"
         )
     plain = networks.build(network["name"], network["image_size"], network.get("stem"))
     run.load_encoder(plain)
@@ -204,7 +230,9 @@ class Supervised(Method):
 
     supervised = True
 
-    def __init__(self, network: nn.Module, classes: int, image_size: int, layer: str | int | None = None, **overrides):
+    def __init__(
+        self, network: nn.Module, classes: int, image_size: int, layer: str | int | None = None, **overrides
+    ):
         super().__init__()
         settings = {"optimizer": "adamw", "lr": 1e-3, "lr_batch": None, "weight_decay": 0.05, "warmup": 1.0}
         recipe = Recipe(name="supervised", source="ours: AdamW, cosine, crops and flips", **settings)

@@ -36,7 +36,7 @@ class Conv4(nn.Module):
 
 
 def conv4(image_size: int = 48, stem: str | None = None) -> Conv4:
-    """The small `Conv4`; `image_size` and `stem` are accepted and ignored so that it can stand for a ResNet."""
+    """The small `Conv4`; `image_size` and `stem` are ignored, and there so that it can stand for a ResNet."""
     return Conv4()
 
 
@@ -78,14 +78,19 @@ def build(name: str, image_size: int, stem: str | None = None) -> nn.Module:
 
 
 class _Reached(Exception):
-    """Raised inside a forward pass once the tapped layer has answered: what lies behind it need not run."""
+    """Raised inside a forward pass once the tapped layer has answered: what lies behind it need not run.
+
+    Carries the encoder that asked, so that an encoder around another encoder catches only its own.
+    """
 
 
 class Encoder(nn.Module):
     """A network read out at one of its layers: float (B, C, H, W) → (B, width). Made by `tap`.
 
     `network` is the very module that was passed in; training the encoder trains it. A feature map
-    (B, D, h, w) is averaged over its positions, a token sequence (B, T, D) over its tokens.
+    (B, D, h, w) is averaged over its positions, a token sequence (B, T, D) over its tokens. (A feature map
+    with its channels last, as inside a Swin transformer, cannot be told apart: tap behind its permutation.)
+    A layer that runs more than once in a pass is read at its first run.
     """
 
     def __init__(self, network: nn.Module, layer: str | None):
@@ -101,25 +106,26 @@ class Encoder(nn.Module):
 
         def catch(module, inputs, output):
             caught.append(output)
-            raise _Reached
+            raise _Reached(self)
 
         # The hook lives for one pass only: the user's network is theirs, and copies of it carry no hook.
         handle = self.network.get_submodule(self.layer).register_forward_hook(catch)
         try:
             self.network(images)
-        except _Reached:
-            pass
+        except _Reached as reached:
+            if reached.args[0] is not self:
+                raise
         finally:
             handle.remove()
         if not caught:
-            raise ValueError(f"layer {self.layer!r} took no part in the network's forward pass; choose another layer")
+            raise ValueError(f"layer {self.layer!r} took no part in the forward pass; choose another layer")
         return _flat(caught[0])
 
 
 def _flat(output: Tensor) -> Tensor:
     if not isinstance(output, Tensor):
         kind = type(output).__name__
-        raise ValueError(f"the tapped layer returns a {kind}, not one tensor; choose a layer that returns a tensor")
+        raise ValueError(f"the tapped layer returns a {kind}; choose a layer that returns one tensor")
     if output.dim() == 4:
         return output.mean(dim=(2, 3))  # (B, D, h, w) -> (B, D)
     if output.dim() == 3:
@@ -127,7 +133,9 @@ def _flat(output: Tensor) -> Tensor:
     return output.flatten(1)
 
 
-def tap(network: nn.Module, layer: str | int | None = None, image_size: int = 64, channels: int = 3) -> Encoder:
+def tap(
+    network: nn.Module, layer: str | int | None = None, image_size: int = 64, channels: int = 3
+) -> Encoder:
     """Turn any network into an encoder at one of its layers, and find how wide its output is.
 
     Args:
@@ -144,14 +152,17 @@ def tap(network: nn.Module, layer: str | int | None = None, image_size: int = 64
     if isinstance(layer, int):
         children = [name for name, _ in network.named_children()]
         if not -len(children) <= layer < len(children):
-            raise ValueError(f"layer {layer} is out of range: the network has {len(children)} children: {children}")
+            known = ", ".join(f"{i} {name}" for i, name in enumerate(children))
+            raise ValueError(
+                f"layer {layer} is out of range; the network's {len(children)} children: {known}"
+            )
         layer = children[layer]
     elif layer is None and "avgpool" in names and "fc" in names:
         layer = "avgpool"
     elif layer is not None and layer not in names:
         raise ValueError(f"layer {layer!r} is not in the network; choose one of: {', '.join(names)}")
     encoder = Encoder(network, layer)
-    parameter = next(network.parameters())
+    parameter = next(network.parameters(), torch.empty(0))  # none: raw pixels as features, say
     example = torch.zeros(1, channels, image_size, image_size, device=parameter.device, dtype=parameter.dtype)
     was_training = [module for module in network.modules() if module.training]
     network.eval()  # in train mode this pass would move the BatchNorm statistics
@@ -164,12 +175,16 @@ def tap(network: nn.Module, layer: str | int | None = None, image_size: int = 64
     return encoder
 
 
-def mlp(widths: Sequence[int], batch_norm: bool = False, last_batch_norm: bool = False) -> nn.Sequential:
+def mlp(
+    widths: Sequence[int | None], batch_norm: bool = False, last_batch_norm: bool = False
+) -> nn.Sequential:
     """A projection head g(·): linear layers of the given `widths` with ReLU between them.
 
-    `mlp([512, 512, 128])` is MoCo v2's and SimCLR v1's head; `mlp([512, 128])` MoCo v1's single layer.
+    `mlp([512, 512, 128])` is MoCo v2's and SimCLR v1's head; `mlp([512, 128])` MoCo v1's single layer. A
+    width None is that of the input: `mlp([d, None, 128])` is d–d–128. One width alone is no head at all.
     With `batch_norm` each hidden layer is normalised before its ReLU (and then needs no bias).
     """
+    widths = [widths[0] if width is None else width for width in widths]
     layers: list[nn.Module] = []
     for i, (into, out) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
         last = i == len(widths) - 2
@@ -186,8 +201,9 @@ class SplitBatchNorm2d(nn.BatchNorm2d):
     """BatchNorm whose statistics come from each of `splits` parts of the batch apart, as on that many GPUs.
 
     One GPU then behaves as several (MoCo's CIFAR-10 demonstration, facebookresearch/moco, branch
-    `colab-notebook`). The parts are consecutive rows; the running statistics move once a pass, to the mean
-    over the parts. Parameters and buffers are BatchNorm2d's own, so a state_dict fits both.
+    `colab-notebook`). The parts are consecutive rows, as equal as the batch allows; the running statistics
+    move once a pass, to the mean over the parts. Parameters and buffers are BatchNorm2d's own, so a
+    state_dict fits both.
     """
 
     splits: int = 1
@@ -200,16 +216,21 @@ class SplitBatchNorm2d(nn.BatchNorm2d):
                 f"a batch of {len(x)} cannot be normalised in {self.splits} parts: each part needs 2 images; "
                 f"use a batch of at least {2 * self.splits} or fewer splits"
             )
+        parts = x.tensor_split(self.splits)  # not chunk: that may give fewer parts, and a part of one image
+        if not self.track_running_stats:
+            return torch.cat([super(SplitBatchNorm2d, self).forward(part) for part in parts])
+        self.num_batches_tracked += 1
+        # momentum None: the plain average over all passes, as in BatchNorm2d
+        moved = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
         outputs, means, variances = [], [], []
-        for part in x.chunk(self.splits):
+        for part in parts:
             mean, variance = self.running_mean.clone(), self.running_var.clone()
-            outputs.append(F.batch_norm(part, mean, variance, self.weight, self.bias, True, self.momentum, self.eps))
+            outputs.append(F.batch_norm(part, mean, variance, self.weight, self.bias, True, moved, self.eps))
             means.append(mean)
             variances.append(variance)
         with torch.no_grad():
             self.running_mean.copy_(torch.stack(means).mean(dim=0))
             self.running_var.copy_(torch.stack(variances).mean(dim=0))
-            self.num_batches_tracked += 1
         return torch.cat(outputs)
 
 
@@ -236,4 +257,6 @@ def ema_update(target: nn.Module, online: nn.Module, momentum: float) -> None:
     """
     if not 0 <= momentum <= 1:
         raise ValueError(f"momentum {momentum} is not in [0, 1]")
-    torch._foreach_lerp_(list(target.parameters()), list(online.parameters()), 1 - momentum)
+    targets = list(target.parameters())
+    if targets:  # a head of no layers has none, and _foreach wants at least one
+        torch._foreach_lerp_(targets, list(online.parameters()), 1 - momentum)

@@ -43,9 +43,10 @@ class Recipe:
     def override(self: R, **fields) -> R:
         """A copy with some fields replaced by name; an unknown name is answered with the known ones."""
         known = [field.name for field in dataclasses.fields(self)]
-        for name in fields:
-            if name not in known:
-                raise ValueError(f"recipe {self.name!r} has no field {name!r}; choose from: {', '.join(known)}")
+        for field in fields:
+            if field not in known:
+                listed = ", ".join(known)
+                raise ValueError(f"recipe {self.name!r} has no field {field!r}; choose from: {listed}")
         return dataclasses.replace(self, **fields)
 
 
@@ -76,7 +77,7 @@ class Method(nn.Module):
     supervised: bool = False  # a baseline that asks for the batch's labels, `forward(views, labels=…)`
 
     def forward(self, views: Sequence[Tensor]) -> Objective:
-        """The loss of one batch, from float views (B, C, S, S). Called in train mode, under autocast or not."""
+        """The loss of one batch of float views (B, C, S, S). Called in train mode, under autocast or not."""
         raise NotImplementedError
 
     def after_step(self, progress: float) -> None:

@@ -23,7 +23,8 @@ class MoCoRecipe(Recipe):
     """MoCo's own numbers on top of the optimiser's; symbols as in the paper."""
 
     policy: Policy = v.MOCO_V2
-    head: tuple[int, ...] = (512, 128)  # hidden widths and embedding size D; (128,) is one linear layer
+    # hidden widths and embedding size D; None is the encoder's own width, (128,) one linear layer, () no head
+    head: tuple[int | None, ...] = (None, 128)
     queue: int = 65536  # K
     momentum: float = 0.999  # m
     temperature: float = 0.2  # τ
@@ -32,7 +33,8 @@ class MoCoRecipe(Recipe):
 
 
 # The CIFAR demonstration crops as torchvision does by default and does not blur 32-pixel images.
-_CIFAR = dataclasses.replace(v.MOCO_V2, name="moco_cifar", crop_scale=(0.08, 1.0), blur_p=0.0)
+_DEMO = "github.com/facebookresearch/moco, branch colab-notebook (CIFAR-10 on one GPU)"
+_CIFAR = dataclasses.replace(v.MOCO_V2, name="moco_cifar", source=_DEMO, crop_scale=(0.08, 1.0), blur_p=0.0)
 
 RECIPES: dict[str, MoCoRecipe] = {
     recipe.name: recipe
@@ -47,11 +49,11 @@ RECIPES: dict[str, MoCoRecipe] = {
         ),
         MoCoRecipe(
             name="moco_v2",
-            source="arXiv:2003.04297, table 1; github.com/facebookresearch/moco, --mlp --moco-t 0.2 --aug-plus --cos",
+            source="arXiv:2003.04297; github.com/facebookresearch/moco, --mlp --moco-t 0.2 --aug-plus --cos",
         ),
         MoCoRecipe(
             name="small_data",
-            source="github.com/facebookresearch/moco, branch colab-notebook (CIFAR-10 on one GPU)",
+            source=_DEMO,
             policy=_CIFAR,
             head=(128,),
             queue=4096,
@@ -77,7 +79,7 @@ RECIPES: dict[str, MoCoRecipe] = {
         ),
         MoCoRecipe(
             name="lesson",
-            source="ours, for runs of minutes: a short queue and a quick key encoder, so that keys are fresh early",
+            source="ours, for runs of minutes: a short queue and a quick key encoder keep the keys fresh",
             head=(512, 128),
             queue=2048,
             momentum=0.99,
@@ -114,13 +116,15 @@ def info_nce(query: Tensor, key: Tensor, queue: Tensor, temperature: float) -> T
         temperature: τ > 0.
     Returns:
         Scalar, in nats; log(K + 1) when all similarities are equal.
+    Raises:
+        ValueError: a temperature of 0 or below.
     """
-    if temperature <= 0:
-        raise ValueError(f"temperature {temperature} must be above 0; MoCo v2 uses 0.2")
     return _cross_entropy(*similarities(query, key, queue), temperature)
 
 
 def _cross_entropy(positive: Tensor, negative: Tensor, temperature: float) -> Tensor:
+    if temperature <= 0:
+        raise ValueError(f"temperature {temperature} must be above 0; MoCo v2 uses 0.2")
     logits = torch.cat([positive, negative], dim=1) / temperature  # (B, 1 + K)
     return F.cross_entropy(logits, logits.new_zeros(len(logits), dtype=torch.long))
 
@@ -133,6 +137,8 @@ class MoCo(Method):
         layer: where the representation is read; None for a ResNet's `avgpool`.
         image_size: the side S of the views, pixels.
         recipe: a name in `RECIPES` or a `MoCoRecipe`; `overrides` replace its fields by name.
+    Raises:
+        ValueError: an unknown recipe, field or layer (the message lists the known ones), an empty queue.
     """
 
     def __init__(
@@ -153,13 +159,14 @@ class MoCo(Method):
         self.encoder = tap(network, layer, image_size)  # f_q, without its head
         if self.recipe.splits > 1:
             split_batchnorm(network, self.recipe.splits)
-        self.projector = mlp([self.encoder.width, *self.recipe.head])
+        widths = [self.encoder.width, *self.recipe.head]
+        self.projector = mlp(widths)
         self.key_encoder = momentum_copy(self.encoder)  # f_k
         self.key_projector = momentum_copy(self.projector)
 
-        dim = self.recipe.head[-1]
-        self.register_buffer("queue", F.normalize(torch.randn(self.recipe.queue, dim), dim=1))  # (K, D)
-        self.register_buffer("enqueued_at", torch.full((self.recipe.queue,), -1))  # step of each key; -1: random
+        length, dim = self.recipe.queue, widths[-1] or self.encoder.width
+        self.register_buffer("queue", F.normalize(torch.randn(length, dim), dim=1))  # (K, D)
+        self.register_buffer("enqueued_at", torch.full((length,), -1))  # step of each key; -1: random
         self.register_buffer("pointer", torch.zeros((), dtype=torch.long))
         self.register_buffer("step", torch.zeros((), dtype=torch.long))
         self._pending: list[Tensor] = []  # keys of the batch in flight, enqueued by after_step
@@ -170,7 +177,7 @@ class MoCo(Method):
 
     @torch.no_grad()
     def embed_keys(self, images: Tensor) -> Tensor:
-        """Unit-length keys (B, D). With split BatchNorm the batch is shuffled, and the keys put back in order.
+        """Unit-length keys (B, D). With split BatchNorm the images are shuffled, the keys put back in order.
 
         Otherwise a query and its key would share their part's statistics, by which the network could tell
         the positive from the negatives without looking at the picture (paper, section 3.3).
@@ -213,14 +220,14 @@ class MoCo(Method):
         """
         ema_update(self.key_encoder, self.encoder, self.recipe.momentum)
         ema_update(self.key_projector, self.projector, self.recipe.momentum)
-        self.step += 1
         for keys in self._pending:
             self.enqueue(keys)
         self._pending = []
+        self.step += 1  # so a key is one step old when it first serves as a negative
 
     @torch.no_grad()
     def enqueue(self, keys: Tensor) -> None:
-        """Write keys (B, D) over the oldest; the last write wraps, so B need not divide K (nor be below it)."""
+        """Write keys (B, D) over the oldest; the last write wraps: B need not divide K, nor be below it."""
         keys = keys[-len(self.queue) :]  # of a batch longer than the queue, the newest keys survive
         places = (self.pointer + torch.arange(len(keys), device=keys.device)) % len(self.queue)
         self.queue[places] = keys
