@@ -170,9 +170,9 @@ def _download(archive: Archive, packed: Path, progress: bool) -> None:
             wrong = packed.with_name(packed.name + ".wrong")
             os.replace(part, wrong)
             raise DataError(
-                f"{archive.file} arrived with md5 {md5} instead of {archive.md5} (sha256 {sha256}), "
-                f"damaged on the way or changed by its publisher. It was set aside as {wrong}. Try again, or rename it "
-                f"to {packed.name} to use it all the same; the origin of the images will say so."
+                f"{archive.file} arrived with md5 {md5} instead of {archive.md5} (sha256 {sha256}), damaged "
+                f"on the way or changed by its publisher. It was set aside as {wrong}. Try again, or rename "
+                f"it to {packed.name} to use it all the same; the origin of the images will say so."
             )
         os.replace(part, packed)
 
@@ -231,7 +231,8 @@ def _unpack(archive: Archive, packed: Path, part: Path, progress: bool) -> None:
     except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
         if isinstance(error, OSError) and error.errno:  # the disk, not the archive
             raise
-        raise DataError(f"{packed} is damaged ({error}): remove it and fetch it again") from error
+        reason = str(error).split("\n")[0]  # tarfile lists every format it tried
+        raise DataError(f"{packed} is damaged ({reason}): remove it and fetch it again") from error
     if not (part / archive.folder).is_dir():
         raise DataError(
             f"{packed} holds no folder {archive.folder}/, so it is not {archive.file}. Remove it."
@@ -249,7 +250,7 @@ def check(archive: Archive, packed: Path) -> str:
         with tarfile.open(packed) as tar:
             count = sum(member.isreg() for member in tar)
     except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
-        return f"damaged: {error}"
+        return f"damaged: {str(error).splitlines()[0]}"
     return f"ok: {count:,} whole files, but not the official file (md5 {md5}, published {archive.md5})"
 
 

@@ -94,8 +94,8 @@ class ImageStore:
 
     def to(self, device: torch.device | str, budget: int | None = None) -> ImageStore:
         """The same images as near to a GPU as they fit: on it if they take at most `budget` bytes (None: half
-        of its free memory), else pinned if they take at most a quarter of the RAM, else as they are. Labels stay
-        on the CPU; for a CPU the store itself is returned."""
+        of its free memory), else pinned if they take at most a quarter of the RAM, else as they are. Labels
+        stay on the CPU; for a CPU the store itself is returned."""
         device, rows = torch.device(device), self.images.transpose(1, 2)
         if device.type == "cpu":
             return self

@@ -1,7 +1,8 @@
 """Files on disk: where they lie, how they are written safely, and the cache of decoded images.
 
-A cache file holds one split at one size in the safetensors layout: `images` uint8 (N, S, 3, S), `labels` int64 (N,).
-It is written row by row under another name and opened as a memory map: no dataset is ever in memory whole.
+A cache file holds one split at one size in the safetensors layout: `images` uint8 (N, S, 3, S) and `labels`
+int64 (N,). It is written row by row under another name and opened as a memory map, so that no dataset is ever
+in memory whole.
 """
 
 from __future__ import annotations
@@ -86,16 +87,18 @@ def building(target: Path, need: int, keep: bool = False) -> Iterator[Path]:
     before or during the work, raises DataError with the `need` in bytes. The lock ends when its process does.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    part, lock = (target.with_name(f".{target.name}.{kind}") for kind in ("part", "lock"))
-    handle = None
+    lock, handle, locked = target.with_name(f".{target.name}.lock"), None, False
     while fcntl is not None:
         handle = os.open(lock, os.O_CREAT | os.O_RDWR)
         with contextlib.suppress(OSError):  # a network disk without locks: go on, renaming is still atomic
             fcntl.flock(handle, fcntl.LOCK_EX)
+            locked = True
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(handle), os.stat(lock)):
                 break
         os.close(handle)  # its last holder removed it while we waited: take the new one
+    mine = "" if locked or keep else f".{os.getpid()}"  # without a lock, two builders must not share a file
+    part = target.with_name(f".{target.name}{mine}.part")
     try:
         have = part.stat().st_size if keep and part.exists() else 0
         if need - have > (free := shutil.disk_usage(target.parent).free):
