@@ -134,7 +134,8 @@ def fetch(name: str, size: int = 160, *, progress: bool = True, download: bool =
     with building(target, int(packed.stat().st_size * 1.25)) as part:
         if not target.exists():  # or else another process was faster
             _unpack(archive, packed, part, progress)
-            os.replace(part / archive.folder, target)
+            if not target.exists():  # asked again: where there are no locks, another may have been faster
+                os.replace(part / archive.folder, target)
             remove(part)
     return target
 
