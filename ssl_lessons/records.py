@@ -1,6 +1,6 @@
 """A run on disk: one folder that holds what was asked, what happened, and the weights.
 
-    record.json          settings, versions, device, dataset, history and metrics: every quoted number's source
+    record.json          settings, versions, device, dataset, history, metrics: every quoted number's source
     encoder.safetensors  the network's weights; they load into the plain network with strict=True
     resume.pt            everything else that a run needs to go on: optimiser, queue, generators, …
 
@@ -80,7 +80,7 @@ def _plain(value):
 
 
 class Run:
-    """A run folder. Make one with `Run.create`, read one with `Run.open`; `record` is its plain dictionary."""
+    """A run folder. `Run.create` makes one, `Run.open` reads one; `record` is its plain dictionary."""
 
     def __init__(self, folder: Path | None, record: dict):
         self.folder = folder  # None: kept in memory only
@@ -125,21 +125,22 @@ class Run:
     def open(cls, folder: str | Path) -> "Run":
         """Read a run folder (or a lone record file) and check that its record is whole.
 
-        Raises `RecordError` with the file's name if it is missing, not JSON, from a newer schema, or lacks a part.
+        Raises `RecordError` with the file's name if it is missing, damaged, too new, or lacks a part.
         """
         path = Path(folder)
         path = path if path.suffix == ".json" else path / "record.json"
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise RecordError(f"no record at {path}; name the folder of a run, the one with record.json") from None
+        except (FileNotFoundError, NotADirectoryError):
+            raise RecordError(f"no record at {path}; name a run's folder, the one with record.json") from None
         except (UnicodeDecodeError, json.JSONDecodeError) as error:
             raise RecordError(f"{path} is damaged ({error}); delete its folder and run it again") from None
-        if not isinstance(record, dict) or "schema" not in record:
+        if not isinstance(record, dict) or not isinstance(schema := record.get("schema"), int):
             raise RecordError(f"{path} is not a run record: it has no schema number")
-        if record["schema"] > SCHEMA:
-            raise RecordError(f"{path} has schema {record['schema']}, this version reads up to {SCHEMA}; update")
-        missing = [name for name in REQUIRED if name not in record]
+        if schema > SCHEMA:
+            raise RecordError(f"{path} has schema {schema}, this version reads up to {SCHEMA}; update it")
+        kinds = {"versions": dict, "seconds": (int, float), "history": list, "metrics": dict}
+        missing = [n for n in REQUIRED if n not in record or not isinstance(record[n], kinds.get(n, object))]
         if missing:
             raise RecordError(f"{path} lacks {', '.join(missing)}; delete its folder and run it again")
         return cls(path.parent, record)
@@ -157,28 +158,37 @@ class Run:
         atomically(self.folder / "record.json", lambda path: path.write_text(text, encoding="utf-8"))
 
     def add_metric(self, name: str, value: float, **details) -> None:
-        """Add a judged number with its protocol to the record and write it; details say how it was measured."""
+        """Add a judged number with its protocol to the record, and write that; details say how it came."""
         self.record["metrics"][name] = _plain({"value": value, **details})
         self.save()
 
     def save_encoder(self, network: torch.nn.Module) -> None:
-        """Write the network's weights and buffers as encoder.safetensors, atomically."""
+        """Write the network's weights (tied ones twice) as encoder.safetensors, atomically."""
         from safetensors.torch import save_file
 
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+        plain = {"device": "cpu", "copy": True, "memory_format": torch.contiguous_format}
+        tensors = {name: tensor.detach().to(**plain) for name, tensor in network.state_dict().items()}
         atomically(self.encoder_path, lambda path: save_file(tensors, path))
 
     def load_encoder(self, network: torch.nn.Module) -> None:
-        """Load encoder.safetensors into a network of the same architecture, every name and shape matching."""
+        """Load encoder.safetensors into a network of the same architecture, every name and shape matching.
+
+        Raises `RecordError` if the file is missing, damaged, or holds another network.
+        """
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
         if not self.encoder_path.exists():
-            raise RecordError(f"{self.encoder_path} is missing: the run has not finished an epoch, or was moved")
+            raise RecordError(
+                f"{self.encoder_path} is missing: has the run finished an epoch, or been moved?"
+            )
         try:
             network.load_state_dict(load_file(self.encoder_path), strict=True)
         except SafetensorError as error:
             raise RecordError(f"{self.encoder_path} is damaged ({error}); run it again") from None
+        except RuntimeError as error:
+            kind = type(network).__name__
+            raise RecordError(f"{self.encoder_path} is not of this {kind}, stem included: {error}") from None
 
     def save_resume(self, state: dict) -> None:
         """Write everything needed to go on after this moment, atomically."""
