@@ -19,6 +19,7 @@ _MODULES = (
     "storage",
     "archives",
     "images",
+    "policies",
     "views",
     "networks",
     "methods",

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import torch
 
 from ssl_lessons import cli, doctor, grid
 
@@ -22,13 +23,20 @@ def somewhere_else(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SSL_LESSONS_DATA", str(tmp_path / "data"))
     monkeypatch.delenv("SSL_LESSONS_PROFILE", raising=False)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # tiny tensors: threads would only wait for each other
+    yield
+    torch.set_num_threads(threads)
 
 
 def process(*arguments, before: str = "", **env):
     """Run the command line in a process of its own; `before` is Python to run first."""
-    code = f"import sys\n{before}\nfrom ssl_lessons.cli import main\nsys.exit(main(sys.argv[1:]))"
+    # Without the working directory on the path, as for the installed script: a test's checkout lies there.
+    code = f"import sys\nsys.path.pop(0)\n{before}\n"
+    code += "from ssl_lessons.cli import main\nsys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.run(command, env={**os.environ, **env}, capture_output=True, text=True, timeout=300)
+    env = {**os.environ, "OMP_NUM_THREADS": "1", **env}
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
 
 
 def refused(capsys, *arguments) -> str:
