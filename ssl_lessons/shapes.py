@@ -1,9 +1,14 @@
 """Shapes: the embedded dataset. Ten classes of drawn pictures, no download, the same on every run.
 
 A class is a form and a texture together: two classes are discs, four are plain, and only the pair tells them
-apart. Everything else is drawn at random: place, scale, rotation, light, background. Colours come from one
-palette that all images share. That is deliberate: with colours of its own, an image could be told from every
-other by colour alone, and instance discrimination would learn exactly that and no form.
+apart. Everything else is drawn at random: place, scale, rotation, light, background. Three choices keep the
+short cuts shut:
+
+- Colours come from one palette that all images share. With colours of its own, an image could be told from
+  every other by colour alone, and instance discrimination would learn exactly that and no form.
+- A texture is cut through to the ground, and no colour is reserved for it, so that a histogram holds the same
+  few colours for every class. The exposure varies more than the classes differ in painted area.
+- Objects lie anywhere, turned and lit at random, so that comparing pixels does not find their like.
 
 The file goes from the parts to the whole: forms, textures, the random numbers of an image, the picture.
 """
@@ -22,7 +27,7 @@ from numpy import ndarray
 
 
 def _polygon(x: ndarray, y: ndarray, corners: ndarray) -> ndarray:
-    """Signed distance to a closed polygon: the nearest edge, negative where an even-odd ray test says inside."""
+    """Signed distance to a closed polygon: the nearest edge, negative where an even-odd ray says inside."""
     nearest = np.full_like(x, np.inf)
     inside = np.zeros(x.shape, dtype=bool)
     for (ax, ay), (bx, by) in zip(corners, np.roll(corners, -1, axis=0), strict=True):
@@ -42,19 +47,19 @@ def _corners(radii: list[float], count: int) -> ndarray:
 
 
 def _disc(x: ndarray, y: ndarray) -> ndarray:
-    return np.hypot(x, y) - np.float32(0.88)
+    return np.hypot(x, y) - np.float32(0.74)
 
 
 def _ring(x: ndarray, y: ndarray) -> ndarray:
-    return np.abs(np.hypot(x, y) - np.float32(0.72)) - np.float32(0.24)
+    return np.abs(np.hypot(x, y) - np.float32(0.78)) - np.float32(0.15)
 
 
 def _square(x: ndarray, y: ndarray) -> ndarray:
-    return _polygon(x, y, _corners([1.12], 4) @ np.float32([[0.7071, 0.7071], [-0.7071, 0.7071]]))
+    return _polygon(x, y, _corners([1.2], 4) @ np.float32([[0.7071, 0.7071], [-0.7071, 0.7071]]))
 
 
 def _triangle(x: ndarray, y: ndarray) -> ndarray:
-    return _polygon(x, y, _corners([1.15], 3))
+    return _polygon(x, y, _corners([1.2], 3))
 
 
 def _star(x: ndarray, y: ndarray) -> ndarray:
@@ -62,34 +67,22 @@ def _star(x: ndarray, y: ndarray) -> ndarray:
 
 
 def _cross(x: ndarray, y: ndarray) -> ndarray:
-    w, r = 0.36, 1.0
-    arm = [
-        (-w, -r),
-        (w, -r),
-        (w, -w),
-        (r, -w),
-        (r, w),
-        (w, w),
-        (w, r),
-        (-w, r),
-        (-w, w),
-        (-r, w),
-        (-r, -w),
-        (-w, -w),
-    ]
-    return _polygon(x, y, np.float32(arm))
+    arm, reach = np.float32(0.36), np.float32(1)
+    across = np.maximum(np.abs(x) - reach, np.abs(y) - arm)
+    down = np.maximum(np.abs(x) - arm, np.abs(y) - reach)
+    return np.minimum(across, down)  # the union of two bars
 
 
 def _heart(x: ndarray, y: ndarray) -> ndarray:
-    """Two discs above a rounded tip: the outline x = 16 sin³t, y = 13 cos t − 5 cos 2t − 2 cos 3t − cos 4t."""
+    """The curve x = 16 sin³ t, y = 13 cos t − 5 cos 2t − 2 cos 3t − cos 4t, as a polygon."""
     t = 2 * np.pi * np.arange(28) / 28
     across = 16 * np.sin(t) ** 3
     up = 13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)
     return _polygon(x, y, np.stack([across / 16, -(up + 2.5) / 16], axis=1).astype(np.float32))
 
 
-# A texture is the share (0 to 1) of the second tone at a point. `pixel` is a pixel's width in local units: edges
-# inside the texture are softened over one pixel, like the outline.
+# A texture is the share (0 to 1) that is cut away at a point. `pixel` is a pixel's width in local units:
+# edges inside the texture are softened over one pixel, like the outline.
 
 
 def _soft(distance: ndarray, pixel: ndarray) -> ndarray:
@@ -99,9 +92,8 @@ def _soft(distance: ndarray, pixel: ndarray) -> ndarray:
 
 def _wave(x: ndarray, period: float) -> ndarray:
     """Signed distance to the nearest stripe of a grating with equal bars and gaps."""
-    return (np.abs(np.mod(x / np.float32(period), 1) - np.float32(0.5)) - np.float32(0.25)) * np.float32(
-        period
-    )
+    period = np.float32(period)
+    return (np.abs(np.mod(x / period, 1) - np.float32(0.5)) - np.float32(0.25)) * period
 
 
 def _plain(x: ndarray, y: ndarray, pixel: ndarray) -> ndarray:
@@ -140,17 +132,25 @@ _KINDS: dict[str, tuple[_Form, _Texture]] = {
 CLASSES: tuple[str, ...] = tuple(_KINDS)
 
 # The shared palette, RGB in [0, 1].
-FOREGROUND = np.float32([(0.90, 0.62, 0.10), (0.33, 0.68, 0.92), (0.88, 0.40, 0.42), (0.45, 0.78, 0.45)])
-BACKGROUND = np.float32([(0.22, 0.24, 0.34), (0.36, 0.30, 0.28), (0.22, 0.34, 0.34), (0.34, 0.28, 0.38)])
+FOREGROUND = np.float32([(0.98, 0.70, 0.22), (0.42, 0.76, 0.98), (0.96, 0.50, 0.52), (0.55, 0.86, 0.52)])
+BACKGROUND = np.float32([(0.26, 0.28, 0.41), (0.41, 0.33, 0.32), (0.25, 0.39, 0.38), (0.38, 0.30, 0.43)])
 
-_TEXTURE = np.float32(0.55)  # how far the second tone goes from the foreground towards black
-_NOISE = np.float32(0.25)  # strength of the background's clouds, relative to its colour
-_CLOUDS = 5  # the clouds are a 5 × 5 grid of random values, smoothly interpolated
-_CHUNK = 200  # images drawn at once: keeps the working arrays at a few megabytes each
+# What is drawn at random for an image. Places, light and exposure vary enough to defeat pixels and
+# histograms; the clouds stay faint, because to instance discrimination they are a name tag on every image.
+_SCALE = (0.36, 0.70)  # the object's half-extent, in half picture sides
+_TURN = np.float32(np.pi / 6)  # rotation, either way
+_ROOM = 0.6  # the share of its half-extent that an object keeps inside the picture, at least
+_EXPOSURE = 0.4  # the darkest picture loses this share of its light
+_RAMP = 0.2  # brightness gained towards the lamp and lost away from it, at the middle of a side
+_RIM, _SHADOW = 0.15, 0.2  # darkening at the outline, inside and outside
+_NOISE, _CLOUDS = 0.1, 4  # strength of the background's clouds, and the side of the grid they are made of
+
+_COLUMNS = 10  # random numbers of a scene
+_CHUNK = 200  # images drawn at once: keeps each working array at a few megabytes
 
 
 def _interpolation(size: int) -> ndarray:
-    """Smooth (cosine) interpolation of the `_CLOUDS` grid values to `size` pixels, as a matrix. (size, grid)"""
+    """Cosine interpolation of `_CLOUDS` grid values to `size` pixels, as a matrix. (size, _CLOUDS)"""
     at = (np.arange(size) + 0.5) / size * (_CLOUDS - 1)
     away = np.clip(np.abs(at[:, None] - np.arange(_CLOUDS)), 0, 1)
     return (0.5 + 0.5 * np.cos(np.pi * away)).astype(np.float32)
@@ -158,14 +158,16 @@ def _interpolation(size: int) -> ndarray:
 
 def _paint(labels: ndarray, chance: ndarray, clouds: ndarray, size: int) -> ndarray:
     """Pictures from their labels (n,) and their random numbers in [0, 1). → uint8 (n, size, size, 3)"""
-    column = [c[:, None, None] for c in chance.T.astype(np.float32)]  # each (n, 1, 1)
     fore = FOREGROUND[(chance[:, 0] * len(FOREGROUND)).astype(int)]  # (n, 3)
     back = BACKGROUND[(chance[:, 1] * len(BACKGROUND)).astype(int)]  # (n, 3)
-    scale = 0.42 + 0.26 * column[2]  # half-extent of the object, in half picture sides
-    room = 1 - 0.85 * scale  # a corner may leave the picture, the object may not
+    column = chance.T.astype(np.float32)[:, :, None, None]  # _COLUMNS of (n, 1, 1)
+    scale = _SCALE[0] + (_SCALE[1] - _SCALE[0]) * column[2]
+    room = 1 - _ROOM * scale
     centre_x, centre_y = (2 * column[3] - 1) * room, (2 * column[4] - 1) * room
-    turn = (2 * column[5] - 1) * np.float32(np.pi / 4)
+    turn = (2 * column[5] - 1) * _TURN
     light = 2 * np.float32(np.pi) * column[6]
+    phase_x, phase_y = column[7], column[8]  # where the texture starts
+    exposure = 1 - _EXPOSURE * column[9]
 
     # Picture coordinates in [-1, 1], then the object's own: shifted, turned, scaled.
     grid = ((np.arange(size, dtype=np.float32) + 0.5) / size * 2 - 1).astype(np.float32)
@@ -175,24 +177,22 @@ def _paint(labels: ndarray, chance: ndarray, clouds: ndarray, size: int) -> ndar
     y = ((py - centre_y) * cos - (px - centre_x) * sin) / scale
     pixel = 2 / (size * scale)  # one pixel in local units
 
-    distance, tone = np.empty_like(x), np.empty_like(x)
+    distance, cut = np.empty_like(x), np.empty_like(x)
     for label, (form, texture) in enumerate(_KINDS.values()):
         mine = labels == label
         if mine.any():
             distance[mine] = form(x[mine], y[mine])
-            shifted_x, shifted_y = x[mine] + column[7][mine], y[mine] + column[8][mine]
-            tone[mine] = texture(shifted_x, shifted_y, pixel[mine])
+            cut[mine] = texture(x[mine] + phase_x[mine], y[mine] + phase_y[mine], pixel[mine])
+    object_share = _soft(distance, pixel) * (1 - cut)
 
-    # Light: a gradient over the whole picture, a rim where the object falls away, a soft shadow around it.
-    ramp = np.cos(light) * px + np.sin(light) * py
-    rim = 1 - np.float32(0.25) * np.exp(np.minimum(distance, 0) * 8)
-    shadow = 1 - np.float32(0.35) * np.exp(np.maximum(distance, 0) * -5)
+    # Light: a gradient over the whole picture, a darker rim on the object, a soft shadow on the ground.
+    lamp = exposure * (1 + _RAMP * (np.cos(light) * px + np.sin(light) * py))
+    rim = 1 - _RIM * np.exp(np.minimum(distance, 0) * 8)
+    shadow = 1 - _SHADOW * np.exp(np.abs(distance) * -8)
     weights = _interpolation(size)
     noise = weights @ (2 * clouds.astype(np.float32) - 1) @ weights.T  # (n, size, size)
-
-    inside = _soft(distance, pixel)
-    on_object = inside * (1 - _TEXTURE * tone) * rim * (1 + np.float32(0.2) * ramp)
-    on_ground = (1 - inside) * (1 + _NOISE * noise) * shadow * (1 + np.float32(0.1) * ramp)
+    on_object = object_share * rim * lamp
+    on_ground = (1 - object_share) * shadow * (1 + _NOISE * noise) * lamp
     picture = np.empty((*x.shape, 3), dtype=np.uint8)
     for c in range(3):
         value = on_object * fore[:, c, None, None] + on_ground * back[:, c, None, None]
@@ -214,9 +214,9 @@ def draw(count: int, size: int = 64, seed: int = 0) -> tuple[ndarray, ndarray]:
     """Draw the first `count` pictures of the endless series that `seed` names.
 
     Returns images, uint8 (count, size, size, 3), RGB in 0..255, and labels, int64 (count,), indices into
-    `CLASSES`. Every ten pictures in a row hold each class once, in an order of their own. Picture i depends on
-    the seed and on i alone: a larger `count` only appends, and another `size` shows the same scenes at another
-    resolution. By convention seed 0 is for training and seed 1 for testing.
+    `CLASSES`. Every ten pictures in a row hold each class once, in an order of their own. Picture i depends
+    on the seed and on i alone: a larger `count` only appends, and another `size` shows the same scenes at
+    another resolution. By convention seed 0 is for training and seed 1 for testing.
 
     Raises TypeError for arguments that are not whole numbers, ValueError for count < 0, size < 8 or seed < 0.
     """
@@ -229,6 +229,6 @@ def draw(count: int, size: int = 64, seed: int = 0) -> tuple[ndarray, ndarray]:
     for start in range(0, count, _CHUNK):
         some = slice(start, min(start + _CHUNK, count))
         rows = some.stop - some.start
-        chance, clouds = scene.random((rows, 9)), weather.random((rows, _CLOUDS, _CLOUDS))
+        chance, clouds = scene.random((rows, _COLUMNS)), weather.random((rows, _CLOUDS, _CLOUDS))
         images[some] = _paint(labels[some], chance, clouds, size)
     return images, labels
