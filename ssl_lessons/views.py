@@ -105,7 +105,9 @@ def apply(images: Tensor, draws: Draws, size: int, dtype: torch.dtype | None = N
             last = torch.empty(len(index), size, size, 3, dtype=out.dtype, device=device)
             out.index_copy_(0, where, last.copy_(planes.permute(1, 2, 3, 0)))
 
-    length = max(1, _PIECE_PIXELS // size**2) if device.type == "cpu" else len(images)
+    length = len(images)  # a GPU takes all at once; a CPU at least two pieces, for two cores
+    if device.type == "cpu":
+        length = max(1, min(_PIECE_PIXELS // size**2, (length + 1) // 2))
     _run(piece, _by_hue(draws).split(length))
     return out.permute(0, 3, 1, 2)
 
