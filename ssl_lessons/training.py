@@ -5,14 +5,13 @@ goes wrong. What a method does with two views is not its business.
 """
 
 import math
-import os
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ssl_lessons.images import ImageStore
 from ssl_lessons.methods.base import Method, Recipe
@@ -20,6 +19,7 @@ from ssl_lessons.records import Run
 from ssl_lessons.views import views
 
 Monitor = Callable[[nn.Module], dict[str, float]]
+SCHEDULES = ("cosine", "step", "constant")
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 COLLAPSED = 0.1  # of the largest spread that the run has shown
 COLLAPSED_ALWAYS = 0.01  # of an even spread, whatever the run has shown
@@ -37,8 +37,10 @@ def pick_device(name: str = "auto") -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise TrainingError(f"device {name!r} is not known; choose auto, cpu, cuda or cuda:0") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise TrainingError(f"device {name!r} asks for a GPU and PyTorch sees none; choose auto or cpu")
+    if device.type == "cuda" and (device.index or 0) >= (seen := torch.cuda.device_count()):
+        raise TrainingError(
+            f"device {name!r} is a GPU, and PyTorch sees {seen or 'none'}; choose auto or cpu"
+        )
     return device
 
 
@@ -76,6 +78,9 @@ def learning_rate(recipe: Recipe, batch_size: int, epoch: float, epochs: int) ->
 
     Linear warm-up over `recipe.warmup` epochs, then cosine (SGDR eq. 5 without restarts), steps or nothing.
     """
+    if recipe.schedule not in SCHEDULES:
+        known = ", ".join(SCHEDULES)
+        raise TrainingError(f"schedule {recipe.schedule!r} is not known; choose one of: {known}")
     peak = recipe.lr if recipe.lr_batch is None else recipe.lr * batch_size / recipe.lr_batch
     warmup = min(recipe.warmup, epochs / 2)  # a short run must not be all warm-up
     if epoch < warmup:
@@ -85,9 +90,7 @@ def learning_rate(recipe: Recipe, batch_size: int, epoch: float, epochs: int) ->
         return peak * (recipe.final_lr + (1 - recipe.final_lr) * (1 + math.cos(math.pi * progress)) / 2)
     if recipe.schedule == "step":
         return peak * (0.1 if epoch >= 0.6 * epochs else 1) * (0.1 if epoch >= 0.8 * epochs else 1)
-    if recipe.schedule == "constant":
-        return peak
-    raise TrainingError(f"schedule {recipe.schedule!r} is not known; choose one of: cosine, step, constant")
+    return peak
 
 
 def optimiser(method: Method) -> torch.optim.Optimizer:
@@ -132,10 +135,11 @@ class _Progress:
             print(line, flush=True)
         elif self.show == "bars":
             self.outer.main_bar.comment = line
-            knn = [(h["epoch"], h["knn"]) for h in history if "knn" in h]
-            curves = [[[h["epoch"] for h in history], [h["loss"] / history[0]["loss"] for h in history]]]
-            curves.append([list(axis) for axis in zip(*knn, strict=True)] if knn else [[], []])
-            self.outer.update_graph(curves, [0, self.epochs], [0, 1.05])
+            first = abs(history[0]["loss"]) or 1.0  # a loss may be negative, and a broken one 0
+            loss = [h["loss"] / first for h in history]  # MoCo's rises before it falls, as its queue fills
+            judged = [h for h in history if "knn" in h]
+            curves = [[h["epoch"] for h in history], loss], [[h[k] for h in judged] for k in ("epoch", "knn")]
+            self.outer.update_graph(curves, [0, self.epochs], [min(0, *loss), 1.05 * max(1, *loss)])
 
 
 def pretrain(
@@ -161,19 +165,26 @@ def pretrain(
         epochs, batch_size: the recipe's where None.
         seed: of the order of the images, of the views, and of whatever the method draws.
         run: a folder (or `Run`) to keep the run in. With it, each epoch ends in a checkpoint, and calling
-            again after an interruption goes on from the last one; on a CPU with the very same numbers.
+            again after an interruption goes on from the last one; on a CPU with the same numbers.
         device, precision: see `pick_device` and `pick_precision`.
-        monitor: called with the encoder every `monitor_every` epochs and after the last; what it returns joins
-            the history, and "knn" is drawn.
+        monitor: called with the encoder every `monitor_every` epochs and after the last; what it returns
+            joins the history, and "knn" is drawn.
         progress: "auto", "bars" (notebook), "lines" (terminal) or "none".
         stop_on_collapse: raise when the embeddings fall together; False for experiments on collapse.
     Raises:
         TrainingError: nothing to train on, NaN, collapse, out of memory. The last good checkpoint is kept.
     """
     recipe = method.recipe
-    epochs, batch_size = epochs or recipe.epochs, batch_size or recipe.batch_size
+    epochs = recipe.epochs if epochs is None else epochs
+    batch_size = recipe.batch_size if batch_size is None else batch_size
+    if epochs < 1 or batch_size < 1:
+        raise TrainingError(f"epochs {epochs} and batch_size {batch_size} must both be at least 1")
     if len(store) < batch_size:
-        raise TrainingError(f"{store.name} has {len(store)} images, less than a batch of {batch_size}; lower batch_size")
+        raise TrainingError(
+            f"{store.name} has {len(store)} images, less than batch_size {batch_size}; lower it"
+        )
+    if method.supervised and store.labels is None:
+        raise TrainingError(f"{type(method).__name__} needs labels; {store.name} {store.split} has none")
     target = pick_device(device)
     precision = pick_precision(precision, target)
     torch.manual_seed(seed)
@@ -182,17 +193,11 @@ def pretrain(
     optimizer = optimiser(method)
     generator = torch.Generator().manual_seed(seed)
     scaler = torch.amp.GradScaler(target.type, enabled=precision == "fp16")
+    dataset = {name: getattr(store, name) for name in ("name", "split", "size", "fingerprint", "origin")}
     settings = {
         "method": type(method).__name__,
         "recipe": recipe,
-        "dataset": {
-            "name": store.name,
-            "split": store.split,
-            "images": len(store),
-            "size": store.size,
-            "fingerprint": store.fingerprint,
-            "origin": store.origin,
-        },
+        "dataset": {**dataset, "images": len(store)},
         "view_size": method.image_size,
         "epochs": epochs,
         "batch_size": batch_size,
@@ -200,12 +205,21 @@ def pretrain(
         "seed": seed,
     }
     run, state = _open(run, settings, target)
-    if state is not None:  # it may be an epoch ahead of the record, if the kill fell between the two files
-        run.record.update(history=state["history"], seconds=state["seconds"])
-        method.load_state_dict(state["method"])
+    if state is not None:
+        try:
+            method.load_state_dict(state["method"])
+        except RuntimeError as error:
+            raise TrainingError(f"{run.folder} holds another network; name another folder") from error
         optimizer.load_state_dict(state["optimizer"])
         scaler.load_state_dict(state["scaler"])
-        _restore_generators(state["generators"], generator, target)
+        generator.set_state(state["generators"]["views"])
+        torch.set_rng_state(state["generators"]["cpu"])
+        if target.type == "cuda" and "cuda" in state["generators"]:
+            torch.cuda.set_rng_state(state["generators"]["cuda"], target)
+        behind = len(run.record["history"]) < len(state["history"])
+        run.record.update(history=state["history"], seconds=state["seconds"])
+        if behind:  # the kill fell between resume.pt and the two other files
+            _save(run, method)
     history: list[dict] = run.record["history"]
 
     steps = len(store) // batch_size
@@ -221,9 +235,9 @@ def pretrain(
             clock = time.perf_counter()
             rows = order[step * batch_size : (step + 1) * batch_size]
             images = store.batch(rows, target)  # (B, 3, H, W) uint8
-            seen = [views(images, policy, generator, method.image_size) for policy in method.policies]
-            view_seconds += time.perf_counter() - clock
             try:
+                seen = [views(images, policy, generator, method.image_size) for policy in method.policies]
+                view_seconds += time.perf_counter() - clock
                 with context:
                     extra = {"labels": store.labels[rows].to(target)} if method.supervised else {}
                     loss, diagnostics = method(seen, **extra)
@@ -231,8 +245,9 @@ def pretrain(
                 scaler.scale(loss).backward()
                 scaler.step(optimizer)
                 scaler.update()
-            except RuntimeError as error:
-                raise _explained(error, batch_size, method.image_size, target) from error
+            except (RuntimeError, MemoryError) as error:
+                _explain(error, batch_size, method.image_size, target)
+                raise
             method.after_step((moment + 1 / steps) / epochs)
             # Summed on the device and read once an epoch: reading a number makes a GPU wait.
             for name, value in {"loss": loss.detach(), **diagnostics}.items():
@@ -240,11 +255,12 @@ def pretrain(
         row = {"epoch": epoch + 1, **{name: float(total) / steps for name, total in totals.items()}}
         row["lr"] = optimizer.param_groups[0]["lr"]
         row["seconds"] = time.perf_counter() - started
-        if target.type == "cpu":  # a GPU works on while the host goes ahead: its share cannot be read off here
+        if target.type == "cpu":  # a GPU works on while the host goes ahead: its share cannot be read off
             row["view_share"] = view_seconds / row["seconds"]
-        _check_health(row, history, run, stop_on_collapse)
+        _check_health(row, history, method, run, stop_on_collapse)
         if monitor is not None and ((epoch + 1) % monitor_every == 0 or epoch + 1 == epochs):
-            row.update(monitor(method.encoder))
+            # plain numbers: resume.pt is loaded with weights_only, which refuses NumPy's
+            row.update({name: float(value) for name, value in monitor(method.encoder).items()})
             method.train()
         history.append(row)
         run.record["seconds"] += time.perf_counter() - started
@@ -257,21 +273,26 @@ def pretrain(
 def _open(run: Run | str | Path | None, settings: dict, device: torch.device) -> tuple[Run, dict | None]:
     """The run to write into, and the state to go on from where it has one."""
     if run is None:
-        return Run.in_memory(device=device, **settings), None
-    if not isinstance(run, Run):
+        run = Run.in_memory(device=device)
+    elif not isinstance(run, Run):
         folder = Path(run)
         run = Run.open(folder) if (folder / "record.json").exists() else Run.create(folder, device=device)
-    if run.resume_path.exists():
-        fresh = Run.in_memory(device=device, **settings).record
-        for name in settings:
-            if run.record.get(name) != fresh[name]:
-                raise TrainingError(
-                    f"{run.folder} holds a run with another {name}: {run.record.get(name)!r}, not {fresh[name]!r}; "
-                    "repeat its settings to go on with it, or name another folder"
-                )
-        return run, run.load_resume()
-    run.update(**settings)
-    return run, None
+    if run.folder is None or not run.resume_path.exists():
+        run.update(**settings, history=[], seconds=0.0)  # a history without its resume.pt is another run's
+        return run, None
+    fresh = Run.in_memory(device=device, **settings).record
+    for name in settings:
+        old, new = run.record.get(name), fresh[name]
+        if isinstance(old, dict) and isinstance(new, dict):  # of a recipe or dataset, only what differs
+            old, new = ({k: v for k, v in a.items() if b.get(k) != v} for a, b in ((old, new), (new, old)))
+        if old != new:
+            raise TrainingError(
+                f"{run.folder} holds a run with another {name}: {old!r}, not {new!r}; "
+                "repeat its settings to go on with it, or name another folder"
+            )
+    for litter in run.folder.glob("*.tmp"):  # what a kill in the middle of a write left
+        litter.unlink()
+    return run, run.load_resume()
 
 
 def _checkpoint(run: Run, method, optimizer, scaler, generator, device) -> None:
@@ -285,45 +306,45 @@ def _checkpoint(run: Run, method, optimizer, scaler, generator, device) -> None:
     }
     if device.type == "cuda":
         state["generators"]["cuda"] = torch.cuda.get_rng_state(device)
-    run.save_resume(state)
+    run.save_resume(state)  # first: from it the other two can be written again
+    _save(run, method)
+
+
+def _save(run: Run, method: Method) -> None:
     run.save_encoder(getattr(method.encoder, "network", method.encoder))
     run.save()
 
 
-def _restore_generators(states: dict[str, Tensor], generator: torch.Generator, device: torch.device) -> None:
-    generator.set_state(states["views"])
-    torch.set_rng_state(states["cpu"])
-    if device.type == "cuda" and "cuda" in states:
-        torch.cuda.set_rng_state(states["cuda"], device)
-
-
-def _check_health(row: dict, history: list[dict], run: Run, stop_on_collapse: bool) -> None:
-    """Raise on a loss that is no number, and on embeddings that have fallen together, before anything is saved."""
-    kept = f"the checkpoint of epoch {len(history)} is kept in {run.folder}" if run.folder and history else "none is kept"
-    if not math.isfinite(row["loss"]):
-        raise TrainingError(
-            f"the loss is {row['loss']} in epoch {row['epoch']} ({kept}); try a lower lr, a longer warm-up, or precision fp32"
-        )
+def _check_health(row: dict, history: list[dict], method: Method, run: Run, stop_on_collapse: bool) -> None:
+    """Raise on NaN, and on embeddings that have fallen together, before anything is saved."""
+    kept = f"checkpoint {len(history)} is kept in {run.folder}" if run.folder and history else "none is kept"
+    broken = "" if math.isfinite(row["loss"]) else f"the loss is {row['loss']}"
+    if not broken and not all(p.isfinite().all() for p in method.parameters()):
+        broken = "a weight is NaN or infinite"  # only the last step can leave that behind a finite loss
+    if broken:
+        advice = "try a lower lr, a longer warm-up, or precision fp32"
+        raise TrainingError(f"{broken} in epoch {row['epoch']} ({kept}); {advice}")
     spread = row.get("embedding_std")
     if spread is None or not history or not stop_on_collapse:
         return
     widest = max(past["embedding_std"] for past in history)
     if spread < max(COLLAPSED * widest, COLLAPSED_ALWAYS):
         raise TrainingError(
-            f"the embeddings collapse in epoch {row['epoch']}: their spread is {spread:.4f} of an even one, after up to "
-            f"{widest:.4f} ({kept}); see lesson 06, or pass stop_on_collapse=False to watch it happen"
+            f"the embeddings collapse in epoch {row['epoch']}: their spread is {spread:.4f} of an even one, "
+            f"after up to {widest:.4f} ({kept}); see lesson 06, or pass stop_on_collapse=False to watch it"
         )
 
 
-def _explained(error: RuntimeError, batch_size: int, image_size: int, device: torch.device) -> Exception:
-    """An out-of-memory error with the batch to try; any other error as it is."""
-    if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
-        return error
+def _explain(error: Exception, batch_size: int, image_size: int, device: torch.device) -> None:
+    """Raise a `TrainingError` with the batch to try if the error is one of memory; else return."""
+    words = ("out of memory", "allocate memory", "not enough memory", "bad_alloc", "ALLOC_FAILED")
+    known = isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError))
+    if not known and not any(word in str(error) for word in words):
+        return
+    memory = "the memory of this machine"
     if device.type == "cuda":
         memory = f"{torch.cuda.get_device_properties(device).total_memory / 2**30:.0f} GiB of {device}"
-    else:
-        memory = f"the memory of this machine ({os.cpu_count()} cores)"
-    return TrainingError(
+    raise TrainingError(
         f"a batch of {batch_size} at {image_size} pixels does not fit in {memory}; "
-        f"try batch_size={max(2, batch_size // 2)} (a restarted run keeps its finished epochs)"
-    )
+        f"try batch_size={max(2, batch_size // 2)}, in a new folder if this one has finished epochs"
+    ) from error

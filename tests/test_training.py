@@ -1,0 +1,303 @@
+"""The loop: schedules, devices, seeds, refusals, and what is told while a run goes on.
+
+What a kill or a fault leaves behind is tests/test_resume.py's.
+"""
+
+import dataclasses
+import os
+import pty
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from tiny import CPU, HERE, losses, moco, noise
+
+from ssl_lessons import evaluate, networks, training
+from ssl_lessons.methods.base import Recipe
+from ssl_lessons.training import (
+    TrainingError,
+    learning_rate,
+    optimiser,
+    pick_device,
+    pick_precision,
+    pretrain,
+)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Small networks gain nothing from a second thread, and sums are taken in one order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+# ---------------------------------------------------------------------------------------------- schedules
+
+
+def test_learning_rate_at_the_key_points():
+    cosine = Recipe("r", "", lr=0.1, lr_batch=256, warmup=10, final_lr=0.01, schedule="cosine")
+
+    def at(epoch, recipe=cosine, batch=512, epochs=100):
+        return learning_rate(recipe, batch, epoch, epochs)
+
+    assert at(0) == 0 and at(5) == pytest.approx(0.1) and at(10) == pytest.approx(0.2)  # 0.1 · 512 / 256
+    assert at(55) == pytest.approx(0.2 * (0.01 + 0.99 / 2)) and at(100) == pytest.approx(0.002)
+    assert at(10, batch=64) == pytest.approx(0.025)
+    rates = [at(10 + 90 * i / 50) for i in range(51)]
+    assert rates == sorted(rates, reverse=True)
+    assert at(2, epochs=4) == pytest.approx(0.2)  # warm-up is at most half of a short run
+    as_it_stands = dataclasses.replace(cosine, lr_batch=None)
+    assert at(10, as_it_stands) == at(10, as_it_stands, batch=32) == 0.1
+    step = dataclasses.replace(cosine, schedule="step", warmup=0)
+    assert [round(at(e, step), 9) for e in (0, 59.9, 60, 79.9, 80, 100)] == [
+        0.2,
+        0.2,
+        0.02,
+        0.02,
+        0.002,
+        0.002,
+    ]
+    constant = dataclasses.replace(cosine, schedule="constant", warmup=0)
+    assert {at(e, constant) for e in (0, 50, 100)} == {0.2}
+
+
+def test_an_unknown_schedule_is_refused_even_during_warm_up():
+    with pytest.raises(
+        TrainingError, match="schedule 'linear' is not known; choose one of: cosine, step, const"
+    ):
+        learning_rate(Recipe("r", "", schedule="linear", warmup=10), 256, 0.5, 100)
+
+
+def test_the_rate_of_each_step_is_the_schedules():
+    method, seen = moco(warmup=1.0, lr=0.05, optimizer="sgd"), []
+    first = next(iter(method.encoder.parameters()))
+
+    def after_step(progress, wrapped=method.after_step):
+        seen.append((progress, first.detach().clone()))
+        wrapped(progress)
+
+    method.after_step = after_step
+    start = first.detach().clone()
+    record = pretrain(method, noise(), epochs=2, **CPU)
+    assert [progress for progress, _ in seen] == pytest.approx([1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6, 1])
+    assert torch.equal(seen[0][1], start) and not torch.equal(seen[1][1], start)  # warm-up begins at 0
+    assert record["history"][-1]["lr"] == pytest.approx(learning_rate(method.recipe, 8, 1 + 2 / 3, 2))
+
+
+def test_optimisers_are_built_from_the_recipe():
+    built = {name: optimiser(moco(optimizer=name, weight_decay=0.3)) for name in ("sgd", "adam", "adamw")}
+    assert [type(o).__name__ for o in built.values()] == ["SGD", "Adam", "AdamW"]
+    assert built["sgd"].defaults["momentum"] == 0.9
+    assert all(o.defaults["weight_decay"] == 0.3 for o in built.values())
+    trained = {id(p) for group in built["sgd"].param_groups for p in group["params"]}
+    method = moco()
+    assert len(trained) == len(
+        [*method.encoder.parameters(), *method.projector.parameters()]
+    )  # no key encoder
+    with pytest.raises(TrainingError, match="optimizer 'lars' is not known; choose one of: sgd, adam, adamw"):
+        optimiser(moco(optimizer="lars"))
+
+
+# ---------------------------------------------------------------------------------------------- devices
+
+
+def test_unknown_devices_and_precisions_are_answered_with_the_known(monkeypatch):
+    with pytest.raises(TrainingError, match="device 'gpu' is not known; choose auto, cpu, cuda or cuda:0"):
+        pick_device("gpu")
+    cpu = torch.device("cpu")
+    with pytest.raises(
+        TrainingError, match="precision 'half' is not known; choose one of: auto, fp32, bf16, fp16"
+    ):
+        pick_precision("half", cpu)
+    with pytest.raises(TrainingError, match="'fp16' needs a GPU; choose fp32 or bf16 on a CPU"):
+        pick_precision("fp16", cpu)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(TrainingError, match="'cuda' is a GPU, and PyTorch sees none; choose auto or cpu"):
+        pick_device("cuda")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(TrainingError, match="'cuda:3' is a GPU, and PyTorch sees 1"):
+        pick_device("cuda:3")
+    assert pick_device("cuda:0") == torch.device("cuda:0")
+    with pytest.raises(
+        TrainingError, match="progress 'loud' is not known; choose one of: auto, bars, lines, none"
+    ):
+        pretrain(moco(), noise(), **{**CPU, "progress": "loud"})
+
+
+def test_auto_follows_the_machine(monkeypatch):
+    gpu = torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert pick_device() == torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert pick_device("auto") == gpu
+    for capability, precision in (((7, 5), "fp16"), ((8, 0), "bf16"), ((9, 0), "bf16")):  # (7, 5) is a T4
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, c=capability: c)
+        assert pick_precision("auto", gpu) == precision
+    for has, precision in ((True, "bf16"), (False, "fp32")):
+        monkeypatch.setattr(training, "_cpu_has_bf16", lambda has=has: has)
+        assert pick_precision("auto", torch.device("cpu")) == precision
+    assert pick_precision("fp32", gpu) == "fp32"
+
+
+def test_bf16_trains_in_bf16_and_is_recorded():
+    method, kinds = moco(), []
+    method.encoder.network.blocks[0][0].register_forward_hook(lambda m, i, out: kinds.append(out.dtype))
+    record = pretrain(method, noise(16), epochs=1, **{**CPU, "precision": "bf16"})
+    assert kinds[0] == torch.bfloat16 and record["precision"] == "bf16" and losses(record)[0] > 0
+    assert all(p.dtype == torch.float32 for p in method.parameters())
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+@pytest.mark.parametrize("precision", ["bf16", "fp16", "fp32"])
+def test_a_short_run_on_a_gpu(tmp_path, precision):
+    settings = {"device": "cuda", "precision": precision, "progress": "none", "run": tmp_path / "run"}
+    record = pretrain(moco(), noise(64), epochs=3, **settings)
+    assert len(losses(record)) == 3 and all(0 < loss < 20 for loss in losses(record))
+    assert record["precision"] == precision and torch.cuda.get_device_name() == record["device"]
+    assert pretrain(moco(), noise(64), epochs=3, **settings)["history"] == record["history"]
+
+
+# ---------------------------------------------------------------------------------------------- refusals
+
+
+def test_what_cannot_be_trained_on_is_refused():
+    with pytest.raises(TrainingError, match="noise has 5 images, less than batch_size 8; lower it"):
+        pretrain(moco(), noise(5), **CPU)
+    for wrong in ({"epochs": 0}, {"batch_size": 0}, {"epochs": -1}):
+        with pytest.raises(TrainingError, match="must both be at least 1"):
+            pretrain(moco(), noise(), **wrong, **CPU)
+    supervised = evaluate.Supervised(networks.Conv4((4, 4, 4, 4)), 3, 16)
+    with pytest.raises(TrainingError, match="Supervised needs labels; noise train has none"):
+        pretrain(supervised, noise(labels=False), epochs=1, batch_size=8, **CPU)
+    assert losses(pretrain(supervised, noise(), epochs=1, batch_size=8, **CPU))[0] > 0
+
+
+def test_the_last_partial_batch_is_left_out_and_everything_else_is_seen():
+    method, sizes = moco(), []
+    method.encoder.register_forward_pre_hook(lambda m, inputs: sizes.append(len(inputs[0])))
+    pretrain(method, noise(27), epochs=1, **CPU)
+    assert sizes == [8] * 6  # 27 // 8 = 3 steps of two query passes each
+
+
+# ---------------------------------------------------------------------------------------------- what is told
+
+
+def test_history_says_what_happened_and_the_data_share():
+    record = pretrain(moco(), noise(), **CPU)
+    assert [row["epoch"] for row in record["history"]] == [1, 2]
+    for row in record["history"]:
+        assert {"loss", "positive_similarity", "negative_similarity", "accuracy", "queue_age"} <= set(row)
+        assert 0 < row["view_share"] < 1 and 0 < row["embedding_std"] <= 1.1
+    assert sum(row["seconds"] for row in record["history"]) <= record["seconds"]
+    assert record["dataset"] == {"name": "noise", "split": "train", "size": 20, "images": 24} | {
+        "fingerprint": "24-20",
+        "origin": "",
+    }
+    assert (record["method"], record["view_size"], record["epochs"], record["batch_size"]) == (
+        "MoCo",
+        16,
+        2,
+        8,
+    )
+
+
+def test_a_seed_decides_and_another_seed_differs():
+    def run(**settings):
+        torch.manual_seed(settings.get("seed", 0) + 77)  # whatever was drawn before does not matter
+        return losses(pretrain(moco(recipe="small_data", splits=2, start=1), noise(), **settings, **CPU))
+
+    assert run(seed=4) == run(seed=4)
+    assert run(seed=4) != run(seed=5)
+
+
+def test_the_monitor_is_called_as_documented_and_leaves_train_mode():
+    method, seen = moco(), []
+
+    def monitor(encoder):
+        encoder.eval()
+        seen.append(encoder is method.encoder)
+        return {"knn": torch.tensor(0.5)}
+
+    modes = []
+    method.encoder.register_forward_pre_hook(lambda module, inputs: modes.append(module.training))
+    record = pretrain(method, noise(8), epochs=5, monitor=monitor, monitor_every=2, **CPU)
+    assert seen == [True] * 3
+    assert [row["epoch"] for row in record["history"] if "knn" in row] == [2, 4, 5]
+    assert all(modes) and record["history"][1]["knn"] == 0.5
+
+
+TERMINAL = """
+import tiny as t
+from ssl_lessons.training import pretrain
+pretrain(t.moco(), t.noise(), monitor=lambda encoder: {"knn": 0.25}, epochs=3, device="cpu", precision="fp32")
+"""
+
+
+def test_a_terminal_gets_one_line_an_epoch():
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-c", TERMINAL]
+    done = subprocess.run(command, stdout=theirs, env={**os.environ, "PYTHONPATH": f"{HERE}:{HERE.parent}"})
+    os.close(theirs)
+    lines = os.read(ours, 10000).decode().splitlines()
+    os.close(ours)
+    assert done.returncode == 0 and len(lines) == 3, lines
+    for epoch, line in enumerate(lines, 1):
+        assert line.startswith(f"epoch   {epoch}/3   loss ") and "kNN 25.0%" in line and line.endswith(" s")
+
+
+class Drawn:
+    """Stands for a cell's output: `display` returns one, and it keeps what it is updated with."""
+
+    shown: list = []
+
+    def __init__(self, *things, **options):
+        self.shown.extend(things)
+
+    update = __init__
+
+
+def test_a_notebook_gets_bars_and_curves(monkeypatch):
+    import IPython.display
+    from fastprogress import fastprogress
+    from matplotlib.figure import Figure
+
+    monkeypatch.setattr(IPython.display, "display", Drawn)
+    monkeypatch.setattr(fastprogress, "display", Drawn, raising=False)  # where version 1.0.3 looks for it
+    monkeypatch.setattr(fastprogress, "IN_NOTEBOOK", True)
+    monkeypatch.setattr(fastprogress, "master_bar", fastprogress.NBMasterBar)
+    monkeypatch.setattr(fastprogress, "progress_bar", fastprogress.NBProgressBar)
+    monkeypatch.setattr(Drawn, "shown", [])
+    for every in (1, 2):  # with a first epoch judged, and without
+        settings = {
+            **CPU,
+            "progress": "auto",
+            "monitor": lambda encoder: {"knn": 0.25},
+            "monitor_every": every,
+        }
+        assert len(pretrain(moco(), noise(), **settings)["history"]) == 2
+    figures = [thing for thing in Drawn.shown if isinstance(thing, Figure)]
+    curves = {line.get_label(): line.get_xydata().tolist() for line in figures[-1].axes[0].lines}
+    assert curves["kNN accuracy"] == [[2, 0.25]] and curves["loss / first loss"][0] == [1, 1]
+    assert any("epoch   2/2   loss" in str(thing) for thing in Drawn.shown)
+
+
+def test_the_console_bars_work_too(capsys):
+    assert len(pretrain(moco(), noise(), **{**CPU, "progress": "bars"})["history"]) == 2
+    assert "[3/3" in capsys.readouterr().out
+
+
+def test_curves_of_negative_and_zero_losses_can_be_drawn():
+    shown = training._Progress("none", 0, 2, 1)
+    drawn = []
+    bar = SimpleNamespace(comment="")
+    shown.show, shown.outer = "bars", SimpleNamespace(main_bar=bar, update_graph=lambda *a: drawn.append(a))
+    for first in (-0.5, 0.0):
+        history = [{"epoch": 1, "loss": first, "seconds": 1.0}, {"epoch": 2, "loss": -1.0, "seconds": 1.0}]
+        shown.report(history[-1], history)
+        ((_, ys), _), _, (low, high) = drawn[-1]
+        assert low <= min(ys) and max(ys) <= high
