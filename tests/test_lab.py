@@ -1,0 +1,262 @@
+"""What notebooks call: set-up, checks that explain themselves, exercises, and where numbers came from."""
+
+import json
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+import nbformat
+import papermill
+import pytest
+import torch
+
+from ssl_lessons import lab
+from ssl_lessons.lab import LessonError, attempt, check, pick_profile, setup
+from ssl_lessons.records import Run
+
+SETTINGS = {
+    "smoke": {"dataset": "shapes", "network": "conv4", "epochs": 1, "lr": 0.1, "symmetric": True},
+    "class": {"dataset": "imagenette", "network": "resnet18", "epochs": 20},
+    "class on a CPU": {"dataset": "imagenette", "network": "resnet18", "epochs": 8},
+    "class on shapes": {"dataset": "shapes", "network": "conv4", "epochs": 9},
+    "full": {"dataset": "imagenette", "network": "resnet18", "epochs": 200},
+}
+
+
+@pytest.fixture(autouse=True)
+def on_a_cpu(monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(lab, "results_folder", lambda: tmp_path / "results")
+    monkeypatch.setattr(lab, "_runs_folder", lambda: tmp_path / "runs")
+    monkeypatch.delenv("SSL_LESSONS_PROFILE", raising=False)
+    (tmp_path / "results").mkdir()
+
+
+# ---------------------------------------------------------------------------------------------- set-up
+
+
+def test_the_profile_is_the_parameters_then_the_environments_then_class(monkeypatch):
+    assert pick_profile() == "class" and pick_profile("full") == "full"
+    monkeypatch.setenv("SSL_LESSONS_PROFILE", "smoke")
+    assert pick_profile("auto") == "smoke" and pick_profile("full") == "full"
+    monkeypatch.setenv("SSL_LESSONS_PROFILE", "fast")
+    with pytest.raises(
+        LessonError, match="profile 'fast' is not known; choose one of: auto, smoke, class, full"
+    ):
+        pick_profile()
+
+
+def test_the_narrowest_settings_that_fit_are_taken(monkeypatch):
+    assert setup("03", SETTINGS).epochs == 8
+    assert setup("03", SETTINGS, dataset="shapes").epochs == 9  # a dataset's before a CPU's
+    assert setup("03", SETTINGS, profile="full").epochs == 200
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(lab, "pick_device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(lab, "pick_precision", lambda name, device: "bf16")
+    monkeypatch.setattr(lab, "device_name", lambda device: "a GPU")
+    assert setup("03", SETTINGS).epochs == 20
+
+
+def test_parameters_replace_settings_and_empty_ones_do_not(capsys):
+    s = setup(
+        "03", SETTINGS, profile="smoke", epochs=3, dataset="", lr=2, symmetric=False, limit=None, seed=0
+    )
+    assert (s.epochs, s.dataset, s.lr, s.symmetric, s.limit, s.seed) == (3, "shapes", 2, False, None, 0)
+    assert (s.lesson, s.profile, s.device.type) == ("03", "smoke", "cpu") and s.precision in ("fp32", "bf16")
+    out = capsys.readouterr().out
+    assert out.startswith("lesson 03, profile smoke, on CPU, ") and "epochs 3" in out
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        ({"profile": "quick"}, "profile 'quick' is not known; choose one of: auto, smoke, class, full"),
+        ({"dataset": "imagenete"}, "dataset 'imagenete' is not known; choose one of: .*shapes, or a folder"),
+        (
+            {"network": "resnet20"},
+            "network 'resnet20' is not known; choose one of: conv4, resnet18, resnet50",
+        ),
+        ({"epochs": "10"}, "parameter epochs is '10'; it must be a whole number above 0"),
+        ({"epochs": 0}, "parameter epochs is 0; it must be a whole number above 0"),
+        ({"epochs": True}, "parameter epochs is True; it must be a whole number"),
+        ({"lr": "0.1"}, "parameter lr is '0.1'; it must be a number"),
+        ({"symmetric": "false"}, "parameter symmetric is 'false'; it must be True or False"),
+        ({"seed": "one"}, "parameter seed is 'one'; it must be a whole number$"),
+    ],
+)
+def test_a_wrong_parameter_is_named_with_what_is_right(wrong, message):
+    with pytest.raises(LessonError, match=message):
+        setup("03", SETTINGS, **{"profile": "smoke", **wrong})
+
+
+def test_a_run_folder_for_each_choice_of_settings(tmp_path):
+    one, again, other = (setup("03", SETTINGS, dataset="shapes", seed=s).run_dir for s in (0, 0, 1))
+    assert (
+        one == again != other and one.parent == tmp_path / "runs" and one.name.startswith("03-shapes-class-")
+    )
+    assert setup("03", SETTINGS, run_dir="runs/mine").run_dir == Path("runs/mine")
+    smoke = [setup("03", SETTINGS, profile="smoke").run_dir for _ in range(2)]
+    assert smoke[0] != smoke[1]  # a smoke test never goes on
+    pictures = tmp_path / "my pictures"
+    pictures.mkdir()
+    mine = setup("03", SETTINGS, dataset=str(pictures))
+    assert mine.dataset == str(pictures) and mine.run_dir.name.startswith("03-my pictures-class-")
+
+
+def notebook(folder: Path) -> Path:
+    cells = [
+        nbformat.v4.new_code_cell(source)
+        for source in (
+            "import sys",
+            'profile: str = "smoke"  # smoke, class, full\nepochs: int = None\nrun_dir: str = ""',
+            "import torch\nfrom ssl_lessons import lab\nlimit = 3",
+            'settings = {"smoke": {"dataset": "shapes", "epochs": 1}}\n'
+            's = lab.setup("99", settings, profile=profile, epochs=epochs, run_dir=run_dir)',
+            "print('epochs are', s.epochs)",
+        )
+    ]
+    cells[1].metadata["tags"] = ["parameters"]
+    book = nbformat.v4.new_notebook(cells=cells)
+    book.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(book, folder / "99_tiny.ipynb")
+    return folder / "99_tiny.ipynb"
+
+
+def test_papermills_unknown_parameter_stops_a_real_notebook(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parent.parent))
+    source, out = notebook(tmp_path), tmp_path / "out.ipynb"
+    options = {"progress_bar": False, "cwd": str(tmp_path), "kernel_name": "python3"}
+    with pytest.raises(
+        papermill.PapermillExecutionError, match="parameter 'epocs' is not known; this lesson has"
+    ):
+        papermill.execute_notebook(source, out, {"epocs": 5, "epochs": 2}, **options)
+    papermill.execute_notebook(source, out, {"epochs": 2}, **options)
+    assert "epochs are 2" in out.read_text(encoding="utf-8")
+
+
+def test_unknown_parameters_are_looked_for_in_the_parameter_cells_only(monkeypatch):
+    import IPython
+
+    def asked(*cells):
+        monkeypatch.setattr(IPython, "get_ipython", lambda: SimpleNamespace(user_ns={"In": ["", *cells]}))
+        lab._refuse_unknown({"profile", "epochs"})
+
+    asked(
+        "x = 1",
+        'profile: str = "auto"\nepochs = 3',
+        "settings = {}\nfor i in range(3):\n    y = i",
+        "%broken (",
+    )
+    for cell in ('profile = "auto"\nepoch: int = 3', "# Parameters\nepoch = 3\n"):
+        with pytest.raises(
+            LessonError, match="parameter 'epoch' is not known; this lesson has: epochs, profile"
+        ):
+            asked("x = 1", cell)
+
+
+# ---------------------------------------------------------------------------------------------- checks
+
+T = torch.arange(1.0, 7).view(2, 3)
+S = torch.tensor([[1.0, 2.0], [3.5, 4.0]])
+EXPLAINED = {
+    "sign": (-T, T, "the sign is the other way round"),
+    "factor": (2 * T, T, "yours is 2 times the expected: a sum for a mean, a missing factor"),
+    "scalar factor": (0.5, 2.0, "yours is 0.25 times"),
+    "zeros": (0 * T, T, "all zeros"),
+    "transpose": (S.T, S, "yours is the transpose"),
+    "transposed shape": (T.T, T, r"shape \(3, 2\), expected \(2, 3\); transposed\?"),
+    "shape": (T[0], T, r"shape \(3,\), expected \(2, 3\)$"),
+    "permuted": (T.flip(0), T, "the right values in another order"),
+    "missing term": (T + 0.5, T, "yours is 0.5 more everywhere: a missing term"),
+    "no pattern": (T + torch.eye(2, 3), T, "largest difference 1$"),
+    "NaN": (T.log().sub(2).sqrt(), T, "holds NaN or infinity"),
+    "infinity": (T / 0, T, "holds NaN or infinity"),
+    "None": (None, T, "nothing was returned yet"),
+    "dots": (..., T, "nothing was returned yet"),
+    "words": ("x", T, r"a str that is no tensor, expected shape \(2, 3\)"),
+    "too few": ([T], [T, T], "1 values, expected 2"),
+    "no sequence": (3.0, [T, T], "a float, expected 2 values"),
+    "one of several": ([T, -T], [T, T], "in value 1, .*sign"),
+    "integers": (torch.tensor([1, 2]), torch.tensor([1, 3]), "largest difference 1"),
+}
+
+
+@pytest.mark.parametrize("case", EXPLAINED)
+def test_a_check_says_what_is_wrong(case):
+    mine, reference, message = EXPLAINED[case]
+    with pytest.raises(AssertionError, match=f"✗ loss: .*{message}"):
+        check("loss", mine, reference)
+
+
+def test_a_check_says_how_close(capsys):
+    check("a", T, T.clone().requires_grad_())
+    check("b", (T + 1e-6).numpy(), T)
+    check("c", [T, 3], [T, 3.0])
+    masked = T.clone().fill_diagonal_(-torch.inf)  # similarities whose own pair is masked out
+    check("d", masked, masked.clone())
+    check("e", 1.01, 1.0, atol=0.1)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "✓ a: equal" and lines[1].startswith("✓ b: equal within ") and "e-0" in lines[1]
+    assert lines[2:4] == ["✓ c: equal", "✓ d: equal"] and lines[4] == "✓ e: equal within 1.0e-02"
+
+
+def test_an_attempt_never_stops_the_notebook(capsys):
+    def stub():
+        raise NotImplementedError
+
+    def broken():
+        return torch.zeros(2, 3) @ torch.zeros(2, 3)
+
+    assert attempt("9.1", stub) is False
+    assert "… 9.1: not solved yet. Replace `raise NotImplementedError`" in capsys.readouterr().out
+    assert attempt("9.1", lambda: check("loss", -T, T)) is False
+    out = capsys.readouterr().out
+    assert "the sign is the other way round" in out and "… 9.1: not solved yet." in out
+    assert attempt("9.1", broken) is False  # whatever a learner's code raises is shown, with its line
+    out = capsys.readouterr().out
+    assert "RuntimeError" in out and "in broken" in out and out.endswith("… 9.1: not solved yet.\n")
+    assert attempt("9.1", lambda: check("loss", T, T)) is True
+    assert capsys.readouterr().out.endswith("★ 9.1: solved.\n")
+    with pytest.raises(KeyboardInterrupt):
+        attempt("9.1", lambda: (_ for _ in ()).throw(KeyboardInterrupt()))
+
+
+# ---------------------------------------------------------------------------------------------- records
+
+
+def test_results_skip_a_damaged_record_and_name_it(tmp_path, capsys):
+    record = Run.in_memory(seed=0, profile="class").record
+    for name in ("03-imagenette-class", "03-shapes-smoke", "04-stl10-class"):
+        text = json.dumps({**record, "lesson_seconds": 90.0})
+        (tmp_path / "results" / f"{name}.json").write_text(text, encoding="utf-8")
+    (tmp_path / "results" / "03-broken.json").write_text("{", encoding="utf-8")
+    assert list(lab.results("03-*")) == ["03-imagenette-class", "03-shapes-smoke"]
+    assert "left out: " in (out := capsys.readouterr().out) and "03-broken.json is damaged" in out
+    lines = lab.measured_minutes("04")
+    assert lines == [f"measured: 1.5 min in profile class on {record['device']} (04-stl10-class)"]
+
+
+def test_the_end_of_a_lesson_says_where_its_numbers_came_from(tmp_path, capsys):
+    dataset = {"name": "shapes", "split": "train", "images": 40, "origin": "drawn from seed 0"}
+    run = Run.create(tmp_path / "03-run", dataset=dataset, seed=5, precision="fp32", seconds=60.0)
+    run.add_metric("knn", 0.5234, protocol="weighted kNN, k 20, t 0.07")
+    run.add_metric("views_per_second", 812.0)
+    run.add_metric("broken", float("nan"))
+    s = setup("03", SETTINGS, profile="smoke", seed=5)
+    s.started -= 120
+    capsys.readouterr()
+    lab.finish(s, run)
+    out = capsys.readouterr().out
+    for words in (
+        "record    03-run/record.json",
+        "dataset   shapes train, 40 images; drawn from seed 0",
+        f"device    {run.record['device']}, fp32, seed 5",
+        "2.0 for the lesson, 1.0 of them training",
+        "52.3%   weighted kNN, k 20, t 0.07",
+        "812.0",
+        f"torch {run.record['versions']['torch']}",
+    ):
+        assert words in out
+    assert str(tmp_path) not in out and os.sep + "tmp" not in out
+    kept = Run.open(run.folder).record
+    assert (kept["lesson"], kept["profile"]) == ("03", "smoke") and kept["lesson_seconds"] >= 120
