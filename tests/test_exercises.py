@@ -1,0 +1,100 @@
+"""Exercises: each has a collapsed hint and solution; the stub says "not solved yet", the solution is solved.
+
+One kernel stands for each notebook: the cell tagged `imports`, then stub + check and solution + check.
+"""
+
+import contextlib
+import io
+import re
+from pathlib import Path
+
+import matplotlib
+import nbformat
+import pytest
+
+matplotlib.use("Agg")
+
+NOTEBOOKS = sorted((Path(__file__).resolve().parent.parent / "notebooks").glob("*.ipynb"))
+SOLUTION = re.compile(r"<summary>Solution</summary>.*?```python\n(.*?)```.*?</details>", re.DOTALL)
+
+
+def exercises(cells) -> list[tuple[str, str, str, str]]:
+    """(title, stub, solution, check) of each exercise, found by tags; AssertionError if one lacks a part."""
+
+    def tagged(cell, tag):
+        return cell.cell_type == "code" and tag in cell.metadata.get("tags", [])
+
+    found = []
+    for i, cell in enumerate(cells):
+        if tagged(cell, "exercise"):
+            title = cells[i - 1].source.splitlines()[0]
+            text, check = cells[i + 1], cells[i + 2]
+            assert text.cell_type == "markdown" and "<summary>Hint</summary>" in text.source, title
+            solution = SOLUTION.search(text.source)
+            assert solution, f"{title}: no Python block under <summary>Solution</summary>"
+            assert tagged(check, "check"), f"{title}: the cell after the solution is not tagged `check`"
+            assert "raise NotImplementedError" in cell.source, title
+            found.append((title, cell.source, solution[1], check.source))
+    assert len(found) == sum(tagged(cell, "check") for cell in cells)
+    return found
+
+
+def imports(cells) -> dict:
+    """The names that the notebook's cell tagged `imports` defines."""
+    (source,) = [cell.source for cell in cells if "imports" in cell.metadata.get("tags", [])]
+    names = {"__name__": "__main__"}
+    exec(source, names)
+    return names
+
+
+def printed(names: dict, *sources: str) -> str:
+    """What the cells print, run one after the other in a copy of `names`."""
+    names, out = dict(names), io.StringIO()
+    with contextlib.redirect_stdout(out):
+        for source in sources:
+            exec(source, names)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_the_stub_fails_clearly_and_the_solution_passes(path):
+    cells = nbformat.read(path, as_version=4).cells
+    found = exercises(cells)
+    assert 2 <= len(found) <= 4, "a lesson has two to four exercises"
+    names = imports(cells)
+    for title, stub, solution, check in found:
+        before = printed(names, stub, check)
+        assert "not solved yet" in before and "★" not in before, f"{title}: {before}"
+        after = printed(names, stub, solution, check)
+        assert "★" in after and "solved" in after and "not solved" not in after, f"{title}: {after}"
+
+
+def cell(kind, source, *tags):
+    make = nbformat.v4.new_code_cell if kind == "code" else nbformat.v4.new_markdown_cell
+    return make(source, metadata={"tags": list(tags)})
+
+
+CARD = "<details><summary>Hint</summary>h</details>\n<details><summary>Solution</summary>\n\n{}\n</details>"
+GOOD = [
+    cell("code", "from ssl_lessons import lab", "imports"),
+    cell("markdown", "### Exercise 9.1 · twice · ●○○ · 1 min"),
+    cell("code", "def twice(x):\n    raise NotImplementedError", "exercise"),
+    cell("markdown", CARD.format("```python\ndef twice(x):\n    return 2 * x\n```")),
+    cell("code", "lab.attempt('9.1', lambda: lab.check('twice', twice(2), 4))", "check"),
+]
+
+
+def test_this_test_sees_a_stub_a_wrong_solution_and_a_missing_part():
+    ((title, stub, solution, check),) = exercises(GOOD)
+    assert title.startswith("### Exercise 9.1")
+    names = imports(GOOD)
+    assert "not solved yet" in printed(names, stub, check)
+    assert "★ 9.1: solved." in printed(names, stub, solution, check)
+    assert "not solved yet" in printed(names, stub, solution.replace("2 *", "3 *"), check)
+    for broken in (
+        [*GOOD[:3], cell("markdown", CARD.format("no code")), GOOD[4]],
+        [*GOOD[:4], cell("code", "pass")],
+        [*GOOD, GOOD[4]],
+    ):
+        with pytest.raises(AssertionError):
+            exercises(broken)

@@ -1,0 +1,143 @@
+"""Figures: a Figure out, axes that say what they show, nothing lost at edge sizes, no warning."""
+
+import inspect
+import warnings
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import pytest
+import torch
+from matplotlib.figure import Figure
+
+from ssl_lessons import figures
+
+
+@pytest.fixture(autouse=True)
+def drawn_without_warning():
+    """Every test's figures are rendered; a warning is an error, and closing them leaves none behind."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+        for number in plt.get_fignums():
+            plt.figure(number).canvas.draw()
+    plt.close("all")
+
+
+def history(epochs, judged=True):
+    rows = [{"epoch": e + 1, "loss": 5 / (e + 1), "embedding_std": 0.5, "lr": 0.1} for e in range(epochs)]
+    for row in rows[:: 2 if judged else epochs + 1]:
+        row |= {"knn": 0.3} if judged else {}
+    return rows
+
+
+def assert_labelled(axis):
+    assert axis.get_xlabel() and (axis.get_ylabel() or axis.get_title())
+
+
+def test_every_function_that_needs_nothing_draws():
+    for name, function in inspect.getmembers(figures, inspect.isfunction):
+        here = function.__module__ == figures.__name__ and not name.startswith("_")
+        parameters = inspect.signature(function).parameters.values()
+        if here and all(p.default is not p.empty for p in parameters):
+            figure = function()
+            assert isinstance(figure, Figure) and figure.axes, name
+            figure.canvas.draw()
+
+
+@pytest.mark.parametrize("count, rows", [(1, 1), (6, 2), (6, 6)])
+def test_image_grid_shows_every_picture(count, rows):
+    images = torch.randint(0, 256, (count, 3, 5, 7), dtype=torch.uint8)
+    figure = figures.image_grid(images, rows, titles=["a"], row_titles=[f"row {i}" for i in range(rows)])
+    assert isinstance(figure, Figure) and len(figure.axes) == count
+    assert figure.axes[0].get_title() == "a" and figure.axes[0].get_ylabel() == "row 0"
+    for axis, image in zip(figure.axes, images, strict=True):
+        shown = torch.as_tensor(axis.images[0].get_array().copy())  # (H, W, 3)
+        assert torch.allclose(shown, image.permute(1, 2, 0) / 255.0)
+
+
+def test_image_grid_takes_views_and_refuses_a_gap():
+    figure = figures.image_grid(torch.tensor([-1.0, 0.25, 2.0]).view(3, 1, 1, 1).expand(3, 3, 4, 4), 1)
+    assert [float(axis.images[0].get_array().max()) for axis in figure.axes] == [0, 0.25, 1]  # clamped
+    for count, rows in ((5, 2), (1, 2), (0, 1)):
+        with pytest.raises(ValueError, match=f"{count} images do not fill {rows} rows"):
+            figures.image_grid(torch.zeros(count, 3, 4, 4), rows)
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 30])
+@pytest.mark.parametrize("judged", [True, False])
+def test_training_curves(epochs, judged):
+    rows = history(epochs, judged)
+    figure = figures.training_curves(rows, random_knn=0.2, chance=0.1)
+    left, right = figure.axes
+    assert left.get_ylabel() == "loss (nats)" and right.get_ylabel() == "kNN accuracy (%)"
+    assert left.get_xlabel() == right.get_xlabel() == "epoch"
+    assert list(left.lines[0].get_ydata()) == [row["loss"] for row in rows]
+    assert list(right.lines[0].get_ydata()) == [30.0 for row in rows if "knn" in row]
+    levels = {
+        text.get_text(): line.get_ydata()[0] for text, line in zip(right.texts, right.lines[1:], strict=True)
+    }
+    assert levels == {"random encoder": 20, "guessing": 10}
+
+
+@pytest.mark.parametrize("count", [1, 3, 14])
+def test_health_has_a_panel_for_each_diagnostic(count):
+    rows = [{"epoch": e, **{f"d{i}": i for i in range(count)}} for e in (1, 2)]
+    figure = figures.health(rows, {f"d{i}": f"diagnostic {i}" for i in range(count)})
+    assert [axis.get_title() for axis in figure.axes] == [f"diagnostic {i}" for i in range(count)]
+    for i, axis in enumerate(figure.axes):
+        assert_labelled(axis)
+        assert list(axis.lines[0].get_ydata()) == [i, i]
+
+
+@pytest.mark.parametrize("values", [{"a": 0.0}, {"a": 1.0, "b": 0.25}, {str(i): i / 20 for i in range(12)}])
+def test_accuracy_bars(values):
+    figure = figures.accuracy_bars(values, title="t", baselines=["a"])
+    (axis,) = figure.axes
+    assert axis.get_xlabel() == "test accuracy (%)"
+    assert [bar.get_width() for bar in axis.patches] == [100 * value for value in values.values()][::-1]
+    assert axis.get_xlim()[1] > max(bar.get_width() for bar in axis.patches)
+    grey = matplotlib.colors.to_rgba(figures.GREY)
+    names = [label.get_text() for label in axis.get_yticklabels()]
+    assert [bar.get_facecolor() == grey for bar in axis.patches] == [name == "a" for name in names]
+
+
+@pytest.mark.parametrize("count", [1, 2, 8])
+def test_lines_draws_every_curve(count):
+    curves = {f"c{i}": ([16, 256], [i, i + 1]) for i in range(count)}
+    (axis,) = figures.lines(curves, "queue (keys)", "accuracy (%)", log=True).axes
+    assert (axis.get_xlabel(), axis.get_ylabel()) == ("queue (keys)", "accuracy (%)")
+    assert [line.get_label() for line in axis.lines] == list(curves)
+    assert [tick.get_text() for tick in axis.get_xticklabels()] == ["16", "256"]
+    assert (axis.get_legend() is None) == (count == 1)
+
+
+@pytest.mark.parametrize("count", [1, 8])
+def test_histograms_draws_every_sample_with_area_one(count):
+    samples = {f"s{i}": torch.randn(50, 2) + i for i in range(count)} | {"single": torch.tensor([0.5])}
+    (axis,) = figures.histograms(samples, "cosine similarity", bins=10).axes
+    assert (axis.get_xlabel(), axis.get_ylabel()) == ("cosine similarity", "density")
+    assert len(axis.containers) == count + 1
+    for bars in axis.containers:
+        assert sum(bar.get_width() * bar.get_height() for bar in bars) == pytest.approx(1)
+    assert not axis.get_legend().get_frame_on()
+
+
+def test_histograms_of_equal_values():
+    (axis,) = figures.histograms({"same": torch.ones(9)}, "std").axes
+    assert len(axis.containers) == 1 and axis.get_xlabel() == "std"
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 40)])
+def test_matrix(shape):
+    values = torch.rand(shape, dtype=torch.float64, requires_grad=True)
+    figure = figures.matrix(values, "key", "query", label="cosine")
+    axis, bar = figure.axes
+    assert (axis.get_xlabel(), axis.get_ylabel(), bar.get_ylabel()) == ("key", "query", "cosine")
+    assert axis.images[0].get_array().shape == shape
+
+
+def test_colours_differ():
+    assert len(set(figures.COLOURS)) == len(figures.COLOURS) == 6
