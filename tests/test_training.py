@@ -263,11 +263,13 @@ class Drawn:
 
 def test_a_notebook_gets_bars_and_curves(monkeypatch):
     import IPython.display
+    import matplotlib.pyplot as plt
     from fastprogress import fastprogress
     from matplotlib.figure import Figure
 
     monkeypatch.setattr(IPython.display, "display", Drawn)
-    monkeypatch.setattr(fastprogress, "display", Drawn, raising=False)  # where version 1.0.3 looks for it
+    for name, thing in (("display", Drawn), ("HTML", IPython.display.HTML), ("plt", plt)):
+        monkeypatch.setattr(fastprogress, name, thing, raising=False)  # version 1.0.3 imports them itself
     monkeypatch.setattr(fastprogress, "IN_NOTEBOOK", True)
     monkeypatch.setattr(fastprogress, "master_bar", fastprogress.NBMasterBar)
     monkeypatch.setattr(fastprogress, "progress_bar", fastprogress.NBProgressBar)
@@ -283,7 +285,7 @@ def test_a_notebook_gets_bars_and_curves(monkeypatch):
     figures = [thing for thing in Drawn.shown if isinstance(thing, Figure)]
     curves = {line.get_label(): line.get_xydata().tolist() for line in figures[-1].axes[0].lines}
     assert curves["kNN accuracy"] == [[2, 0.25]] and curves["loss / first loss"][0] == [1, 1]
-    assert any("epoch   2/2   loss" in str(thing) for thing in Drawn.shown)
+    assert any("epoch   2/2   loss" in f"{thing}{getattr(thing, 'data', '')}" for thing in Drawn.shown)
 
 
 def test_the_console_bars_work_too(capsys):

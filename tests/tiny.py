@@ -21,7 +21,7 @@ def noise(count=24, size=20, labels=True) -> ImageStore:
 
 def moco(start=0, recipe="lesson", **fields) -> MoCo:
     torch.manual_seed(start)
-    fields = {"queue": 20, "head": (16, 8), "batch_size": 8, "epochs": 2, **fields}
+    fields = {"queue": 20, "head": (16, 8), "temperature": 0.2, "batch_size": 8, "epochs": 2, **fields}
     return MoCo(networks.Conv4((4, 4, 8, 8)), image_size=16, recipe=recipe, **fields)
 
 
