@@ -141,9 +141,9 @@ def weighted_knn(train, train_labels, test, test_labels, k=20, t=0.07):
 def small_network(seed):
     torch.manual_seed(seed)
     layers, width = [], 3
-    for out, stride in ((24, 2), (48, 1), (96, 1), (128, 1)):
+    for out, stride in ((16, 2), (32, 1), (64, 1), (96, 1)):
         layers += [nn.Conv2d(width, out, 3, stride, padding=1, bias=False), nn.BatchNorm2d(out), nn.ReLU()]
-        layers += [nn.MaxPool2d(2)] if stride == 1 and out < 128 else []
+        layers += [nn.MaxPool2d(2)] if stride == 1 and out < 96 else []
         width = out
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten()).to(memory_format=torch.channels_last)
 
@@ -180,8 +180,8 @@ def test_a_random_encoder_does_not_tell_the_class(data):
 
 def test_a_supervised_small_network_learns_the_classes(data):
     train, train_labels, test, test_labels = data
-    network = small_network(seed=0).append(nn.Linear(128, 10))
-    epochs, batch, rate = 6, 50, 4e-3
+    network = small_network(seed=0).append(nn.Linear(96, 10))
+    epochs, batch, rate = 4, 50, 6e-3
     steps = epochs * len(train) // batch
     optimiser = torch.optim.AdamW(network.parameters(), rate, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, steps)
