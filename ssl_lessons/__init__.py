@@ -26,6 +26,7 @@ _MODULES = (
     "records",
     "training",
     "evaluate",
+    "diagrams",
     "figures",
     "lab",
     "grid",

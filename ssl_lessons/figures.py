@@ -9,19 +9,19 @@ from itertools import cycle
 import matplotlib.pyplot as plt
 import torch
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyBboxPatch
 from torch import Tensor
 
-BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, GREY = (
-    "#0072B2",
-    "#E69F00",
-    "#009E73",
-    "#D55E00",
-    "#CC79A7",
-    "#56B4E9",
-    "#777777",
+from ssl_lessons.diagrams import (  # noqa: F401  (the drawings are shown as figures)
+    BLUE,
+    COLOURS,
+    GREY,
+    ORANGE,
+    SKY,
+    VERMILION,
+    dictionaries,
+    series_map,
 )
-COLOURS = (BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY)
+
 _STYLE = {
     "figure.dpi": 80,
     "font.size": 11,
@@ -45,7 +45,8 @@ def image_grid(
 
     Args:
         images: uint8, or float in [0, 1], (N, 3, H, W) with N a multiple of `rows`.
-        titles: one above each column (or above each picture where there are N). row_titles: one beside each row.
+        titles: one above each column (or above each picture where there are N).
+        row_titles: one beside each row.
         cell: inches a picture.
     """
     columns = len(images) // rows
@@ -69,7 +70,9 @@ def image_grid(
     return figure
 
 
-def training_curves(history: Sequence[dict], random_knn: float | None = None, chance: float | None = None) -> Figure:
+def training_curves(
+    history: Sequence[dict], random_knn: float | None = None, chance: float | None = None
+) -> Figure:
     """A run's loss and kNN accuracy over its epochs, from `record["history"]`.
 
     `random_knn` is the same monitor's accuracy before training, `chance` that of guessing; both in [0, 1].
@@ -80,12 +83,25 @@ def training_curves(history: Sequence[dict], random_knn: float | None = None, ch
     left.set(xlabel="epoch", ylabel="loss (nats)", title="what is minimised")
     judged = [row for row in history if "knn" in row]
     right.plot(
-        [row["epoch"] for row in judged], [100 * row["knn"] for row in judged], color=BLUE, marker="o", markersize=3
+        [row["epoch"] for row in judged],
+        [100 * row["knn"] for row in judged],
+        color=BLUE,
+        marker="o",
+        markersize=3,
     )
     for level, label in ((random_knn, "random encoder"), (chance, "guessing")):
         if level is not None:
-            right.axhline(100 * level, color=GREY, linestyle="--" if label == "guessing" else "-", linewidth=1)
-            right.annotate(label, (1, 100 * level), xycoords=("axes fraction", "data"), ha="right", va="bottom", color=GREY)
+            right.axhline(
+                100 * level, color=GREY, linestyle="--" if label == "guessing" else "-", linewidth=1
+            )
+            right.annotate(
+                label,
+                (1, 100 * level),
+                xycoords=("axes fraction", "data"),
+                ha="right",
+                va="bottom",
+                color=GREY,
+            )
     right.set(xlabel="epoch", ylabel="kNN accuracy (%)", title="what is wanted")
     return figure
 
@@ -94,7 +110,13 @@ def health(history: Sequence[dict], names: dict[str, str]) -> Figure:
     """One small panel for each diagnostic of a run: `names` maps a key of the history to its title."""
     figure, axes = _axes(len(names), 2.6 * len(names), 2.4)
     for axis, (key, title), colour in zip(axes, names.items(), cycle(COLOURS), strict=False):
-        axis.plot([row["epoch"] for row in history], [row[key] for row in history], color=colour, marker="o", markersize=3)
+        axis.plot(
+            [row["epoch"] for row in history],
+            [row[key] for row in history],
+            color=colour,
+            marker="o",
+            markersize=3,
+        )
         axis.set_title(title, fontsize=10)
         axis.set_xlabel("epoch")
     return figure
@@ -113,7 +135,11 @@ def accuracy_bars(values: dict[str, float], title: str = "", baselines: Sequence
 
 
 def lines(
-    curves: dict[str, tuple[Sequence[float], Sequence[float]]], xlabel: str, ylabel: str, title: str = "", log: bool = False
+    curves: dict[str, tuple[Sequence[float], Sequence[float]]],
+    xlabel: str,
+    ylabel: str,
+    title: str = "",
+    log: bool = False,
 ) -> Figure:
     """Named curves {label: (x, y)} on one pair of axes; `log` for a logarithmic x axis."""
     figure, (axis,) = _axes(1, 6.5, 3.2)
@@ -135,7 +161,15 @@ def histograms(samples: dict[str, Tensor], xlabel: str, title: str = "", bins: i
     everything = torch.cat([values.flatten().float().cpu() for values in samples.values()])
     span = (everything.min().item(), everything.max().item())
     for (label, values), colour in zip(samples.items(), cycle(COLOURS), strict=False):
-        axis.hist(values.flatten().float().cpu().numpy(), bins, range=span, density=True, alpha=0.6, label=label, color=colour)
+        axis.hist(
+            values.flatten().float().cpu().numpy(),
+            bins,
+            range=span,
+            density=True,
+            alpha=0.6,
+            label=label,
+            color=colour,
+        )
     axis.set(xlabel=xlabel, ylabel="density", title=title)
     axis.legend(frameon=False)
     return figure
@@ -144,7 +178,9 @@ def histograms(samples: dict[str, Tensor], xlabel: str, title: str = "", bins: i
 def matrix(values: Tensor, xlabel: str, ylabel: str, title: str = "", label: str = "") -> Figure:
     """A matrix (rows, columns) as an image with a colour bar named `label`."""
     figure, (axis,) = _axes(1, 6.5, 3.2)
-    shown = axis.imshow(values.detach().float().cpu().numpy(), aspect="auto", cmap="cividis", interpolation="nearest")
+    shown = axis.imshow(
+        values.detach().float().cpu().numpy(), aspect="auto", cmap="cividis", interpolation="nearest"
+    )
     axis.grid(False)
     axis.set(xlabel=xlabel, ylabel=ylabel, title=title)
     figure.colorbar(shown, ax=axis, label=label)
@@ -175,156 +211,44 @@ def overview(images: Tensor, views: Sequence[Tensor], accuracies: dict[str, dict
     encoders = list(next(iter(accuracies.values())))
     for i, (encoder, colour) in enumerate(zip(encoders, (GREY, BLUE, SKY), strict=False)):
         places = [place + 0.27 * (i - (len(encoders) - 1) / 2) for place in range(len(accuracies))]
-        bars = axis.bar(places, [100 * row[encoder] for row in accuracies.values()], 0.25, label=encoder, color=colour)
+        bars = axis.bar(
+            places, [100 * row[encoder] for row in accuracies.values()], 0.25, label=encoder, color=colour
+        )
         axis.bar_label(bars, fmt="%.0f", fontsize=9)
     axis.set_xticks(range(len(accuracies)), list(accuracies))
     axis.set(ylabel="kNN accuracy (%)", ylim=(0, 100))
     axis.grid(False, axis="x")
-    axis.legend(loc="upper center", bbox_to_anchor=(0.5, 1.16), ncols=len(encoders), fontsize=9, columnspacing=1)
-    return figure
-
-
-def dictionaries() -> Figure:
-    """Three ways to keep a dictionary of keys, after figure 2 of MoCo (arXiv:1911.05722).
-
-    Solid arrows carry values forward, dashed vermilion ones the gradient back.
-    """
-    figure, axes = plt.subplots(1, 3, figsize=(10, 3.8), layout="constrained")
-    figure.set_dpi(80)
-    keys = {"end-to-end": "encoder k", "memory bank": "memory of\nall images", "MoCo": "momentum\nencoder"}
-    for axis, (title, source) in zip(axes, keys.items(), strict=True):
-        axis.set(xlim=(0, 10), ylim=(0, 10.6), title=title)
-        axis.axis("off")
-
-        def box(x, y, text, colour, axis=axis):
-            style = {"boxstyle": "round,pad=0.35", "facecolor": colour, "alpha": 0.28, "edgecolor": colour}
-            axis.text(x, y, text, ha="center", va="center", fontsize=10, bbox=style)
-
-        def arrow(start, end, back=False, axis=axis, **more):
-            look = {"color": VERMILION, "linestyle": "--"} if back else {"color": "#333333"}
-            axis.annotate("", end, start, arrowprops={"arrowstyle": "-|>", "linewidth": 1.4, **look, **more})
-
-        box(5, 9.6, "contrastive loss", ORANGE)
-        box(2.2, 4.2, "encoder q", BLUE)
-        box(7.6, 4.2, source, BLUE if title == "end-to-end" else GREEN)
-        axis.text(2.2, 0.6, "query view", ha="center")
-        axis.text(7.6, 0.6, "(drawn at random)" if title == "memory bank" else "key view", ha="center")
-        arrow((2.2, 1.3), (2.2, 3.3))
-        arrow((2.0, 5.1), (3.9, 8.9))
-        arrow((4.5, 8.9), (2.7, 5.1), back=True)
-        if title != "memory bank":
-            arrow((7.6, 1.3), (7.6, 3.1))
-        if title == "MoCo":
-            box(7.6, 7.0, "queue of K keys", GREEN)
-            arrow((7.6, 5.3), (7.6, 6.3))
-            arrow((7.2, 7.7), (6.2, 8.9))
-            arrow((3.7, 4.2), (5.9, 4.2), linestyle=":")
-            axis.text(4.75, 4.55, "m", ha="center", fontsize=10, style="italic")
-        else:
-            arrow((8.0, 5.3), (6.5, 8.9))
-        if title == "end-to-end":
-            arrow((5.9, 8.9), (7.3, 5.1), back=True)
-    axes[0].text(4.9, 6.8, "gradient", color=VERMILION, ha="center", fontsize=10)
-    axes[2].text(3.7, 6.4, "gradient", color=VERMILION, ha="left", fontsize=10)
-    return figure
-
-
-# The map of the series: method, lesson, both branches from the views upward (* a moving average, // no gradient
-# further down), what compares them, and what else a view must differ from.
-_TWO = ("encoder", "projector")
-_MAP = (
-    ("SimCLR", "02", _TWO, _TWO, "cosine", "all other views\nof the batch"),
-    ("MoCo", "03", _TWO, ("*encoder", "*projector"), "cosine", "a queue of\nearlier keys"),
-    ("Relational reasoning", "04", _TWO[:1], _TWO[:1], "relation head", "a view of\nanother image"),
-    ("BYOL", "05", (*_TWO, "predictor"), ("*encoder", "*projector"), "cosine", ""),
-    ("SimSiam", "06", (*_TWO, "predictor"), (*_TWO, "//"), "cosine", ""),
-)
-_MAP_KEY = (
-    ("trained by gradients; two blue boxes\nof one name share their weights", BLUE, "box"),
-    ("a slowly moving average of the blue\nbox beside it; no gradients", ORANGE, "box"),
-    ("compared, and should agree", GREEN, "-"),
-    ("compared, and should differ", VERMILION, "--"),
-    ("stop-gradient: this side counts as given", VERMILION, "//"),
-)
-
-
-def _box(axis, x: float, y: float, text: str, face: str, width: float = 1.5, height: float = 0.44, **look):
-    style = {"boxstyle": "round,pad=0.02,rounding_size=0.1", "facecolor": face, "edgecolor": "none", **look}
-    axis.add_patch(FancyBboxPatch((x - width / 2, y - height / 2), width, height, **style))
-    axis.text(x, y, text, ha="center", va="center", fontsize=9, color="white" if face == BLUE else "black")
-
-
-def _arrow(axis, start: tuple[float, float], end: tuple[float, float], colour: str, line: str = "-"):
-    look = {"color": colour, "linestyle": line, "linewidth": 1.2, "shrinkA": 0, "shrinkB": 0}
-    axis.annotate("", end, start, arrowprops={"arrowstyle": "-|>", **look})
-
-
-def _branch(axis, x: float, view: str, parts: Sequence[str], top: float) -> None:
-    """One view's way up: arrow, box, arrow, … and a green arrow into the comparison at height `top`."""
-    _arrow(axis, (x, 0.24), (x, 0.6), "black")
-    axis.text(x + 0.08, 0.4, view, fontsize=8, color=GREY, va="center")
-    for i, part in enumerate(parts):
-        y, last = 0.84 + 0.74 * i, i + 1 == len(parts)
-        if part == "//":
-            axis.text(x, y, part, ha="center", va="center", fontsize=14, color=VERMILION, weight="bold")
-        else:
-            _box(axis, x, y, part.strip("*"), ORANGE if part[0] == "*" else BLUE)
-        _arrow(axis, (x, y + 0.24), (x, top if last else y + 0.52), GREEN if last else "black")
-        if part[0] == "*":
-            _arrow(axis, (x - 1.23, y), (x - 0.77, y), ORANGE, ":")
-
-
-def series_map() -> Figure:
-    """The five methods of the series side by side: what each compares with what, and where gradients go."""
-    figure, grid = plt.subplots(2, 3, figsize=(11, 7.2), layout="constrained")
-    figure.set_dpi(80)
-    for axis in grid.flat:
-        axis.set(xlim=(0, 6.1), ylim=(-0.35, 4.55))
-        axis.axis("off")
-    for axis, (name, lesson, left, right, judge, others) in zip(grid.flat, _MAP, strict=False):
-        axis.set_title(f"{name}  (lesson {lesson})", fontsize=11, weight="bold")
-        _box(axis, 2.15, 0, "one image", "#EEEEEE", 3.5)
-        _branch(axis, 1.15, "view 1", left, 3.64)
-        _branch(axis, 3.15, "view 2", right, 3.64)
-        _box(axis, 2.15, 3.9, f"{judge}: same image", "white", 3.5, edgecolor=GREEN, linewidth=2)
-        if not others:
-            axis.text(5.1, 2.2, "no negatives", fontsize=9, color=GREY, ha="center", va="center")
-            continue
-        _box(axis, 5.15, 2.2, others, "#EEEEEE", 1.75, 0.75)
-        axis.plot([5.15, 5.15], [2.62, 3.9], color=VERMILION, linestyle="--", linewidth=1.2)
-        _arrow(axis, (5.15, 3.9), (3.95, 3.9), VERMILION, "--")
-        axis.text(5.2, 4.02, "different", fontsize=9, color=VERMILION, ha="center", va="bottom")
-    key = grid[1, 2]
-    key.set_title("How to read it", fontsize=11, weight="bold")
-    for y, (text, colour, sign) in zip((3.8, 3.0, 2.25, 1.65, 1.05), _MAP_KEY, strict=True):
-        key.text(1.4, y, text, fontsize=9, va="center")
-        if sign == "box":
-            _box(key, 0.7, y, "", colour, 0.8)
-        elif sign == "//":
-            key.text(0.7, y, sign, fontsize=14, color=colour, ha="center", va="center", weight="bold")
-        else:
-            _arrow(key, (0.3, y), (1.1, y), colour, sign)
-    key.text(0.3, 0.2, "Kept when training ends: the blue encoder.", fontsize=9, va="center", weight="bold")
+    axis.legend(
+        loc="upper center", bbox_to_anchor=(0.5, 1.16), ncols=len(encoders), fontsize=9, columnspacing=1
+    )
     return figure
 
 
 def boxes(image: Tensor, drawn: dict[str, Sequence[tuple[int, int, int, int]]]) -> Figure:
-    """Named sets of boxes (top, left, height, width in pixels), each set on a copy of one image (3, H, W) in [0, 1]."""
+    """Named sets of boxes (top, left, height, width in pixels), each on an image (3, H, W) in [0, 1]."""
     figure, axes = _axes(len(drawn), 3.2 * len(drawn), 3.2)
     for axis, (title, some) in zip(axes, drawn.items(), strict=True):
         axis.imshow(image.permute(1, 2, 0).numpy(), alpha=0.7)
         for (top, left, height, width), colour in zip(some, COLOURS * 9, strict=False):
-            axis.add_patch(plt.Rectangle((left - 0.5, top - 0.5), width, height, fill=False, edgecolor=colour, linewidth=2))
+            axis.add_patch(
+                plt.Rectangle(
+                    (left - 0.5, top - 0.5), width, height, fill=False, edgecolor=colour, linewidth=2
+                )
+            )
         axis.set(title=title, xlabel="column (pixels)", ylabel="row (pixels)")
         axis.grid(False)
     return figure
 
 
-def bars(values: dict[str, float], xlabel: str, line: tuple[str, float] | None = None, percent: bool = True) -> Figure:
-    """Named values as horizontal bars; `percent` shows shares in [0, 1] as per cent; `line` is a (label, value)."""
+def bars(
+    values: dict[str, float], xlabel: str, line: tuple[str, float] | None = None, percent: bool = True
+) -> Figure:
+    """Named values as horizontal bars; `percent` for shares in [0, 1]; `line` is a (label, value)."""
     figure, (axis,) = _axes(1, 7.5, 0.42 * len(values) + 0.9)
     scale = 100 if percent else 1
-    drawn = axis.barh(list(values)[::-1], [scale * value for value in list(values.values())[::-1]], color=BLUE)
+    drawn = axis.barh(
+        list(values)[::-1], [scale * value for value in list(values.values())[::-1]], color=BLUE
+    )
     axis.bar_label(drawn, fmt="%.1f" if percent else "%.0f", padding=3)
     axis.set(xlabel=xlabel, xlim=(0, scale * max(values.values()) * 1.12))
     if line:
@@ -337,7 +261,10 @@ def bars(values: dict[str, float], xlabel: str, line: tuple[str, float] | None =
 def matrices(named: dict[str, Tensor], xlabel: str, ylabel: str, label: str) -> Figure:
     """Matrices side by side on one colour scale, whose bar is named `label`."""
     figure, axes = _axes(len(named), 3.3 * len(named) + 0.6, 3.2)
-    span = {"vmin": min(float(m.min()) for m in named.values()), "vmax": max(float(m.max()) for m in named.values())}
+    span = {
+        "vmin": min(float(m.min()) for m in named.values()),
+        "vmax": max(float(m.max()) for m in named.values()),
+    }
     for axis, (title, values) in zip(axes, named.items(), strict=True):
         shown = axis.imshow(values.numpy(), aspect="auto", cmap="cividis", interpolation="nearest", **span)
         axis.grid(False)

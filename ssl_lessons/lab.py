@@ -161,7 +161,8 @@ def results_table(pattern: str = "03-*") -> str:
         names = ("knn", "knn_random", "linear_10", "linear_10_random")
         judged = " | ".join(f"{row['metrics'][metric]['value']:.1%}" for metric in names)
         lines.append(
-            f"| {name} | {row['dataset']['name']}, {row['view_size']} px | {network['name']} | {row['epochs']} "
+            f"| {name} | {row['dataset']['name']}, {row['view_size']} px "
+            f"| {network['name']} | {row['epochs']} "
             f"| {row['seconds'] / 60:.1f} | {judged} | {row['device']}, {row['precision']} |"
         )
     return "\n".join(lines)

@@ -1,0 +1,145 @@
+"""Drawings that explain and measure nothing: the map of the series, and what its methods keep.
+
+The palette of all figures lives here too: Okabe and Ito's colours, which colour-blind eyes tell apart.
+"""
+
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyBboxPatch
+
+BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, GREY = (
+    "#0072B2",
+    "#E69F00",
+    "#009E73",
+    "#D55E00",
+    "#CC79A7",
+    "#56B4E9",
+    "#777777",
+)
+COLOURS = (BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY)
+
+
+def dictionaries() -> Figure:
+    """Three ways to keep a dictionary of keys, after figure 2 of MoCo (arXiv:1911.05722).
+
+    Solid arrows carry values forward, dashed vermilion ones the gradient back.
+    """
+    figure, axes = plt.subplots(1, 3, figsize=(10, 3.8), layout="constrained")
+    figure.set_dpi(80)
+    keys = {"end-to-end": "encoder k", "memory bank": "memory of\nall images", "MoCo": "momentum\nencoder"}
+    for axis, (title, source) in zip(axes, keys.items(), strict=True):
+        axis.set(xlim=(0, 10), ylim=(0, 10.6), title=title)
+        axis.axis("off")
+
+        def box(x, y, text, colour, axis=axis):
+            style = {"boxstyle": "round,pad=0.35", "facecolor": colour, "alpha": 0.28, "edgecolor": colour}
+            axis.text(x, y, text, ha="center", va="center", fontsize=10, bbox=style)
+
+        def arrow(start, end, back=False, axis=axis, **more):
+            look = {"color": VERMILION, "linestyle": "--"} if back else {"color": "#333333"}
+            axis.annotate("", end, start, arrowprops={"arrowstyle": "-|>", "linewidth": 1.4, **look, **more})
+
+        box(5, 9.6, "contrastive loss", ORANGE)
+        box(2.2, 4.2, "encoder q", BLUE)
+        box(7.6, 4.2, source, BLUE if title == "end-to-end" else GREEN)
+        axis.text(2.2, 0.6, "query view", ha="center")
+        axis.text(7.6, 0.6, "(drawn at random)" if title == "memory bank" else "key view", ha="center")
+        arrow((2.2, 1.3), (2.2, 3.3))
+        arrow((2.0, 5.1), (3.9, 8.9))
+        arrow((4.5, 8.9), (2.7, 5.1), back=True)
+        if title != "memory bank":
+            arrow((7.6, 1.3), (7.6, 3.1))
+        if title == "MoCo":
+            box(7.6, 7.0, "queue of K keys", GREEN)
+            arrow((7.6, 5.3), (7.6, 6.3))
+            arrow((7.2, 7.7), (6.2, 8.9))
+            arrow((3.7, 4.2), (5.9, 4.2), linestyle=":")
+            axis.text(4.75, 4.55, "m", ha="center", fontsize=10, style="italic")
+        else:
+            arrow((8.0, 5.3), (6.5, 8.9))
+        if title == "end-to-end":
+            arrow((5.9, 8.9), (7.3, 5.1), back=True)
+    axes[0].text(4.9, 6.8, "gradient", color=VERMILION, ha="center", fontsize=10)
+    axes[2].text(3.7, 6.4, "gradient", color=VERMILION, ha="left", fontsize=10)
+    return figure
+
+
+# The map of the series: method, lesson, both branches from the views upward (* a moving average, // no
+# gradient further down), what compares them, and what else a view must differ from.
+_TWO = ("encoder", "projector")
+_MAP = (
+    ("SimCLR", "02", _TWO, _TWO, "cosine", "all other views\nof the batch"),
+    ("MoCo", "03", _TWO, ("*encoder", "*projector"), "cosine", "a queue of\nearlier keys"),
+    ("Relational reasoning", "04", _TWO[:1], _TWO[:1], "relation head", "a view of\nanother image"),
+    ("BYOL", "05", (*_TWO, "predictor"), ("*encoder", "*projector"), "cosine", ""),
+    ("SimSiam", "06", (*_TWO, "predictor"), (*_TWO, "//"), "cosine", ""),
+)
+_MAP_KEY = (
+    ("trained by gradients; two blue boxes\nof one name share their weights", BLUE, "box"),
+    ("a slowly moving average of the blue\nbox beside it; no gradients", ORANGE, "box"),
+    ("compared, and should agree", GREEN, "-"),
+    ("compared, and should differ", VERMILION, "--"),
+    ("stop-gradient: this side counts as given", VERMILION, "//"),
+)
+
+
+def _box(axis, x: float, y: float, text: str, face: str, width: float = 1.5, height: float = 0.44, **look):
+    style = {"boxstyle": "round,pad=0.02,rounding_size=0.1", "facecolor": face, "edgecolor": "none", **look}
+    axis.add_patch(FancyBboxPatch((x - width / 2, y - height / 2), width, height, **style))
+    axis.text(x, y, text, ha="center", va="center", fontsize=9, color="white" if face == BLUE else "black")
+
+
+def _arrow(axis, start: tuple[float, float], end: tuple[float, float], colour: str, line: str = "-"):
+    look = {"color": colour, "linestyle": line, "linewidth": 1.2, "shrinkA": 0, "shrinkB": 0}
+    axis.annotate("", end, start, arrowprops={"arrowstyle": "-|>", **look})
+
+
+def _branch(axis, x: float, view: str, parts: Sequence[str], top: float) -> None:
+    """One view's way up: arrow, box, arrow, … and a green arrow into the comparison at height `top`."""
+    _arrow(axis, (x, 0.24), (x, 0.6), "black")
+    axis.text(x + 0.08, 0.4, view, fontsize=8, color=GREY, va="center")
+    for i, part in enumerate(parts):
+        y, last = 0.84 + 0.74 * i, i + 1 == len(parts)
+        if part == "//":
+            axis.text(x, y, part, ha="center", va="center", fontsize=14, color=VERMILION, weight="bold")
+        else:
+            _box(axis, x, y, part.strip("*"), ORANGE if part[0] == "*" else BLUE)
+        _arrow(axis, (x, y + 0.24), (x, top if last else y + 0.52), GREEN if last else "black")
+        if part[0] == "*":
+            _arrow(axis, (x - 1.23, y), (x - 0.77, y), ORANGE, ":")
+
+
+def series_map() -> Figure:
+    """The five methods of the series side by side: what each compares with what, and where gradients go."""
+    figure, grid = plt.subplots(2, 3, figsize=(11, 7.2), layout="constrained")
+    figure.set_dpi(80)
+    for axis in grid.flat:
+        axis.set(xlim=(0, 6.1), ylim=(-0.35, 4.55))
+        axis.axis("off")
+    for axis, (name, lesson, left, right, judge, others) in zip(grid.flat, _MAP, strict=False):
+        axis.set_title(f"{name}  (lesson {lesson})", fontsize=11, weight="bold")
+        _box(axis, 2.15, 0, "one image", "#EEEEEE", 3.5)
+        _branch(axis, 1.15, "view 1", left, 3.64)
+        _branch(axis, 3.15, "view 2", right, 3.64)
+        _box(axis, 2.15, 3.9, f"{judge}: same image", "white", 3.5, edgecolor=GREEN, linewidth=2)
+        if not others:
+            axis.text(5.1, 2.2, "no negatives", fontsize=9, color=GREY, ha="center", va="center")
+            continue
+        _box(axis, 5.15, 2.2, others, "#EEEEEE", 1.75, 0.75)
+        axis.plot([5.15, 5.15], [2.62, 3.9], color=VERMILION, linestyle="--", linewidth=1.2)
+        _arrow(axis, (5.15, 3.9), (3.95, 3.9), VERMILION, "--")
+        axis.text(5.2, 4.02, "different", fontsize=9, color=VERMILION, ha="center", va="bottom")
+    key = grid[1, 2]
+    key.set_title("How to read it", fontsize=11, weight="bold")
+    for y, (text, colour, sign) in zip((3.8, 3.0, 2.25, 1.65, 1.05), _MAP_KEY, strict=True):
+        key.text(1.4, y, text, fontsize=9, va="center")
+        if sign == "box":
+            _box(key, 0.7, y, "", colour, 0.8)
+        elif sign == "//":
+            key.text(0.7, y, sign, fontsize=14, color=colour, ha="center", va="center", weight="bold")
+        else:
+            _arrow(key, (0.3, y), (1.1, y), colour, sign)
+    key.text(0.3, 0.2, "Kept when training ends: the blue encoder.", fontsize=9, va="center", weight="bold")
+    return figure
