@@ -170,7 +170,8 @@ def judge(args, run, encoder, stores, prefix: str = "") -> int:
     network, metrics = run.record["network"], {}
     view = network["image_size"]
     if stores:
-        untrained = evaluate.random_encoder(network["name"], view, network["stem"], run.record["seed"])
+        same = (network["name"], view, network["stem"], run.record["seed"], network.get("layer"))
+        untrained = evaluate.random_encoder(*same)
         for each, mark in ((encoder, ""), (untrained, "_random")):
             found = evaluate.judge(each, *stores, view, device=args.device)
             metrics.update({f"{prefix}{name}{mark}": entry for name, entry in found.items()})
