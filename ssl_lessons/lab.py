@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import tempfile
+import textwrap
 import time
 import traceback
 from collections.abc import Callable
@@ -80,7 +81,8 @@ def setup(
         folder = _runs_folder() / f"{name}-{digest}"
     precision = pick_precision("auto", device)
     print(f"lesson {lesson}, profile {profile}, on {device_name(device)} with {precision} arithmetic")
-    print("   ".join(f"{key} {value}" for key, value in values.items()))
+    chosen = [f"{key} {value}" for key, value in values.items() if value is not None]
+    print(textwrap.fill(" · ".join(chosen), 96, break_long_words=False))
     for line in measured_minutes(lesson):
         print(line)
     values |= {"lesson": lesson, "profile": profile, "device": device, "precision": precision}
