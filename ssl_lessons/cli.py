@@ -43,12 +43,18 @@ def table(rows) -> str:
 
 
 def metric_table(metrics: dict) -> str:
-    """One line a metric: its value, the random encoder's beside it, and the protocol of both."""
-    values = {name: entry["value"] for name, entry in metrics.items()}
-    shown = {name: f"{v:.1%}" if 0 <= v <= 1 else f"{v:.4g}" for name, v in values.items()}
-    beside = {name: f"random encoder {shown.get(f'{name}_random', 'not judged')}" for name in shown}
-    names = [name for name in shown if not name.endswith("_random")]
-    rows = [(name, shown[name], beside[name], metrics[name].get("protocol", "")) for name in names]
+    """One line a metric: its value, its baselines where they were judged, and the protocol of all."""
+    baselines = {"_random": "random encoder", "_supervised": "supervised"}
+    shown = {
+        name: f"{v:.1%}" if 0 <= (v := entry["value"]) <= 1 else f"{v:.4g}" for name, entry in metrics.items()
+    }
+    rows = []
+    for name in shown:
+        if not name.endswith(tuple(baselines)):
+            beside = [
+                f"{title} {shown[name + end]}" for end, title in baselines.items() if name + end in shown
+            ]
+            rows.append((name, shown[name], ", ".join(beside), metrics[name].get("protocol", "")))
     return table(rows) if rows else "the record holds no metrics"
 
 

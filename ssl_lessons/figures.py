@@ -219,7 +219,12 @@ def overview(images: Tensor, views: Sequence[Tensor], accuracies: dict[str, dict
     axis.set(ylabel="kNN accuracy (%)", ylim=(0, 100))
     axis.grid(False, axis="x")
     axis.legend(
-        loc="upper center", bbox_to_anchor=(0.5, 1.16), ncols=len(encoders), fontsize=9, columnspacing=1
+        loc="upper center",
+        bbox_to_anchor=(0.5, 1.16),
+        ncols=len(encoders),
+        fontsize=9,
+        columnspacing=1,
+        frameon=False,
     )
     return figure
 
