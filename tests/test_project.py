@@ -41,6 +41,7 @@ def text_files():
         files = [ROOT / name for name in listed if name]
     except (FileNotFoundError, subprocess.CalledProcessError):
         ignored = {".venv", "runs", "data", "build", "__pycache__"}
+        ignored |= {".hypothesis", ".pytest_cache", ".ruff_cache", ".ipynb_checkpoints"}  # of other tests
         files = [p for p in ROOT.rglob("*") if p.is_file() and not ignored & set(p.relative_to(ROOT).parts)]
     kinds = {".py", ".md", ".toml", ".yml", ".yaml", ".ipynb", ".json", ""}
     return [path for path in files if path.is_file() and path.suffix in kinds]
