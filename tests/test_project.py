@@ -42,6 +42,7 @@ def text_files():
     except (FileNotFoundError, subprocess.CalledProcessError):
         ignored = {".venv", "runs", "data", "build", "__pycache__"}
         ignored |= {".hypothesis", ".pytest_cache", ".ruff_cache", ".ipynb_checkpoints"}  # of other tests
+        ignored |= {path.name for path in ROOT.glob("*.egg-info")}  # of the install
         files = [p for p in ROOT.rglob("*") if p.is_file() and not ignored & set(p.relative_to(ROOT).parts)]
     kinds = {".py", ".md", ".toml", ".yml", ".yaml", ".ipynb", ".json", ""}
     return [path for path in files if path.is_file() and path.suffix in kinds]
