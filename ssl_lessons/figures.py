@@ -124,13 +124,11 @@ def health(history: Sequence[dict], names: dict[str, str]) -> Figure:
 
 def accuracy_bars(values: dict[str, float], title: str = "", baselines: Sequence[str] = ()) -> Figure:
     """Accuracies in [0, 1] as labelled horizontal bars in per cent; those named in `baselines` are grey."""
-    figure, (axis,) = _axes(1, 7.5, 0.45 * len(values) + 1.0)
-    names = list(values)[::-1]
-    colours = [GREY if name in baselines else BLUE for name in names]
-    bars = axis.barh(names, [100 * values[name] for name in names], color=colours)
-    axis.bar_label(bars, fmt="%.1f", padding=3)
-    axis.set(xlabel="test accuracy (%)", title=title, xlim=(0, 112 * max(values.values()) or 1))
-    axis.grid(False, axis="y")
+    figure = bars(values, "test accuracy (%)", inches=0.45, around=1.0)
+    (axis,) = figure.axes
+    axis.set_title(title)
+    for name, patch in zip(list(values)[::-1], axis.patches, strict=True):
+        patch.set_color(GREY if name in baselines else BLUE)
     return figure
 
 
@@ -246,16 +244,24 @@ def boxes(image: Tensor, drawn: dict[str, Sequence[tuple[int, int, int, int]]]) 
 
 
 def bars(
-    values: dict[str, float], xlabel: str, line: tuple[str, float] | None = None, percent: bool = True
+    values: dict[str, float],
+    xlabel: str,
+    line: tuple[str, float] | None = None,
+    percent: bool = True,
+    inches: float = 0.42,
+    around: float = 0.9,
 ) -> Figure:
-    """Named values as horizontal bars; `percent` for shares in [0, 1]; `line` is a (label, value)."""
-    figure, (axis,) = _axes(1, 7.5, 0.42 * len(values) + 0.9)
+    """Named values as horizontal bars; `percent` for shares in [0, 1]; `line` is a (label, value).
+
+    The figure is `inches` high for each bar and `around` for the axis.
+    """
+    figure, (axis,) = _axes(1, 7.5, inches * len(values) + around)
     scale = 100 if percent else 1
     drawn = axis.barh(
         list(values)[::-1], [scale * value for value in list(values.values())[::-1]], color=BLUE
     )
     axis.bar_label(drawn, fmt="%.1f" if percent else "%.0f", padding=3)
-    axis.set(xlabel=xlabel, xlim=(0, scale * max(values.values()) * 1.12))
+    axis.set(xlabel=xlabel, xlim=(0, scale * max(values.values()) * 1.12 or 1))
     if line:
         axis.axvline(scale * line[1], color=VERMILION, linestyle="--", label=line[0])
         axis.legend(loc="lower right")

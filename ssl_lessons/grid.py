@@ -47,7 +47,10 @@ def check_settings(kind: str, asked: dict[str, object], declared: dict[str, obje
 
 
 def checkout() -> Path:
-    """The folder that holds notebooks/ and ssl_lessons/: around the working directory, else this file."""
+    """The folder that holds notebooks/ and ssl_lessons/: around the working directory, else this file.
+
+    `storage.data_root` looks the same way; it is not called from here because it would load torch.
+    """
     here = Path.cwd()
     for folder in (here, *here.parents, Path(__file__).resolve().parent.parent):
         if (folder / "notebooks").is_dir() and (folder / "ssl_lessons").is_dir():
@@ -109,10 +112,11 @@ def execute(
     from papermill.exceptions import PapermillExecutionError
 
     # papermill itself would only warn of a name that the notebook does not have
-    check_settings(f"parameter of {notebook.name}", parameters, defaults(notebook))
+    declared = defaults(notebook)
+    check_settings(f"parameter of {notebook.name}", parameters, declared)
     notebook, folder = notebook.resolve(), Path(folder).resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    if "run_dir" in defaults(notebook):
+    if "run_dir" in declared:
         parameters = {"run_dir": str(folder), **parameters}
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")  # else every kernel starts with a warning
     output, error = folder / notebook.name, None
@@ -130,10 +134,7 @@ def execute(
         )
     except PapermillExecutionError as problem:
         error = f"cell [{problem.exec_count}] failed with {problem.ename}: {problem.evalue}"
-    except (
-        Exception,
-        KeyboardInterrupt,
-    ) as problem:  # a dead or missing kernel, ctrl-C: the notebook is kept too
+    except (Exception, KeyboardInterrupt) as problem:  # a dead or missing kernel, ctrl-C: kept too
         error = f"{type(problem).__name__}: {problem}".rstrip(": ")
     return Job(folder, output, write_html(output), error)
 

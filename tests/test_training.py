@@ -25,14 +25,7 @@ from ssl_lessons.training import (
     pretrain,
 )
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Small networks gain nothing from a second thread, and sums are taken in one order."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 # ---------------------------------------------------------------------------------------------- schedules

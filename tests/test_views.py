@@ -19,13 +19,7 @@ EVERYTHING = replace(
 )
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """torchvision's small operations gain nothing from two threads, and lose much on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def seeded(seed=0):

@@ -37,8 +37,8 @@ _DEMO = "github.com/facebookresearch/moco, branch colab-notebook (CIFAR-10 on on
 _CIFAR = dataclasses.replace(v.MOCO_V2, name="moco_cifar", source=_DEMO, crop_scale=(0.08, 1.0), blur_p=0.0)
 
 # A blur with σ of up to 2 pixels leaves little of a 32-pixel view: SimCLR and the demonstration above leave
-# it out on CIFAR-10 too. In trials of six epochs at 32 pixels on
-# Imagenette, judged by kNN on its val images, no blur and τ 0.1 did better, one seed each.
+# it out on CIFAR-10 too. In trials of six epochs at 32 pixels on Imagenette, judged by kNN on its val images,
+# no blur and τ 0.1 did better, one seed each.
 _NO_BLUR = dataclasses.replace(v.MOCO_V2, name="moco_v2_no_blur", blur_p=0.0)
 
 RECIPES: dict[str, MoCoRecipe] = {
