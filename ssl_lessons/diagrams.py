@@ -143,3 +143,83 @@ def series_map() -> Figure:
             _arrow(key, (0.3, y), (1.1, y), colour, sign)
     key.text(0.3, 0.2, "Kept when training ends: the blue encoder.", fontsize=9, va="center", weight="bold")
     return figure
+
+
+def contrastive_batch(images: int = 4) -> Figure:
+    """SimCLR in one drawing, after figure 2 of arXiv:2002.05709: one image's way through f and g, and the
+    similarities of a batch of `images`: positives, negatives, and the diagonal that takes no part."""
+    figure, (way, grid) = plt.subplots(
+        1, 2, figsize=(10.5, 4.4), width_ratios=(1.15, 1), layout="constrained"
+    )
+    figure.set_dpi(80)
+    way.set(xlim=(0, 6), ylim=(-0.4, 5.3), title="one image …")
+    way.axis("off")
+    _box(way, 2.4, 0, "image", "#EEEEEE", 4.2)
+    for x, view in ((1.2, "view 1"), (3.6, "view 2")):
+        for y, name in ((1.3, "encoder f"), (3.0, "projector g")):
+            _arrow(way, (x, y - 1.05 if y < 2 else y - 0.5), (x, y - 0.25), "black")
+            _box(way, x, y, name, BLUE, 1.7)
+        way.text(x + 0.1, 0.65, view, fontsize=9, color=GREY, va="center")
+        _arrow(way, (x, 1.55), (x, 1.95), "black")
+        way.text(x, 2.2, "h", ha="center", va="center", fontsize=12, style="italic")
+        _arrow(way, (x, 3.25), (x, 3.65), "black")
+        way.text(x, 3.9, "z", ha="center", va="center", fontsize=12, style="italic")
+        _arrow(way, (x, 4.1), (x, 4.55), GREEN)
+    _box(way, 2.4, 4.8, "cosine: more alike than all others?", "white", 4.2, edgecolor=GREEN, linewidth=2)
+    way.text(4.75, 1.75, "kept", fontsize=11, color=BLUE, va="center", weight="bold")
+    way.text(4.75, 3.45, "thrown away\nafter training", fontsize=11, color=GREY, va="center")
+    way.axhline(2.45, 0.02, 0.98, color=GREY, linestyle=":", linewidth=1)
+
+    rows = 2 * images
+    for i in range(rows):
+        for j in range(rows):
+            face = "#EEEEEE" if i == j else GREEN if abs(i - j) == images else ORANGE
+            grid.add_patch(plt.Rectangle((j, i), 1, 1, facecolor=face, edgecolor="white", linewidth=2))
+            if i == j:
+                grid.text(j + 0.5, i + 0.5, "–", ha="center", va="center", color=GREY)
+            elif face == GREEN:
+                grid.text(j + 0.5, i + 0.5, "+", ha="center", va="center", color="white", weight="bold")
+    names = [f"{view}, image {i + 1}" for view in (1, 2) for i in range(images)]
+    grid.set_yticks([i + 0.5 for i in range(rows)], [f"view {name}" for name in names], fontsize=9)
+    grid.set_xticks([])
+    grid.set(xlim=(0, rows), ylim=(rows, 0), aspect="equal", title=f"… and a batch of {images}")
+    grid.set_xlabel(f"the same {rows} views\ngreen +: positive    orange: negative    –: itself, left out")
+    grid.tick_params(length=0)
+    grid.spines[:].set_visible(False)
+    return figure
+
+
+def relations() -> Figure:
+    """Relational reasoning in one drawing: views of two images, their features, the pairs, and the head.
+
+    After figure 1 of Patacchiola & Storkey 2020 (arXiv:2006.05849).
+    """
+    figure, axis = plt.subplots(figsize=(10.5, 4), layout="constrained")
+    figure.set_dpi(80)
+    axis.set(xlim=(0, 13), ylim=(-0.1, 5.2))
+    axis.axis("off")
+    looks = {"A": ORANGE, "B": SKY}
+    heights = {("A", 1): 4.4, ("A", 2): 3.3, ("B", 1): 1.8, ("B", 2): 0.7}
+    for (image, view), y in heights.items():
+        _box(axis, 1.1, y, f"image {image}, view {view}", "#EEEEEE", 1.9)
+        _arrow(axis, (2.1, y), (2.75, y), "black")
+        _arrow(axis, (4.35, y), (4.85, y), "black")
+        _box(axis, 5.4, y, f"z {image}{view}", looks[image], 0.9, alpha=0.75)
+    _box(axis, 3.55, 2.55, "encoder f", BLUE, 1.45, 4.6)
+
+    pairs = (
+        (3.85, ("A", 1), ("A", 2), "1: the same", GREEN),
+        (1.25, ("A", 1), ("B", 2), "0: another", VERMILION),
+    )
+    for y, left, right, answer, colour in pairs:
+        for x, (image, view) in ((7.55, left), (8.45, right)):
+            _box(axis, x, y, f"z {image}{view}", looks[image], 0.86, alpha=0.75)
+            _arrow(axis, (5.92, heights[image, view]), (7.02, y), GREY)
+        _arrow(axis, (8.95, y), (9.6, y), "black")
+        _arrow(axis, (11.05, y), (11.6, y), "black")
+        axis.text(12.3, y, answer, ha="center", va="center", fontsize=10, color=colour, weight="bold")
+    _box(axis, 10.33, 2.55, "relation\nhead r", BLUE, 1.35, 3.6)
+    axis.text(8.0, 4.35, "intra: one image", ha="center", fontsize=10)
+    axis.text(8.0, 0.6, "inter: two images", ha="center", fontsize=10)
+    axis.text(12.3, 4.85, "target", ha="center", fontsize=10, color=GREY)
+    return figure
