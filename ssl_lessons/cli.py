@@ -150,7 +150,8 @@ def method_file(name: str):
     from ssl_lessons import methods
     from ssl_lessons.methods.base import Method
 
-    files = sorted(file.name for file in pkgutil.iter_modules(methods.__path__) if file.name != "base")
+    shared = ("base", "recipes")
+    files = sorted(file.name for file in pkgutil.iter_modules(methods.__path__) if file.name not in shared)
     file = importlib.import_module(f"ssl_lessons.methods.{known('method', name, files)}")
     own = [thing for thing in vars(file).values() if getattr(thing, "__module__", "") == file.__name__]
     return next(thing for thing in own if isinstance(thing, type) and issubclass(thing, Method)), file.RECIPES

@@ -16,7 +16,7 @@ from ssl_lessons.methods.base import Method, Objective, Recipe
 from ssl_lessons.networks import Encoder
 from ssl_lessons.records import RecordError, Run
 from ssl_lessons.training import Monitor, autocast, pick_device, pick_precision
-from ssl_lessons.views import CROP_ONLY, centre
+from ssl_lessons.views import CROP_ONLY, centre, in_channels
 
 K, T = 20, 0.07  # solo-learn's kNN; MoCo's and lightly's monitors use 200 and 0.1
 DECAYS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # L2 weights among which a linear probe chooses
@@ -40,12 +40,13 @@ def features(
     target = pick_device(device)
     context = autocast(target, pick_precision(precision, target))
     was_training = [module for module in encoder.modules() if module.training]
+    channels = getattr(encoder, "channels", 3)
     home = next(encoder.parameters(), torch.empty(0)).device  # a run on the CPU may be watched from the GPU
     encoder.to(target).eval()
     try:
         parts = []
         for rows in torch.arange(len(store)).split(batch):
-            images = centre(store.batch(rows, target), image_size)
+            images = in_channels(centre(store.batch(rows, target), image_size), channels)
             with context:
                 parts.append(encoder(images).flatten(1).float().cpu())
     finally:

@@ -7,20 +7,23 @@ import os
 import tempfile
 import textwrap
 import time
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-from torch import Tensor
+from torch import nn
 
-from ssl_lessons import images
+from ssl_lessons import evaluate, images, networks
+from ssl_lessons.checks import attempt, check  # noqa: F401  what a notebook calls is in one place
+from ssl_lessons.images import ImageStore
+from ssl_lessons.methods.base import Method
 from ssl_lessons.networks import NETWORKS
 from ssl_lessons.records import RecordError, Run, device_name
-from ssl_lessons.training import pick_device, pick_precision
+from ssl_lessons.training import pick_device, pick_precision, pretrain
 
 PROFILES = ("smoke", "class", "full")
+METHODS = {"02": "SimCLR", "03": "MoCo v2", "04": "relational reasoning", "05": "BYOL", "06": "SimSiam"}
 
 
 class LessonError(ValueError):
@@ -48,7 +51,8 @@ def setup(
         profile, run_dir, parameters: the notebook's parameters. A parameter that is not None replaces the
             setting of its name.
     Returns:
-        A namespace of the settings, with `lesson`, `profile`, `device`, `precision`, `run_dir` and `started`.
+        A namespace of the settings, with `lesson`, `profile`, `device`, `precision`, `run_dir`, `started`,
+        `earlier` (seconds of training that are read from disk instead of spent now) and `trials`.
     Raises:
         LessonError: an unknown profile, dataset, network or parameter, or a value of the wrong kind.
     """
@@ -86,7 +90,9 @@ def setup(
     for line in measured_minutes(lesson):
         print(line)
     values |= {"lesson": lesson, "profile": profile, "device": device, "precision": precision}
-    return SimpleNamespace(**values, run_dir=folder, started=time.time())
+    record = folder / "record.json"
+    earlier = json.loads(record.read_text(encoding="utf-8"))["seconds"] if record.exists() else 0.0
+    return SimpleNamespace(**values, run_dir=folder, started=time.time(), earlier=earlier, trials={})
 
 
 def _right_kind(name: str, value, like):
@@ -152,22 +158,41 @@ def results(pattern: str = "*") -> dict[str, Run]:
     return found
 
 
-def results_table(pattern: str = "03-*") -> str:
+def results_table(pattern: str = "0[2-6]-*") -> str:
     """The committed records as a Markdown table, for README.md: a test keeps the two in step."""
     lines = [
-        "| record | images | network | epochs | minutes | kNN | random | 10 % | random | device |",
-        "|---|---|---|--:|--:|--:|--:|--:|--:|---|",
+        "| record | method | images | network | epochs | minutes | kNN | random | 10 % | random | device |",
+        "|---|---|---|---|--:|--:|--:|--:|--:|--:|---|",
     ]
     for name, run in results(pattern).items():
         row, network = run.record, run.record["network"]
         names = ("knn", "knn_random", "linear_10", "linear_10_random")
         judged = " | ".join(f"{row['metrics'][metric]['value']:.1%}" for metric in names)
         lines.append(
-            f"| {name} | {row['dataset']['name']}, {row['view_size']} px "
+            f"| {name} | {METHODS[name[:2]]} | {row['dataset']['name']}, {row['view_size']} px "
             f"| {network['name']} | {row['epochs']} "
             f"| {row['seconds'] / 60:.1f} | {judged} | {row['device']}, {row['precision']} |"
         )
     return "\n".join(lines)
+
+
+def compare(lab: SimpleNamespace, run: Run) -> None:
+    """Print a lesson's run beside the committed records of all methods on the same images and profile."""
+    runs = {name[:2]: other for name, other in results(f"0[2-6]-{lab.dataset}-{lab.profile}").items()}
+    runs[lab.lesson] = run
+    print(f"{lab.dataset}, profile {lab.profile}; kNN and linear probe with 10 % of the labels, last epoch")
+    heads = ("px", "epochs", "minutes", "kNN", "random", "gain", "10 %", "random")
+    print(f"{'':<24}" + "".join(f"{head:>9}" for head in heads))
+    for lesson, other in sorted(runs.items()):
+        row = other.record
+        value = {name: metric["value"] for name, metric in row["metrics"].items()}
+        judged = [f"{value[name]:.1%}" for name in ("knn", "knn_random", "linear_10", "linear_10_random")]
+        judged.insert(2, f"{100 * (value['knn'] - value['knn_random']):+.1f}")
+        cells = [row["view_size"], row["epochs"], f"{row['seconds'] / 60:.1f}", *judged]
+        title = METHODS.get(lesson, f"lesson {lesson}") + (" (this run)" if other is run else "")
+        print(f"{title:<24}" + "".join(f"{cell!s:>9}" for cell in cells) + f"   seed {row['seed']}")
+    for device in sorted({f"{r.record['device']}, {r.record['precision']}" for r in runs.values()}):
+        print(f"on {device}")
 
 
 def measured_minutes(lesson: str) -> list[str]:
@@ -180,10 +205,108 @@ def measured_minutes(lesson: str) -> list[str]:
     return lines
 
 
+def _digest(values) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:8]
+
+
+def trial(
+    lab: SimpleNamespace,
+    name: str,
+    build: Callable[[], Method],
+    store: ImageStore,
+    *,
+    epochs: int,
+    measure: Callable[[Method], dict[str, float]],
+    batch_size: int = 128,
+    **settings,
+) -> Run:
+    """One small experiment of a lesson, kept in its run's folder: run again, it is read instead of repeated.
+
+    Args:
+        build: makes the method; called right after the seed is set. measure: what to note of the trained
+            method, {metric: value}. settings: more for `pretrain`.
+    Returns:
+        The run, `record["history"]` and `record["metrics"]` with what `measure` found.
+    """
+    torch.manual_seed(lab.seed)
+    method = build()
+    what = (type(method).__name__, method.recipe, store.fingerprint, len(store), epochs, batch_size, settings)
+    folder = lab.run_dir / "trials" / f"{name}-{_digest((*what, lab.seed))}"
+    run = Run.open(folder) if (folder / "record.json").exists() else None
+    if run is not None and run.record["metrics"]:
+        print(f"{name}: read from {lab.run_dir.name}/trials (delete it to repeat the experiment)")
+        lab.earlier += run.record["seconds"]
+    else:
+        quiet = {"progress": "none", "stop_on_collapse": False, "seed": lab.seed, "run": folder}
+        pretrain(method, store, epochs=epochs, batch_size=batch_size, **quiet, **settings)
+        run = Run.open(folder)
+        for metric, value in measure(method).items():
+            run.add_metric(metric, float(value), f"trial {name} of lesson {lab.lesson}, seed {lab.seed}")
+    lab.trials[name] = run
+    return run
+
+
+def knn_of(encoder: nn.Module, train: ImageStore, test: ImageStore, view: int) -> float:
+    """kNN accuracy of an encoder, in [0, 1], on views of `view` pixels."""
+    return evaluate.judge(encoder, train, test, view, fractions=())["knn"]["value"]
+
+
+def baselines(lab: SimpleNamespace, train: ImageStore, test: ImageStore) -> dict[str, dict]:
+    """What every method is judged beside: {"random": metrics, "supervised": metrics}, each as `judge`'s.
+
+    The network of the lesson's settings untrained, and trained with all labels for `supervised_epochs`. Kept
+    in runs/, so that lessons with the same settings train it once between them.
+    """
+    names = ("network", "view", "stem", "supervised_epochs", "batch_size", "seed", "precision")
+    what = {name: getattr(lab, name) for name in names}
+    what |= {"train": train.fingerprint, "test": test.fingerprint, "images": len(train)}
+    shared = lab.run_dir if lab.profile == "smoke" else _runs_folder()
+    folder = shared / f"baselines-{train.name}-{_digest(what)}"
+    run = Run.open(folder) if (folder / "record.json").exists() else None
+    if run is not None and run.record["metrics"]:
+        print(f"baselines: read from {shared.name}/{folder.name}")
+        lab.earlier += run.record["seconds"] + run.record["judging_seconds"]
+    else:
+        torch.manual_seed(lab.seed)
+        plain = networks.build(lab.network, lab.view, lab.stem)
+        teacher = evaluate.Supervised(plain, len(train.classes), lab.view)
+        quiet = {"progress": "none", "seed": lab.seed, "run": folder}
+        pretrain(teacher, train, epochs=lab.supervised_epochs, batch_size=lab.batch_size, **quiet)
+        run, begun = Run.open(folder), time.time()
+        random = evaluate.random_encoder(lab.network, lab.view, lab.stem, lab.seed)
+        for kind, encoder in (("random", random), ("supervised", teacher.encoder)):
+            for name, metric in evaluate.judge(encoder, train, test, lab.view).items():
+                run.record["metrics"][f"{name}_{kind}"] = metric
+        run.update(judging_seconds=time.time() - begun)
+    metrics = run.record["metrics"].items()
+    kinds = ("random", "supervised")
+    return {k: {n.removesuffix(f"_{k}"): m for n, m in metrics if n.endswith(f"_{k}")} for k in kinds}
+
+
+def add_judgement(run: Run, metrics: dict[str, dict], beside: dict[str, dict]) -> None:
+    """Write an encoder's metrics and those of its `baselines` into a run's record: knn, knn_random, …"""
+    for end, found in (("", metrics), *((f"_{kind}", other) for kind, other in beside.items())):
+        for name, metric in found.items():
+            run.record["metrics"][f"{name}{end}"] = metric
+    run.save()
+
+
 def finish(lab: SimpleNamespace, run: Run) -> None:
-    """Close a lesson: write how long it took into its record, and say where its numbers came from."""
-    # Run again over a finished run, a lesson is shorter than it is: the longest is kept.
-    seconds = max(time.time() - lab.started, run.record.get("lesson_seconds", 0))
+    """Close a lesson: write its duration and trials into its record, and say where its numbers came from.
+
+    The time is that of this session, plus the training that was read from disk instead of done again.
+    """
+    seconds = time.time() - lab.started + lab.earlier
+    kept = ("method", "recipe", "epochs", "batch_size", "seconds", "history", "metrics")
+    trials = {
+        name: {
+            **{key: each.record[key] for key in kept},
+            "dataset": {key: each.record["dataset"][key] for key in ("name", "split", "size", "images")},
+        }
+        for name, each in lab.trials.items()
+    }
+    if trials:
+        run.update(experiments=trials)
     run.update(lesson=lab.lesson, profile=lab.profile, lesson_seconds=seconds)
     dataset, packages = run.record["dataset"] or {}, run.record["versions"]
     print(f"record    {run.folder.name}/record.json")
@@ -197,84 +320,3 @@ def finish(lab: SimpleNamespace, run: Run) -> None:
         value = metric["value"]
         text = f"{value:.1%}" if value is not None and abs(value) <= 1 else str(value)
         print(f"{name:<24} {text}   {metric.get('protocol', '')}")
-
-
-def check(name: str, mine, reference, atol: float = 1e-5) -> None:
-    """Compare what a learner built with what the package says; print how close they are.
-
-    Args:
-        mine, reference: tensors, numbers, or sequences of them. atol: largest absolute difference allowed.
-    Raises:
-        AssertionError: they differ; the message says how, and what usually causes it.
-    """
-    problem, difference = _difference(mine, reference, atol)
-    if problem:
-        raise AssertionError(f"✗ {name}: {problem}")
-    print(f"✓ {name}: " + ("equal" if difference == 0 else f"equal within {difference:.1e}"))
-
-
-def _difference(mine, reference, atol: float) -> tuple[str, float]:
-    if mine is None or mine is Ellipsis:
-        return "nothing was returned yet; return the value from your function", 0.0
-    if isinstance(reference, (list, tuple)):
-        if not hasattr(mine, "__len__"):
-            return f"a {type(mine).__name__}, expected {len(reference)} values", 0.0
-        if len(mine) != len(reference):
-            return f"{len(mine)} values, expected {len(reference)}", 0.0
-        parts = [_difference(a, b, atol) for a, b in zip(mine, reference, strict=True)]
-        wrong = next((f"in value {i}, {text}" for i, (text, _) in enumerate(parts) if text), "")
-        return wrong, max((difference for _, difference in parts), default=0.0)
-    reference = torch.as_tensor(reference).detach().cpu()
-    try:
-        mine = torch.as_tensor(mine).detach().cpu()
-    except (TypeError, ValueError, RuntimeError):
-        return f"a {type(mine).__name__} that is no tensor, expected shape {tuple(reference.shape)}", 0.0
-    if mine.shape != reference.shape:
-        hint = "; transposed?" if mine.shape == reference.shape[::-1] else ""
-        return f"shape {tuple(mine.shape)}, expected {tuple(reference.shape)}{hint}", 0.0
-    a, b = mine.double(), reference.double()
-    if (b.isfinite() & ~a.isfinite()).any():
-        return "holds NaN or infinity; an exp of a large number, or a division by zero?", 0.0
-    gaps = torch.where(a == b, 0.0, (a - b).abs())  # an infinity equals itself: a masked similarity
-    difference = gaps.max().item() if a.numel() else 0.0
-    if difference <= atol:
-        return "", difference
-    return f"largest difference {difference:.3g}{_cause(a, b, atol)}", difference
-
-
-def _cause(a: Tensor, b: Tensor, atol: float) -> str:
-    """The usual reason why `a` is not `b`, where one fits."""
-    if torch.allclose(-a, b, atol=atol):
-        return "; the sign is the other way round"
-    if not a.any():
-        return "; yours is all zeros"
-    scale = (a * b).sum() / (b * b).sum()
-    if torch.allclose(a, scale * b, atol=atol):
-        return (
-            f"; yours is {scale:.4g} times the expected: a sum for a mean, a missing factor or temperature?"
-        )
-    if a.numel() > 1 and torch.allclose((a - b), (a - b).mean().expand_as(a), atol=atol):
-        return f"; yours is {(a - b).mean():.4g} more everywhere: a missing term?"
-    if a.dim() == 2 and a.shape[0] == a.shape[1] and torch.allclose(a.T, b, atol=atol):
-        return "; yours is the transpose"
-    if a.numel() > 1 and torch.allclose(a.flatten().sort().values, b.flatten().sort().values, atol=atol):
-        return "; the right values in another order"
-    return ""
-
-
-def attempt(name: str, checks: Callable[[], None]) -> bool:
-    """Run an exercise's checks; say "not solved yet" and what is wrong, or "solved". The notebook goes on."""
-    try:
-        checks()
-    except NotImplementedError:
-        print(
-            f"… {name}: not solved yet. Replace `raise NotImplementedError` above and run both cells again."
-        )
-    except AssertionError as error:
-        print(f"{error}\n… {name}: not solved yet.")
-    except Exception as error:  # whatever an attempt can raise: it is shown whole, and the lesson can go on
-        print("".join(traceback.format_exception(error)) + f"… {name}: not solved yet.")
-    else:
-        print(f"★ {name}: solved.")
-        return True
-    return False

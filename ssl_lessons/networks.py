@@ -5,6 +5,7 @@ saves load into the plain network with `strict=True`.
 """
 
 import copy
+import math
 from collections.abc import Sequence
 
 import torch
@@ -97,7 +98,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.network = network
         self.layer = layer
-        self.width = 0
+        self.width, self.channels = 0, 3  # of the features; of the images
 
     def forward(self, images: Tensor) -> Tensor:
         if self.layer is None:
@@ -168,7 +169,7 @@ def tap(
     network.eval()  # in train mode this pass would move the BatchNorm statistics
     try:
         with torch.no_grad():
-            encoder.width = encoder(example).shape[1]
+            encoder.width, encoder.channels = encoder(example).shape[1], channels
     finally:
         for module in was_training:
             module.training = True
@@ -176,13 +177,17 @@ def tap(
 
 
 def mlp(
-    widths: Sequence[int | None], batch_norm: bool = False, last_batch_norm: bool = False
+    widths: Sequence[int | None],
+    batch_norm: bool = False,
+    last_batch_norm: bool = False,
+    last_affine: bool = True,
 ) -> nn.Sequential:
     """A projection head g(·): linear layers of the given `widths` with ReLU between them.
 
     `mlp([512, 512, 128])` is MoCo v2's and SimCLR v1's head; `mlp([512, 128])` MoCo v1's single layer. A
     width None is that of the input: `mlp([d, None, 128])` is d–d–128. One width alone is no head at all.
-    With `batch_norm` each hidden layer is normalised before its ReLU (and then needs no bias).
+    With `batch_norm` each hidden layer is normalised before its ReLU (and then needs no bias), with
+    `last_batch_norm` the output too, without scale and shift where `last_affine` is False.
     """
     widths = [widths[0] if width is None else width for width in widths]
     layers: list[nn.Module] = []
@@ -191,7 +196,7 @@ def mlp(
         normalised = last_batch_norm if last else batch_norm
         layers.append(nn.Linear(into, out, bias=not normalised))
         if normalised:
-            layers.append(nn.BatchNorm1d(out))
+            layers.append(nn.BatchNorm1d(out, affine=last_affine or not last))
         if not last:
             layers.append(nn.ReLU(inplace=True))
     return nn.Sequential(*layers)
@@ -241,6 +246,56 @@ def split_batchnorm(network: nn.Module, splits: int) -> nn.Module:
             module.__class__ = SplitBatchNorm2d
             module.splits = splits
     return network
+
+
+NORMALISATIONS = ("batch", "group", "none")
+
+
+class _StandardisedConv2d(nn.Conv2d):
+    """A convolution whose kernels have mean 0 and variance 1 / fan-in (arXiv:1903.10520)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._conv_forward(x, _standardised(self.weight), self.bias)
+
+
+class _StandardisedLinear(nn.Linear):
+    """The same for a linear layer, whose rows are the kernels."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, _standardised(self.weight), self.bias)
+
+
+def _standardised(weight: Tensor) -> Tensor:
+    # layer_norm over each kernel divides by its deviation; 1/√fan-in keeps the output's size
+    flat = weight.flatten(1)
+    return (F.layer_norm(flat, flat.shape[1:], eps=1e-5) * flat.shape[1] ** -0.5).view_as(weight)
+
+
+def normalise_by(module: nn.Module, kind: str) -> nn.Module:
+    """How a network is normalised throughout, in place: after Richemond et al. 2020 (arXiv:2010.10241).
+
+    "batch" leaves it as it is. "group" puts GroupNorm of 16 groups (fewer where they do not divide the
+    channels) in the place of each BatchNorm and standardises the weights of each convolution and linear
+    layer: no statistics of the batch are left. "none" takes each BatchNorm out. Biases that a BatchNorm made
+    needless are not added.
+
+    Raises:
+        ValueError: an unknown kind.
+    """
+    if kind not in NORMALISATIONS:
+        raise ValueError(f"normalisation {kind!r} is not known; choose one of: {', '.join(NORMALISATIONS)}")
+    if kind == "batch":
+        return module
+    for name, child in module.named_children():
+        if isinstance(child, nn.modules.batchnorm._BatchNorm):
+            channels = child.num_features
+            other = nn.GroupNorm(math.gcd(16, channels), channels) if kind == "group" else nn.Identity()
+            setattr(module, name, other)
+        else:
+            normalise_by(child, kind)
+    if kind == "group" and type(module) in (nn.Conv2d, nn.Linear):
+        module.__class__ = _StandardisedConv2d if type(module) is nn.Conv2d else _StandardisedLinear
+    return module
 
 
 def momentum_copy(network: nn.Module) -> nn.Module:

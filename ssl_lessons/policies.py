@@ -5,6 +5,7 @@ them are read on different days. Everything is drawn on the CPU, so a seed means
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -115,6 +116,13 @@ class Draws:
             f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("policy", "source_size")
         }
         return replace(self, **{name: value[index] for name, value in tensors.items()})
+
+    @staticmethod
+    def joined(several: Sequence["Draws"]) -> "Draws":
+        """The draws of one policy for one batch, several times over, as one: (B, …) each -> (K·B, …)."""
+        first = several[0]
+        names = [f.name for f in fields(first) if f.name not in ("policy", "source_size")]
+        return replace(first, **{name: torch.cat([getattr(d, name) for d in several]) for name in names})
 
 
 def draw(

@@ -14,19 +14,14 @@ import torch
 from torch import nn
 
 from ssl_lessons.images import ImageStore
-from ssl_lessons.methods.base import Method, Recipe
+from ssl_lessons.methods.base import Method
+from ssl_lessons.optimisers import TrainingError, learning_rate, optimiser, peak_rate
 from ssl_lessons.records import Run
-from ssl_lessons.views import views
 
 Monitor = Callable[[nn.Module], dict[str, float]]
-SCHEDULES = ("cosine", "step", "constant")
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 COLLAPSED = 0.1  # of the largest spread that the run has shown
 COLLAPSED_ALWAYS = 0.01  # of an even spread, whatever the run has shown
-
-
-class TrainingError(Exception):
-    """A run that cannot start or go on; the message says why, what is kept, and what to try."""
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -71,40 +66,6 @@ def autocast(device: torch.device, precision: str):
     if precision == "fp32":
         return nullcontext()
     return torch.autocast(device.type, dtype=PRECISIONS[precision])
-
-
-def learning_rate(recipe: Recipe, batch_size: int, epoch: float, epochs: int) -> float:
-    """The rate at a moment of the run, `epoch` in [0, epochs] and fractional within an epoch.
-
-    Linear warm-up over `recipe.warmup` epochs, then cosine (SGDR eq. 5 without restarts), steps or nothing.
-    """
-    if recipe.schedule not in SCHEDULES:
-        known = ", ".join(SCHEDULES)
-        raise TrainingError(f"schedule {recipe.schedule!r} is not known; choose one of: {known}")
-    peak = recipe.lr if recipe.lr_batch is None else recipe.lr * batch_size / recipe.lr_batch
-    warmup = min(recipe.warmup, epochs / 2)  # a short run must not be all warm-up
-    if epoch < warmup:
-        return peak * epoch / warmup
-    progress = (epoch - warmup) / (epochs - warmup)
-    if recipe.schedule == "cosine":
-        return peak * (recipe.final_lr + (1 - recipe.final_lr) * (1 + math.cos(math.pi * progress)) / 2)
-    if recipe.schedule == "step":
-        return peak * (0.1 if epoch >= 0.6 * epochs else 1) * (0.1 if epoch >= 0.8 * epochs else 1)
-    return peak
-
-
-def optimiser(method: Method) -> torch.optim.Optimizer:
-    """The recipe's optimiser over every parameter of the method that takes gradients."""
-    recipe = method.recipe
-    parameters = [p for p in method.parameters() if p.requires_grad]
-    settings = {"lr": recipe.lr, "weight_decay": recipe.weight_decay}
-    if recipe.optimizer == "sgd":
-        return torch.optim.SGD(parameters, momentum=recipe.sgd_momentum, **settings)
-    if recipe.optimizer == "adam":
-        return torch.optim.Adam(parameters, **settings)
-    if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, **settings)
-    raise TrainingError(f"optimizer {recipe.optimizer!r} is not known; choose one of: sgd, adam, adamw")
 
 
 class _Progress:
@@ -162,7 +123,7 @@ def pretrain(
     Args:
         method: trained in place; `method.encoder` is what is kept.
         store: uint8 images, at least one batch of them; the last partial batch of each epoch is left out.
-        epochs, batch_size: the recipe's where None.
+        epochs, batch_size: the recipe's where None (of a store that is smaller, all images at once).
         seed: of the order of the images, of the views, and of whatever the method draws.
         run: a folder (or `Run`) to keep the run in. With it, each epoch ends in a checkpoint, and calling
             again after an interruption goes on from the last one; on a CPU with the same numbers.
@@ -176,7 +137,7 @@ def pretrain(
     """
     recipe = method.recipe
     epochs = recipe.epochs if epochs is None else epochs
-    batch_size = recipe.batch_size if batch_size is None else batch_size
+    batch_size = min(recipe.batch_size, len(store)) if batch_size is None else batch_size  # a small folder
     if epochs < 1 or batch_size < 1:
         raise TrainingError(f"epochs {epochs} and batch_size {batch_size} must both be at least 1")
     if len(store) < batch_size:
@@ -230,13 +191,14 @@ def pretrain(
         order = torch.randperm(len(store), generator=generator)
         for step in shown.batches():
             moment = epoch + step / steps
+            rate = learning_rate(recipe, batch_size, moment, epochs)
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(recipe, batch_size, moment, epochs)
+                group["lr"] = peak_rate(recipe, batch_size) if group["constant"] else rate
             clock = time.perf_counter()
             rows = order[step * batch_size : (step + 1) * batch_size]
             images = store.batch(rows, target)  # (B, 3, H, W) uint8
             try:
-                seen = [views(images, policy, generator, method.image_size) for policy in method.policies]
+                seen = method.augment(images, generator)
                 view_seconds += time.perf_counter() - clock
                 with context:
                     extra = {"labels": store.labels[rows].to(target)} if method.supervised else {}
@@ -253,7 +215,7 @@ def pretrain(
             for name, value in {"loss": loss.detach(), **diagnostics}.items():
                 totals[name] = totals.get(name, 0) + value
         row = {"epoch": epoch + 1, **{name: float(total) / steps for name, total in totals.items()}}
-        row["lr"] = optimizer.param_groups[0]["lr"]
+        row["lr"] = rate
         row["seconds"] = time.perf_counter() - started
         if target.type == "cpu":  # a GPU works on while the host goes ahead: its share cannot be read off
             row["view_share"] = view_seconds / row["seconds"]

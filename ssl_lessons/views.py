@@ -26,6 +26,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import lru_cache
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -51,6 +52,7 @@ from ssl_lessons.policies import (  # noqa: F401  to a reader of a lesson there 
 MEAN = (0.485, 0.456, 0.406)  # ImageNet's, of values in [0, 1]; used by all the official codes
 STD = (0.229, 0.224, 0.225)
 LUMA = (0.2989, 0.587, 0.114)  # ITU-R 601-2, as torchvision's rgb_to_grayscale
+_GPU_PIXELS = 1024 * 96 * 96  # a GPU's piece: about 110 MB for each float copy of it
 _PIECE_PIXELS = 32 * 64 * 64  # a CPU's piece: long enough to hide the cost of a call, short enough for cache
 
 
@@ -83,21 +85,23 @@ def solarize(views: Tensor, draws: Draws) -> Tensor:
 def apply(images: Tensor, draws: Draws, size: int, dtype: torch.dtype | None = None) -> Tensor:
     """The whole of a policy with these draws: uint8 (B, 3, H, W) -> normalised (B, 3, S, S), channels-last.
 
-    `dtype` (None: float32) is the result's. Inside it is float32 everywhere, under autocast too: bfloat16's
-    steps above 0.5 are as wide as 1/255 and hue divides small differences, so half precision is safe for the
-    last copy only. On a CPU the batch goes through in pieces that stay in cache, one thread a piece."""
-    _check(images, draws, size)
+    There may be several draws for each image, K·B in all: draw i is for image i mod B, and the result is
+    (K·B, 3, S, S). `dtype` (None: float32) is the result's. Inside it is float32 everywhere, under autocast
+    too: bfloat16's steps above 0.5 are as wide as 1/255 and hue divides small differences, so half precision
+    is safe for the last copy only. On a CPU the batch goes through in pieces that stay in cache, one thread a
+    piece."""
+    _check(images, draws, size, len(draws) // max(1, len(images)))
     device, source = images.device, images.permute(0, 2, 1, 3)  # (B, H, 3, W)
     scale = 1 / torch.tensor(STD, device=device).view(3, 1, 1, 1)
     shift = -torch.tensor(MEAN, device=device).view(3, 1, 1, 1) * scale
     with torch.inference_mode(False):  # the result is an ordinary tensor, wherever it is made
-        out = torch.empty(len(images), size, size, 3, dtype=dtype or torch.float32, device=device)
+        out = torch.empty(len(draws), size, size, 3, dtype=dtype or torch.float32, device=device)
 
     def piece(index: Tensor) -> None:
         part, where = draws[index], index.to(device)
         # both are thread-local, so each thread says it for itself
         with torch.no_grad(), torch.autocast(device.type, enabled=False):
-            planes = _geometry(source.index_select(0, where), part, size)  # (3, b, S, S)
+            planes = _geometry(source.index_select(0, where % len(images)), part, size)  # (3, b, S, S)
             _colour_(planes, part)
             _blur_(planes, part)
             _solarize_(planes, part)
@@ -105,9 +109,9 @@ def apply(images: Tensor, draws: Draws, size: int, dtype: torch.dtype | None = N
             last = torch.empty(len(index), size, size, 3, dtype=out.dtype, device=device)
             out.index_copy_(0, where, last.copy_(planes.permute(1, 2, 3, 0)))
 
-    length = len(images)  # a GPU takes all at once; a CPU at least two pieces, for two cores
-    if device.type == "cpu":
-        length = max(1, min(_PIECE_PIXELS // size**2, (length + 1) // 2))
+    length = max(1, _GPU_PIXELS // size**2)  # mostly all at once; the many views of lesson 04 in parts
+    if device.type == "cpu":  # at least two pieces, for two cores
+        length = max(1, min(_PIECE_PIXELS // size**2, (len(draws) + 1) // 2))
     _run(piece, _by_hue(draws).split(length))
     return out.permute(0, 3, 1, 2)
 
@@ -122,6 +126,29 @@ def views(
     """One random view of every image: uint8 (B, 3, H, W) -> normalised `dtype` (B, 3, S, S), channels-last,
     on the images' device. The same generator state gives the same draws on every device."""
     return apply(images, draw(policy, len(images), *images.shape[-2:], generator), size, dtype)
+
+
+def several(
+    images: Tensor,
+    policies: Sequence[Policy],
+    generator: torch.Generator | None = None,
+    size: int = 64,
+    dtype: torch.dtype | None = torch.float32,
+) -> list[Tensor]:
+    """`views` once for each of `policies`, with the same draws, and neighbours of one policy in one pass of
+    the engine: K views of relational reasoning cost one call, and no K copies of the images."""
+    made: list[Tensor] = []
+    for policy, group in groupby(policies):
+        drawn = [draw(policy, len(images), *images.shape[-2:], generator) for _ in group]
+        made.extend(apply(images, Draws.joined(drawn), size, dtype).split(len(images)))
+    return made
+
+
+def in_channels(views: Tensor, channels: int) -> Tensor:
+    """Normalised (…, 3, S, S) as the network takes it: as it is, or its luma (…, 1, S, S) for one channel."""
+    if channels == 3:
+        return views
+    return (views * views.new_tensor(LUMA).view(3, 1, 1)).sum(-3, keepdim=True)
 
 
 def centre(images: Tensor, size: int, dtype: torch.dtype | None = torch.float32) -> Tensor:
@@ -141,10 +168,10 @@ def unnormalise(views: Tensor) -> Tensor:
     return (views * views.new_tensor(STD).view(3, 1, 1) + views.new_tensor(MEAN).view(3, 1, 1)).clamp(0, 1)
 
 
-def _check(images: Tensor, draws: Draws, size: int) -> None:
+def _check(images: Tensor, draws: Draws, size: int, times: int = 1) -> None:
     if images.ndim != 4 or images.shape[1] != 3 or images.dtype != torch.uint8:
         raise ValueError(f"images are {images.dtype} {tuple(images.shape)}; give uint8 (B, 3, H, W)")
-    if len(draws) != len(images) or draws.source_size != tuple(images.shape[-2:]):
+    if len(draws) != times * len(images) or draws.source_size != tuple(images.shape[-2:]):
         raise ValueError(
             f"draws are for {len(draws)} images of {draws.source_size} pixels, but images are "
             f"{tuple(images.shape)}; draw again for this batch"

@@ -27,8 +27,8 @@ DEMANDED = ("00_start_here", "01_images_and_views", "03_moco")
 
 # The order in which data meets the files: each imports only from those before it.
 ORDER = ["shapes", "storage", "archives", "images", "policies", "views", "networks", "methods.base"]
-ORDER += ["methods.*", "records", "training", "evaluate", "diagnose", "diagrams", "figures", "lab"]
-ORDER += ["grid", "doctor", "cli", "__main__"]
+ORDER += ["methods.recipes", "methods.*", "optimisers", "records", "training", "evaluate", "diagnose"]
+ORDER += ["diagrams", "figures", "checks", "lab", "grid", "doctor", "cli", "__main__"]
 
 
 def text_files():

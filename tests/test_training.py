@@ -16,6 +16,7 @@ from tiny import CPU, HERE, losses, moco, noise
 
 from ssl_lessons import evaluate, networks, training
 from ssl_lessons.methods.base import Recipe
+from ssl_lessons.methods.simsiam import SimSiam
 from ssl_lessons.training import (
     TrainingError,
     learning_rate,
@@ -91,8 +92,50 @@ def test_optimisers_are_built_from_the_recipe():
     assert len(trained) == len(
         [*method.encoder.parameters(), *method.projector.parameters()]
     )  # no key encoder
-    with pytest.raises(TrainingError, match="optimizer 'lars' is not known; choose one of: sgd, adam, adamw"):
-        optimiser(moco(optimizer="lars"))
+    known = "choose one of: sgd, lars, adam, adamw"
+    with pytest.raises(TrainingError, match=f"optimizer 'lamb' is not known; {known}"):
+        optimiser(moco(optimizer="lamb"))
+
+
+def test_lars_scales_each_layer_and_leaves_biases_and_norms_alone():
+    """One first step against the formula: η·‖w‖ / (‖g‖ + λ‖w‖), You et al. 2017 (arXiv:1708.03888)."""
+    method = moco(optimizer="lars", lr=0.5, lr_batch=None, weight_decay=0.01, plain_norms=True)
+    built = optimiser(method)
+    torch.manual_seed(0)
+    wanted = {}
+    for name, p in method.named_parameters():
+        if p.requires_grad:
+            p.grad = torch.randn_like(p)
+            w, g = p.detach(), p.grad
+            if p.ndim == 1:
+                wanted[name] = w - 0.5 * g
+            else:
+                trust = 1e-3 * w.norm() / (g.norm() + 0.01 * w.norm())
+                wanted[name] = w - 0.5 * trust * (g + 0.01 * w)
+    built.step()
+    for name, p in method.named_parameters():
+        if name in wanted:
+            torch.testing.assert_close(p.detach(), wanted[name], atol=1e-6, rtol=1e-5)
+    assert {p.ndim for name, p in method.named_parameters() if name in wanted} >= {1, 2, 4}
+
+
+def test_constant_rate_is_for_the_named_parts_only():
+    method = SimSiam(networks.conv4(), image_size=16, recipe="lesson", head=(16, 16), predictor_hidden=8)
+    built = optimiser(method)
+    constant = {id(p) for group in built.param_groups if group["constant"] for p in group["params"]}
+    assert constant == {id(p) for p in method.predictor.parameters()}
+    moved = {id(p) for group in built.param_groups for p in group["params"]}
+    assert moved == {id(p) for p in method.parameters()}
+    rates = []
+    method.after_step = lambda progress: rates.append([g["lr"] for g in last.param_groups])
+    last = built
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ssl_lessons.training.optimiser", lambda method: built)
+        pretrain(method, noise(), epochs=3, batch_size=8, **CPU)
+    at = [group["constant"] for group in built.param_groups].index(True)
+    falling = [step[1 - at] for step in rates]
+    assert {step[at] for step in rates} == {method.recipe.lr}
+    assert falling[0] == 0 and falling[-1] < 0.5 * method.recipe.lr
 
 
 # ---------------------------------------------------------------------------------------------- devices
@@ -160,7 +203,8 @@ def test_a_short_run_on_a_gpu(tmp_path, precision):
 
 def test_what_cannot_be_trained_on_is_refused():
     with pytest.raises(TrainingError, match="noise has 5 images, less than batch_size 8; lower it"):
-        pretrain(moco(), noise(5), **CPU)
+        pretrain(moco(), noise(5), batch_size=8, **CPU)
+    assert pretrain(moco(), noise(5), **CPU)["batch_size"] == 5  # the recipe's 8, where there are as many
     for wrong in ({"epochs": 0}, {"batch_size": 0}, {"epochs": -1}):
         with pytest.raises(TrainingError, match="must both be at least 1"):
             pretrain(moco(), noise(), **wrong, **CPU)

@@ -5,102 +5,16 @@ copy of the encoder and stay in a queue, where they serve as negatives for the b
 negatives at the price of a small batch.
 """
 
-import dataclasses
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssl_lessons import views as v
-from ssl_lessons.methods.base import Method, Objective, Recipe, choose, embedding_std
-from ssl_lessons.networks import ema_update, mlp, momentum_copy, split_batchnorm, tap
-from ssl_lessons.views import Policy
-
-
-@dataclasses.dataclass(frozen=True)
-class MoCoRecipe(Recipe):
-    """MoCo's own numbers on top of the optimiser's; symbols as in the paper."""
-
-    policy: Policy = v.MOCO_V2
-    # hidden widths and embedding size D; None is the encoder's own width, (128,) one linear layer, () no head
-    head: tuple[int | None, ...] = (None, 128)
-    queue: int = 65536  # K
-    momentum: float = 0.999  # m
-    temperature: float = 0.2  # τ
-    symmetric: bool = False  # each view serves once as query and once as key; the two losses are summed
-    splits: int = 1  # parts of the batch that BatchNorm sees apart; > 1 also shuffles the keys
-
-
-# The CIFAR demonstration crops as torchvision does by default and does not blur 32-pixel images.
-_DEMO = "github.com/facebookresearch/moco, branch colab-notebook (CIFAR-10 on one GPU)"
-_CIFAR = dataclasses.replace(v.MOCO_V2, name="moco_cifar", source=_DEMO, crop_scale=(0.08, 1.0), blur_p=0.0)
-
-# A blur with σ of up to 2 pixels leaves little of a 32-pixel view: SimCLR and the demonstration above leave
-# it out on CIFAR-10 too. In trials of six epochs at 32 pixels on Imagenette, judged by kNN on its val images,
-# no blur and τ 0.1 did better, one seed each.
-_NO_BLUR = dataclasses.replace(v.MOCO_V2, name="moco_v2_no_blur", blur_p=0.0)
-
-RECIPES: dict[str, MoCoRecipe] = {
-    recipe.name: recipe
-    for recipe in (
-        MoCoRecipe(
-            name="moco_v1",
-            source="arXiv:1911.05722, section 3.3; github.com/facebookresearch/moco, defaults",
-            policy=v.MOCO_V1,
-            head=(128,),
-            temperature=0.07,
-            schedule="step",
-        ),
-        MoCoRecipe(
-            name="moco_v2",
-            source="arXiv:2003.04297; github.com/facebookresearch/moco, --mlp --moco-t 0.2 --aug-plus --cos",
-        ),
-        MoCoRecipe(
-            name="small_data",
-            source=_DEMO,
-            policy=_CIFAR,
-            head=(128,),
-            queue=4096,
-            momentum=0.99,
-            temperature=0.1,
-            splits=8,
-            lr=0.06,
-            lr_batch=512,
-            weight_decay=5e-4,
-            batch_size=512,
-        ),
-        MoCoRecipe(
-            name="tutorial",
-            source="the published single-GPU tutorial of MoCo v2 on Imagenette (its optimiser: Adam assumed)",
-            head=(100, 50, 25),
-            queue=8192,
-            temperature=0.05,
-            optimizer="adam",
-            lr=1e-3,
-            lr_batch=None,
-            final_lr=0.01,
-            weight_decay=1e-6,
-        ),
-        MoCoRecipe(
-            name="lesson",
-            source="ours, for runs of minutes: a short queue and a quick key encoder keep the keys fresh",
-            head=(512, 128),
-            policy=_NO_BLUR,
-            queue=2048,
-            momentum=0.99,
-            temperature=0.1,
-            symmetric=True,
-            optimizer="adamw",
-            lr=1e-3,
-            lr_batch=None,
-            weight_decay=1e-4,
-            warmup=1.0,
-            batch_size=128,
-            epochs=20,
-        ),
-    )
-}
+from ssl_lessons.methods.base import Augmentation, Method, Objective, choose, embedding_std
+from ssl_lessons.methods.recipes import MOCO as RECIPES
+from ssl_lessons.methods.recipes import MoCoRecipe
+from ssl_lessons.networks import ema_update, mlp, momentum_copy, split_batchnorm
 
 
 def similarities(query: Tensor, key: Tensor, queue: Tensor) -> tuple[Tensor, Tensor]:
@@ -140,10 +54,11 @@ class MoCo(Method):
     """MoCo v1 and v2 around any network; which of them is the recipe's matter.
 
     Args:
-        network: any `nn.Module` on (B, 3, S, S); trained in place, see `networks.tap`.
+        network: any `nn.Module` on (B, C, S, S); trained in place, see `networks.tap`.
         layer: where the representation is read; None for a ResNet's `avgpool`.
-        image_size: the side S of the views, pixels.
+        image_size: the side S of the views, pixels. channels: 3, or 1 for grey images.
         recipe: a name in `RECIPES` or a `MoCoRecipe`; `overrides` replace its fields by name.
+        augment, augment2: augmentations of one's own for the first and second view, see `Method.augment`.
     Raises:
         ValueError: an unknown recipe, field or layer (the message lists the known ones), an empty queue.
     """
@@ -154,16 +69,17 @@ class MoCo(Method):
         layer: str | int | None = None,
         image_size: int = 64,
         recipe: str | MoCoRecipe = "moco_v2",
+        *,
+        channels: int = 3,
+        augment: Augmentation | None = None,
+        augment2: Augmentation | None = None,
         **overrides,
     ):
         super().__init__()
-        self.recipe = choose(RECIPES, recipe, **overrides)
-        self.image_size = image_size
-        self.policies = (self.recipe.policy, self.recipe.policy)
-        if self.recipe.queue < 1:
-            raise ValueError(f"queue {self.recipe.queue} must hold at least 1 key")
-
-        self.encoder = tap(network, layer, image_size)  # f_q, without its head
+        r = choose(RECIPES, recipe, **overrides)
+        if r.queue < 1:
+            raise ValueError(f"queue {r.queue} must hold at least 1 key")
+        self.wrap(network, layer, image_size, r, (r.policy,) * 2, channels, augment, augment2)
         if self.recipe.splits > 1:
             split_batchnorm(network, self.recipe.splits)
         widths = [self.encoder.width, *self.recipe.head]
@@ -219,7 +135,7 @@ class MoCo(Method):
         )
 
     @torch.no_grad()
-    def after_step(self, progress: float) -> None:
+    def after_step(self, progress: float = 0.0) -> None:
         """Move the key encoder (equation 2), then enqueue the batch's keys in place of the oldest.
 
         The official code moves it just before the next key pass; between two optimiser steps that is the

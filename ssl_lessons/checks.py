@@ -1,0 +1,88 @@
+"""Cells that check a learner's work: equal or not, what is wrong, and what usually causes it."""
+
+import traceback
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+def check(name: str, mine, reference, atol: float = 1e-5) -> None:
+    """Compare what a learner built with what the package says; print how close they are.
+
+    Args:
+        mine, reference: tensors, numbers, or sequences of them. atol: largest absolute difference allowed.
+    Raises:
+        AssertionError: they differ; the message says how, and what usually causes it.
+    """
+    problem, difference = _difference(mine, reference, atol)
+    if problem:
+        raise AssertionError(f"✗ {name}: {problem}")
+    print(f"✓ {name}: " + ("equal" if difference == 0 else f"equal within {difference:.1e}"))
+
+
+def _difference(mine, reference, atol: float) -> tuple[str, float]:
+    if mine is None or mine is Ellipsis:
+        return "nothing was returned yet; return the value from your function", 0.0
+    if isinstance(reference, (list, tuple)):
+        if not hasattr(mine, "__len__"):
+            return f"a {type(mine).__name__}, expected {len(reference)} values", 0.0
+        if len(mine) != len(reference):
+            return f"{len(mine)} values, expected {len(reference)}", 0.0
+        parts = [_difference(a, b, atol) for a, b in zip(mine, reference, strict=True)]
+        wrong = next((f"in value {i}, {text}" for i, (text, _) in enumerate(parts) if text), "")
+        return wrong, max((difference for _, difference in parts), default=0.0)
+    reference = torch.as_tensor(reference).detach().cpu()
+    try:
+        mine = torch.as_tensor(mine).detach().cpu()
+    except (TypeError, ValueError, RuntimeError):
+        return f"a {type(mine).__name__} that is no tensor, expected shape {tuple(reference.shape)}", 0.0
+    if mine.shape != reference.shape:
+        hint = "; transposed?" if mine.shape == reference.shape[::-1] else ""
+        return f"shape {tuple(mine.shape)}, expected {tuple(reference.shape)}{hint}", 0.0
+    a, b = mine.double(), reference.double()
+    if (b.isfinite() & ~a.isfinite()).any():
+        return "holds NaN or infinity; an exp of a large number, or a division by zero?", 0.0
+    gaps = torch.where(a == b, 0.0, (a - b).abs())  # an infinity equals itself: a masked similarity
+    difference = gaps.max().item() if a.numel() else 0.0
+    if difference <= atol:
+        return "", difference
+    return f"largest difference {difference:.3g}{_cause(a, b, atol)}", difference
+
+
+def _cause(a: Tensor, b: Tensor, atol: float) -> str:
+    """The usual reason why `a` is not `b`, where one fits."""
+    if torch.allclose(-a, b, atol=atol):
+        return "; the sign is the other way round"
+    if not a.any():
+        return "; yours is all zeros"
+    scale = (a * b).sum() / (b * b).sum()
+    if torch.allclose(a, scale * b, atol=atol):
+        return (
+            f"; yours is {scale:.4g} times the expected: a sum for a mean, a missing factor or temperature?"
+        )
+    if a.numel() > 1 and torch.allclose((a - b), (a - b).mean().expand_as(a), atol=atol):
+        return f"; yours is {(a - b).mean():.4g} more everywhere: a missing term?"
+    if a.dim() == 2 and a.shape[0] == a.shape[1] and torch.allclose(a.T, b, atol=atol):
+        return "; yours is the transpose"
+    if a.numel() > 1 and torch.allclose(a.flatten().sort().values, b.flatten().sort().values, atol=atol):
+        return "; the right values in another order"
+    return ""
+
+
+def attempt(name: str, checks: Callable[[], None]) -> bool:
+    """Run an exercise's checks; say "not solved yet" and what is wrong, or "solved". The notebook goes on."""
+    try:
+        checks()
+    except NotImplementedError:
+        print(
+            f"… {name}: not solved yet. Replace `raise NotImplementedError` above and run both cells again."
+        )
+    except AssertionError as error:
+        print(f"{error}\n… {name}: not solved yet.")
+    except Exception as error:  # whatever an attempt can raise: it is shown whole, and the lesson can go on
+        print("".join(traceback.format_exception(error)) + f"… {name}: not solved yet.")
+    else:
+        print(f"★ {name}: solved.")
+        return True
+    return False

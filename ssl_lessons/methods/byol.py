@@ -1,0 +1,109 @@
+"""BYOL: Grill et al. 2020 (arXiv:2006.07733).
+
+No negatives. The online network predicts what a second network, the target, makes of another view of the
+same image; the target is a slowly moving average of the online network and gets no gradient.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ssl_lessons.methods.base import Augmentation, Method, Objective, choose, embedding_std
+from ssl_lessons.methods.recipes import BYOL as RECIPES
+from ssl_lessons.methods.recipes import BYOLRecipe
+from ssl_lessons.networks import ema_update, mlp, momentum_copy, normalise_by
+
+SCHEDULES = ("cosine", "constant")
+
+
+def byol_loss(prediction: Tensor, target: Tensor) -> Tensor:
+    """BYOL's equation 2: ‖q̄ − z̄′‖² of the normalised vectors, which is 2 − 2·cosine; mean over the batch.
+
+    Args:
+        prediction: float (B, D), q; gradients flow here. target: float (B, D), z′; no gradient.
+    Returns:
+        Scalar in [0, 4]; 0 when all pairs point the same way.
+    """
+    return 2 - 2 * F.cosine_similarity(prediction.float(), target.detach().float(), dim=1).mean()
+
+
+def momentum_at(base: float, progress: float, schedule: str = "cosine") -> float:
+    """τ at `progress` in [0, 1] of a run: 1 − (1 − base)·(cos(π·progress) + 1)/2 (section 3.3), or `base`."""
+    if schedule not in SCHEDULES:
+        known = ", ".join(SCHEDULES)
+        raise ValueError(f"momentum_schedule {schedule!r} is not known; choose one of: {known}")
+    return base if schedule == "constant" else 1 - (1 - base) * (math.cos(math.pi * progress) + 1) / 2
+
+
+class BYOL(Method):
+    """BYOL around any network.
+
+    Args:
+        network: any `nn.Module` on (B, C, S, S); trained in place, see `networks.tap`. With another
+            `normalisation` than "batch" its layers are replaced in place too.
+        layer: where the representation is read; None for a ResNet's `avgpool`.
+        image_size: the side S of the views, pixels. channels: 3, or 1 for grey images.
+        recipe: a name in `RECIPES` or a `BYOLRecipe`; `overrides` replace its fields by name: `momentum=0.99,
+            momentum_schedule="constant"` is fixed, `momentum=None` has no target network: SimSiam's rule.
+        augment, augment2: augmentations of one's own for the first and second view, see `Method.augment`.
+    Raises:
+        ValueError: an unknown recipe, field, layer, schedule or normalisation (the message lists the known
+            ones), a momentum outside [0, 1].
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        layer: str | int | None = None,
+        image_size: int = 64,
+        recipe: str | BYOLRecipe = "small_data",
+        *,
+        channels: int = 3,
+        augment: Augmentation | None = None,
+        augment2: Augmentation | None = None,
+        **overrides,
+    ):
+        super().__init__()
+        r = choose(RECIPES, recipe, **overrides)
+        if r.momentum is not None and not 0 <= momentum_at(r.momentum, 0.0, r.momentum_schedule) <= 1:
+            raise ValueError(f"momentum {r.momentum} is not in [0, 1]; BYOL uses 0.996")
+        self.wrap(network, layer, image_size, r, (r.policy, r.policy_prime), channels, augment, augment2)
+        widths = [self.encoder.width, *r.head]
+        dim = widths[-1] or self.encoder.width
+        self.projector = mlp(widths, batch_norm=True)  # g
+        self.predictor = mlp([dim, r.predictor_hidden, dim], batch_norm=True)  # q
+        for part in (network, self.projector, self.predictor):
+            normalise_by(part, r.normalisation)
+        if r.momentum is not None:
+            self.target_encoder = momentum_copy(self.encoder)
+            self.target_projector = momentum_copy(self.projector)
+
+    @torch.no_grad()
+    def targets(self, view: Tensor) -> Tensor:
+        """z′ (B, D) of float views (B, C, S, S), by the target network with its own batch statistics."""
+        return self.target_projector(self.target_encoder(view))
+
+    def forward(self, views: Sequence[Tensor]) -> Objective:
+        projections = [self.projector(self.encoder(view)) for view in views]  # z, (B, D) each
+        q1, q2 = (self.predictor(z) for z in projections)
+        moving = self.recipe.momentum is not None
+        t1, t2 = [self.targets(view) for view in views] if moving else projections  # the loss detaches them
+        with torch.autocast(q1.device.type, enabled=False):
+            loss = byol_loss(q1, t2) + byol_loss(q2, t1)  # the sum of both directions, not their mean
+            spread = embedding_std(F.normalize(projections[0].detach().float(), dim=1))
+        return Objective(loss, {"similarity": 1 - loss.detach() / 4, "embedding_std": spread})
+
+    @torch.no_grad()
+    def after_step(self, progress: float = 0.0) -> None:
+        """Move the target towards the online network (equation 1); `progress` in [0, 1] sets τ.
+
+        In a loop of one's own that passes no progress, τ stays at its base.
+        """
+        if self.recipe.momentum is None:
+            return
+        momentum = momentum_at(self.recipe.momentum, progress, self.recipe.momentum_schedule)
+        ema_update(self.target_encoder, self.encoder, momentum)
+        ema_update(self.target_projector, self.projector, momentum)

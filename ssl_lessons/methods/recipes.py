@@ -1,0 +1,267 @@
+"""The five methods' published settings, and ours for lessons: one dataclass a method.
+
+Each recipe names its source. Apart from the methods' files, so that those hold the objective alone.
+"""
+
+import dataclasses
+
+from ssl_lessons import views as v
+from ssl_lessons.methods.base import Recipe
+from ssl_lessons.views import Policy
+
+_LIGHTLY = "lightly's Imagenette benchmark, ResNet-18 at 128 px (github.com/lightly-ai/lightly, benchmarks)"
+_SGD = {
+    "lr": 0.06,
+    "weight_decay": 5e-4,
+    "batch_size": 256,
+}  # lightly's, at 256 images, cosine without warm-up
+# LARS as SimCLR and BYOL use it: trust coefficient 1e-3, ten epochs of warm-up
+_LARS = {"optimizer": "lars", "weight_decay": 1e-6, "plain_norms": True, "warmup": 10.0, "batch_size": 4096}
+# Runs of minutes: AdamW needs no tuning of the rate, and one epoch of warm-up is enough.
+_MINUTES = {
+    "optimizer": "adamw",
+    "lr": 1e-3,
+    "lr_batch": None,
+    "weight_decay": 1e-4,
+    "warmup": 1.0,
+    "batch_size": 128,
+    "epochs": 20,
+}
+
+# A blur with σ of up to 2 pixels leaves little of a 32-pixel view: SimCLR and MoCo's demonstration leave it
+# out on CIFAR-10 too. In trials of six epochs at 32 pixels on Imagenette, judged by kNN on its val images,
+# no blur and τ 0.1 did better, one seed each.
+_NO_BLUR = dataclasses.replace(v.MOCO_V2, name="moco_v2_no_blur", blur_p=0.0)
+
+
+def _named(*recipes):
+    return {recipe.name: recipe for recipe in recipes}
+
+
+# ---- SimCLR ------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class SimCLRRecipe(Recipe):
+    """SimCLR's own numbers on top of the optimiser's."""
+
+    policy: Policy = v.SIMCLR
+    head: tuple[int | None, ...] = (None, 128)  # v1's projector; v2's has three layers
+    head_norm: bool = True  # BatchNorm in the projector, as in the official code of both versions
+    temperature: float = 0.1  # τ
+
+
+# SimCLR B.9: half the colour strength and no blur for small images; lightly halves the strength too.
+_HALF = dataclasses.replace(v.SIMCLR, name="simclr_half", jitter=(0.4, 0.4, 0.4, 0.1))
+
+SIMCLR: dict[str, SimCLRRecipe] = _named(
+    SimCLRRecipe(
+        name="paper",
+        source="arXiv:2002.05709, section 2.2 and appendix B.6; github.com/google-research/simclr",
+        lr=0.3,
+        epochs=1000,
+        **_LARS,
+    ),
+    SimCLRRecipe(
+        name="v2",
+        source="arXiv:2006.10029, section 2; github.com/google-research/simclr, 3 layers",
+        head=(None, None, 128),
+        lr=0.3,
+        epochs=800,
+        **_LARS,
+    ),
+    SimCLRRecipe(name="small_data", source=_LIGHTLY, policy=_HALF, temperature=0.5, **_SGD),
+    SimCLRRecipe(
+        name="lesson",
+        source="ours, for runs of minutes",
+        policy=_NO_BLUR,
+        head=(512, 128),
+        head_norm=False,
+        temperature=0.2,
+        **_MINUTES,
+    ),
+)
+
+# ---- MoCo --------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class MoCoRecipe(Recipe):
+    """MoCo's own numbers on top of the optimiser's; symbols as in the paper."""
+
+    policy: Policy = v.MOCO_V2
+    # hidden widths and embedding size D; None is the encoder's own width, (128,) one linear layer, () no head
+    head: tuple[int | None, ...] = (None, 128)
+    queue: int = 65536  # K
+    momentum: float = 0.999  # m
+    temperature: float = 0.2  # τ
+    symmetric: bool = False  # each view serves once as query and once as key; the two losses are summed
+    splits: int = 1  # parts of the batch that BatchNorm sees apart; > 1 also shuffles the keys
+
+
+# The CIFAR demonstration crops as torchvision does by default and does not blur 32-pixel images.
+_DEMO = "github.com/facebookresearch/moco, branch colab-notebook (CIFAR-10 on one GPU)"
+_CIFAR = dataclasses.replace(v.MOCO_V2, name="moco_cifar", source=_DEMO, crop_scale=(0.08, 1.0), blur_p=0.0)
+
+MOCO: dict[str, MoCoRecipe] = _named(
+    MoCoRecipe(
+        name="moco_v1",
+        source="arXiv:1911.05722, section 3.3; github.com/facebookresearch/moco, defaults",
+        policy=v.MOCO_V1,
+        head=(128,),
+        temperature=0.07,
+        schedule="step",
+    ),
+    MoCoRecipe(
+        name="moco_v2",
+        source="arXiv:2003.04297; github.com/facebookresearch/moco, --mlp --moco-t 0.2 --aug-plus --cos",
+    ),
+    MoCoRecipe(
+        name="small_data",
+        source=_DEMO,
+        policy=_CIFAR,
+        head=(128,),
+        queue=4096,
+        momentum=0.99,
+        temperature=0.1,
+        splits=8,
+        lr=0.06,
+        lr_batch=512,
+        weight_decay=5e-4,
+        batch_size=512,
+    ),
+    MoCoRecipe(
+        name="tutorial",
+        source="the published single-GPU tutorial of MoCo v2 on Imagenette (its optimiser: Adam assumed)",
+        head=(100, 50, 25),
+        queue=8192,
+        temperature=0.05,
+        optimizer="adam",
+        lr=1e-3,
+        lr_batch=None,
+        final_lr=0.01,
+        weight_decay=1e-6,
+    ),
+    MoCoRecipe(
+        name="lesson",
+        source="ours, for runs of minutes: a short queue and a quick key encoder keep the keys fresh",
+        head=(512, 128),
+        policy=_NO_BLUR,
+        queue=2048,
+        momentum=0.99,
+        temperature=0.1,
+        symmetric=True,
+        **_MINUTES,
+    ),
+)
+
+# ---- Relational reasoning ----------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class RelationalRecipe(Recipe):
+    """Relational reasoning's own numbers on top of the optimiser's."""
+
+    policy: Policy = v.RELATIONAL
+    views: int = 32  # K, of each image
+    hidden: int = 256  # width of the relation head's hidden layer
+    focal: bool = False  # weigh pairs by how wrong they are, as the official full code does
+    gamma: float = 2.0  # focal weighting: exponent …
+    alpha: float = 0.5  # … and share of the positives
+
+
+_RELATIONAL = "github.com/mpatacchiola/self-supervised-relational-reasoning"
+_ADAM = {"optimizer": "adam", "lr": 1e-3, "lr_batch": None, "weight_decay": 0.0, "schedule": "constant"}
+
+RELATIONAL: dict[str, RelationalRecipe] = _named(
+    RelationalRecipe(
+        name="paper",
+        source=f"arXiv:2006.05849, section 4; {_RELATIONAL}, full code",
+        focal=True,
+        batch_size=64,
+        **_ADAM,
+    ),
+    RelationalRecipe(
+        name="small_data",
+        source=f"{_RELATIONAL}, the short script (plain cross-entropy), with fewer views",
+        views=8,
+        batch_size=64,
+        **_ADAM,
+    ),
+    RelationalRecipe(
+        name="lesson",
+        source="ours, for runs of minutes: four views",
+        policy=_NO_BLUR,
+        views=4,
+        **_MINUTES,
+    ),
+)
+
+# ---- BYOL --------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class BYOLRecipe(Recipe):
+    """BYOL's own numbers on top of the optimiser's; symbols as in the paper."""
+
+    policy: Policy = v.BYOL_T  # T
+    policy_prime: Policy = v.BYOL_T_PRIME  # T′
+    head: tuple[int | None, ...] = (4096, 256)
+    predictor_hidden: int = 4096
+    momentum: float | None = (
+        0.996  # τ at the start; None: no target network, the online one with stop-gradient
+    )
+    momentum_schedule: str = "cosine"  # to 1 at the end, or "constant"
+    normalisation: str = "batch"  # "group" (with weight standardisation) or "none", in every part
+
+
+_BYOL = "arXiv:2006.07733, section 3.3; github.com/google-deepmind/deepmind-research, byol"
+
+BYOL: dict[str, BYOLRecipe] = _named(
+    BYOLRecipe(
+        name="paper", source=f"{_BYOL}, 1000 epochs", lr=0.2, epochs=1000, **{**_LARS, "weight_decay": 1.5e-6}
+    ),
+    BYOLRecipe(name="paper_100", source=f"{_BYOL}, 100 epochs", lr=0.45, momentum=0.99, epochs=100, **_LARS),
+    BYOLRecipe(name="small_data", source=_LIGHTLY, momentum=0.99, momentum_schedule="constant", **_SGD),
+    BYOLRecipe(
+        name="lesson",
+        source="ours, for runs of minutes: a quick target, narrow heads",
+        policy=_NO_BLUR,
+        policy_prime=_NO_BLUR,
+        head=(1024, 128),
+        predictor_hidden=1024,
+        momentum=0.99,
+        **_MINUTES,
+    ),
+)
+
+# ---- SimSiam -----------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class SimSiamRecipe(Recipe):
+    """SimSiam's own numbers on top of the optimiser's."""
+
+    policy: Policy = v.SIMSIAM
+    head: tuple[int | None, ...] = (2048, 2048, 2048)
+    predictor_hidden: int = 512
+
+
+SIMSIAM: dict[str, SimSiamRecipe] = _named(
+    SimSiamRecipe(
+        name="paper",
+        source="arXiv:2011.10566, section 3; github.com/facebookresearch/simsiam",
+        lr=0.05,
+        batch_size=512,
+        epochs=100,
+    ),
+    SimSiamRecipe(name="small_data", source=_LIGHTLY, head=(2048, 2048), **_SGD),
+    SimSiamRecipe(
+        name="lesson",
+        source="ours, for runs of minutes: narrow heads",
+        policy=_NO_BLUR,
+        head=(1024, 1024),
+        predictor_hidden=256,
+        **_MINUTES,
+    ),
+)

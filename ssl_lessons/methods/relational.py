@@ -1,0 +1,151 @@
+"""Relational reasoning: Patacchiola & Storkey 2020 (arXiv:2006.05849).
+
+"The same image or not?": a small network, the relation head, looks at two features and answers. Views of one
+image are the positives, views of two images the negatives; the metric is learnt instead of chosen.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ssl_lessons.methods.base import Augmentation, Method, Objective, choose, embedding_std
+from ssl_lessons.methods.recipes import RELATIONAL as RECIPES
+from ssl_lessons.methods.recipes import RelationalRecipe
+
+
+def relation_index(
+    views: int, batch: int, device: torch.device | str = "cpu"
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Which of the K·B stacked features meet: K views of B images, view after view.
+
+    For each pair of views i < j, B positives (view i and view j of the same image), then B negatives: view j
+    is rolled along the batch. The roll's shift grows by one from pair to pair and returns to 1 before it
+    reaches B, where every image would meet itself (the official code's order).
+
+    Returns:
+        first, second: int64 (P,), rows of the stacked features; targets: float32 (P,), 1 for the same image.
+        P = K·(K − 1)·B.
+    Raises:
+        ValueError: fewer than 2 views (no pair) or than 2 images (no negative).
+    """
+    if views < 2 or batch < 2:
+        raise ValueError(
+            f"{views} views of {batch} images make no positive and negative pairs; give 2 of each"
+        )
+    first, second, targets = [], [], []
+    row, shift = torch.arange(batch, device=device), 1
+    for i in range(views - 1):
+        for j in range(i + 1, views):
+            for other, target in ((row, 1.0), (row.roll(shift), 0.0)):
+                first.append(i * batch + row)
+                second.append(j * batch + other)
+                targets.append(torch.full((batch,), target, device=device))
+            shift = shift + 1 if shift + 1 < batch else 1
+    return torch.cat(first), torch.cat(second), torch.cat(targets)
+
+
+def relation_pairs(features: Tensor, views: int) -> tuple[Tensor, Tensor]:
+    """The pairs themselves: features (K·B, D), view after view -> (P, 2D) and targets (P,), P = K(K−1)B."""
+    first, second, targets = relation_index(views, len(features) // views, features.device)
+    return torch.cat([features[first], features[second]], dim=1), targets
+
+
+class RelationHead(nn.Module):
+    """r(·, ·): two features (2D together) -> hidden layer, BatchNorm, LeakyReLU -> one score, a logit."""
+
+    def __init__(self, width: int, hidden: int = 256):
+        super().__init__()
+        self.joined = nn.Linear(2 * width, hidden)
+        self.norm = nn.BatchNorm1d(hidden)
+        self.last = nn.Linear(hidden, 1)
+
+    def forward(self, pairs: Tensor) -> Tensor:
+        """Scores (P,) of concatenated pairs (P, 2D)."""
+        return self._rest(self.joined(pairs))
+
+    def score(self, features: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        """Scores (P,) of the pairs of rows `first`, `second` (P,) of features (N, D).
+
+        W[a; b] = W₁a + W₂b, so each feature is multiplied once, however many pairs it is in: with 32 views of
+        64 images 2,048 rows instead of 63,488, and no tensor of pairs.
+        """
+        left, right = self.joined.weight.chunk(2, dim=1)  # (hidden, D) each
+        return self._rest(
+            F.linear(features, left, self.joined.bias)[first] + F.linear(features, right)[second]
+        )
+
+    def _rest(self, hidden: Tensor) -> Tensor:
+        return self.last(F.leaky_relu(self.norm(hidden)))[:, 0]
+
+
+def focal_bce(scores: Tensor, targets: Tensor, gamma: float = 2.0, alpha: float = 0.5) -> Tensor:
+    """Binary cross-entropy weighted by how wrong a pair is: α_t · (1 − p_t)^γ, as in the official full code.
+
+    Args:
+        scores: float (P,), logits. targets: float (P,), 1 for positives. gamma: 0 leaves the weights even.
+        alpha: the share of the positives, 1 − alpha that of the negatives.
+    Returns:
+        Scalar: the weighted cross-entropies summed, over the sum of the weights, which get no gradient.
+    """
+    with torch.no_grad():
+        wrong = (targets - torch.sigmoid(scores)).abs()  # 1 − p_t
+        weight = wrong**gamma * (alpha * targets + (1 - alpha) * (1 - targets))
+    losses = F.binary_cross_entropy_with_logits(scores, targets, reduction="none")
+    return (weight * losses).sum() / weight.sum().clamp_min(1e-12)
+
+
+class Relational(Method):
+    """Relational reasoning around any network. It has no projector: the head looks at the features.
+
+    Args:
+        network: any `nn.Module` on (B, C, S, S); trained in place, see `networks.tap`.
+        layer: where the representation is read; None for a ResNet's `avgpool`.
+        image_size: the side S of the views, pixels. channels: 3, or 1 for grey images.
+        recipe: a name in `RECIPES` or a `RelationalRecipe`; `overrides` replace its fields by name.
+        augment, augment2: augmentations of one's own; with both, they take turns over the K views.
+    Raises:
+        ValueError: an unknown recipe, field or layer (the message lists the known ones), fewer than 2 views.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        layer: str | int | None = None,
+        image_size: int = 64,
+        recipe: str | RelationalRecipe = "small_data",
+        *,
+        channels: int = 3,
+        augment: Augmentation | None = None,
+        augment2: Augmentation | None = None,
+        **overrides,
+    ):
+        super().__init__()
+        hidden = overrides.pop("projection_hidden_size", None)  # the head's, where others have a projector's
+        r = choose(RECIPES, recipe, **overrides, **({"hidden": hidden} if hidden else {}))
+        if r.views < 2:
+            raise ValueError(f"views is {r.views}; a pair needs at least 2 views of an image")
+        self.wrap(network, layer, image_size, r, (r.policy,) * r.views, channels, augment, augment2)
+        self.projector = nn.Identity()
+        self.head = RelationHead(self.encoder.width, r.hidden)
+
+    def forward(self, views: Sequence[Tensor]) -> Objective:
+        features = self.encoder(torch.cat(list(views)))  # (K·B, D), all views in one pass
+        first, second, targets = relation_index(len(views), len(views[0]), features.device)
+        scores = self.head.score(features, first, second)  # (P,)
+        with torch.autocast(features.device.type, enabled=False):
+            scores = scores.float()
+            if self.recipe.focal:
+                loss = focal_bce(scores, targets, self.recipe.gamma, self.recipe.alpha)
+            else:
+                loss = F.binary_cross_entropy_with_logits(scores, targets)
+        with torch.no_grad():
+            right = ((scores > 0) == (targets > 0)).float()
+            half = targets.sum()  # as many positives as negatives
+            watch = {
+                "accuracy_positive": (right * targets).sum() / half,
+                "accuracy_negative": (right * (1 - targets)).sum() / half,
+                "embedding_std": embedding_std(F.normalize(features[: len(views[0])].float(), dim=1)),
+            }
+        return Objective(loss, watch)

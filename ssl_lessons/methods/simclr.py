@@ -1,0 +1,125 @@
+"""SimCLR: Chen et al. 2020 (arXiv:2002.05709, v1; arXiv:2006.10029, v2).
+
+Two views of one image attract, and every view of the other images in the batch repels. Nothing is kept from
+step to step: the batch is the dictionary.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ssl_lessons.methods.base import Augmentation, Method, Objective, choose, embedding_std
+from ssl_lessons.methods.recipes import SIMCLR as RECIPES
+from ssl_lessons.methods.recipes import SimCLRRecipe
+from ssl_lessons.networks import mlp
+
+
+def gathered(z: Tensor) -> Tensor:
+    """The embeddings of all processes, (B, D) -> (W·B, D) in the order of their ranks; gradients flow back.
+
+    Each process takes the loss of its own rows. When their gradients are averaged, as
+    DistributedDataParallel does, the sum is that of one process with the whole batch.
+    """
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return z
+    from torch.distributed.nn.functional import all_gather  # unlike dist.all_gather, it has a backward
+
+    return torch.cat(all_gather(z.contiguous()))
+
+
+def cosines(z1: Tensor, z2: Tensor) -> tuple[Tensor, Tensor]:
+    """Similarities of this process' 2B views with all 2WB views, −∞ for a view with itself; the positives.
+
+    Returns:
+        float (2B, 2WB), the cosine s_ik; int64 (2B,), the column of each row's other view.
+    """
+    z1, z2 = (F.normalize(z.float(), dim=1) for z in (z1, z2))
+    all1, all2 = gathered(z1), gathered(z2)
+    similarity = torch.cat([z1, z2]) @ torch.cat([all1, all2]).T  # (2B, D), (2WB, D) -> (2B, 2WB)
+    first = dist.get_rank() * len(z1) if len(all1) > len(z1) else 0
+    own = first + torch.arange(len(z1), device=z1.device)  # where this process' rows stand among all
+    itself, other = torch.cat([own, own + len(all1)]), torch.cat([own + len(all1), own])
+    return similarity.scatter(1, itself[:, None], -torch.inf), other
+
+
+def nt_xent(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
+    """SimCLR's equation 1: −log [ exp(s_ij/τ) / Σ_{k≠i} exp(s_ik/τ) ], averaged over all 2B views i.
+
+    s is the cosine, j the other view of i's image, k every other view of the batch: 2B − 2 negatives. The
+    same as a cross-entropy whose right answer is j, and computed so. With several processes the negatives
+    come from all of them (see `gathered`).
+
+    Args:
+        z1, z2: float (B, D), row i of each a view of image i; of any length. Gradients flow into both.
+        temperature: τ > 0.
+    Returns:
+        Scalar, in nats; log(2B − 1) when all similarities are equal.
+    Raises:
+        ValueError: a temperature of 0 or below, or a batch without negatives.
+    """
+    return _cross_entropy(*cosines(z1, z2), temperature)
+
+
+def _cross_entropy(similarity: Tensor, other: Tensor, temperature: float) -> Tensor:
+    if temperature <= 0:
+        raise ValueError(f"temperature {temperature} must be above 0; SimCLR uses 0.1, or 0.5 on CIFAR-10")
+    if similarity.shape[1] < 4:
+        raise ValueError("a batch of one image has no negatives; SimCLR needs at least 2 images")
+    return F.cross_entropy(similarity / temperature, other)
+
+
+class SimCLR(Method):
+    """SimCLR around any network; v1 or v2 is the recipe's matter (the projector's depth).
+
+    Args:
+        network: any `nn.Module` on (B, C, S, S); trained in place, see `networks.tap`.
+        layer: where the representation is read; None for a ResNet's `avgpool`.
+        image_size: the side S of the views, pixels. channels: 3, or 1 for grey images.
+        recipe: a name in `RECIPES` or a `SimCLRRecipe`; `overrides` replace its fields by name.
+        augment, augment2: augmentations of one's own for the first and second view, see `Method.augment`.
+    Raises:
+        ValueError: an unknown recipe, field or layer (the message lists the known ones).
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        layer: str | int | None = None,
+        image_size: int = 64,
+        recipe: str | SimCLRRecipe = "small_data",
+        *,
+        channels: int = 3,
+        augment: Augmentation | None = None,
+        augment2: Augmentation | None = None,
+        **overrides,
+    ):
+        super().__init__()
+        chosen = choose(RECIPES, recipe, **overrides)
+        self.wrap(network, layer, image_size, chosen, (chosen.policy,) * 2, channels, augment, augment2)
+        norm = chosen.head_norm
+        self.projector = mlp([self.encoder.width, *chosen.head], batch_norm=norm, last_batch_norm=norm)  # g
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Unit-length embeddings z (B, D) of float views (B, C, S, S), in float32."""
+        return F.normalize(self.projector(self.encoder(images)).float(), dim=1)
+
+    def forward(self, views: Sequence[Tensor]) -> Objective:
+        batch = len(views[0])
+        z1, z2 = self.embed(torch.cat(list(views))).split(batch)  # one pass for both, as in the official code
+        with torch.autocast(z1.device.type, enabled=False):  # similarities over τ want float32
+            similarity, other = cosines(z1, z2)  # (2B, 2WB)
+            loss = _cross_entropy(similarity, other, self.recipe.temperature)
+        with torch.no_grad():
+            positive = similarity.gather(1, other[:, None])[:, 0]  # (2B,)
+            negative = similarity.scatter(1, other[:, None], -torch.inf)  # -inf for itself and the positive
+            count = negative.shape[1] - 2
+            watch = {
+                "positive_similarity": positive.mean(),
+                "negative_similarity": negative.masked_fill(negative.isinf(), 0).sum(dim=1).mean() / count,
+                "accuracy": (positive > negative.max(dim=1).values).float().mean(),
+                "embedding_std": embedding_std(z1),
+            }
+        return Objective(loss, watch)

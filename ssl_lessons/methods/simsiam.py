@@ -1,0 +1,73 @@
+"""SimSiam: Chen & He 2021 (arXiv:2011.10566).
+
+BYOL without its second network: both views pass through the same weights, a predictor on one side tries to
+say what the other side is, and the gradient stops on that other side. Nothing else keeps it from collapse.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ssl_lessons.methods.base import Augmentation, Method, Objective, choose, embedding_std
+from ssl_lessons.methods.recipes import SIMSIAM as RECIPES
+from ssl_lessons.methods.recipes import SimSiamRecipe
+from ssl_lessons.networks import mlp
+
+
+def negative_cosine(prediction: Tensor, target: Tensor) -> Tensor:
+    """SimSiam's equations 1 and 3: D(p, stopgrad(z)) = −(p / ‖p‖) · (z / ‖z‖), averaged over the batch.
+
+    Args:
+        prediction: float (B, D), p; gradients flow here. target: float (B, D), z; no gradient.
+    Returns:
+        Scalar in [−1, 1]; −1 when all pairs point the same way.
+    """
+    return -F.cosine_similarity(prediction.float(), target.detach().float(), dim=1).mean()
+
+
+class SimSiam(Method):
+    """SimSiam around any network.
+
+    Args:
+        network: any `nn.Module` on (B, C, S, S); trained in place, see `networks.tap`.
+        layer: where the representation is read; None for a ResNet's `avgpool`.
+        image_size: the side S of the views, pixels. channels: 3, or 1 for grey images.
+        recipe: a name in `RECIPES` or a `SimSiamRecipe`; `overrides` replace its fields by name.
+        augment, augment2: augmentations of one's own for the first and second view, see `Method.augment`.
+    Raises:
+        ValueError: an unknown recipe, field or layer (the message lists the known ones).
+    """
+
+    constant_lr = ("predictor",)  # section 4.2: it should always follow the latest representations
+
+    def __init__(
+        self,
+        network: nn.Module,
+        layer: str | int | None = None,
+        image_size: int = 64,
+        recipe: str | SimSiamRecipe = "small_data",
+        *,
+        channels: int = 3,
+        augment: Augmentation | None = None,
+        augment2: Augmentation | None = None,
+        **overrides,
+    ):
+        super().__init__()
+        chosen = choose(RECIPES, recipe, **overrides)
+        self.wrap(network, layer, image_size, chosen, (chosen.policy,) * 2, channels, augment, augment2)
+        widths = [self.encoder.width, *chosen.head]
+        # the last BatchNorm has no scale and shift of its own (official code)
+        self.projector = mlp(widths, batch_norm=True, last_batch_norm=True, last_affine=False)
+        dim = widths[-1] or self.encoder.width
+        self.predictor = mlp([dim, chosen.predictor_hidden, dim], batch_norm=True)  # h
+
+    def forward(self, views: Sequence[Tensor]) -> Objective:
+        # Two passes, not one: each view is normalised by its own batch statistics, as in the official code.
+        z1, z2 = (self.projector(self.encoder(view)) for view in views)
+        p1, p2 = self.predictor(z1), self.predictor(z2)
+        with torch.autocast(z1.device.type, enabled=False):
+            loss = (negative_cosine(p1, z2) + negative_cosine(p2, z1)) / 2  # equation 4
+            spread = embedding_std(F.normalize(z1.detach().float(), dim=1))
+        return Objective(loss, {"similarity": -loss.detach(), "embedding_std": spread})

@@ -1,0 +1,73 @@
+"""What moves the weights: the recipe's optimiser, its groups of parameters, and the rate of a moment."""
+
+import math
+
+import torch
+
+from ssl_lessons.methods.base import Method, Recipe
+
+SCHEDULES = ("cosine", "step", "constant")
+
+
+class TrainingError(Exception):
+    """A run that cannot start or go on; the message says why, what is kept, and what to try."""
+
+
+def peak_rate(recipe: Recipe, batch_size: int) -> float:
+    """The highest rate of a run: the recipe's, scaled linearly to the batch unless it says otherwise."""
+    return recipe.lr if recipe.lr_batch is None else recipe.lr * batch_size / recipe.lr_batch
+
+
+def learning_rate(recipe: Recipe, batch_size: int, epoch: float, epochs: int) -> float:
+    """The rate at a moment of the run, `epoch` in [0, epochs] and fractional within an epoch.
+
+    Linear warm-up over `recipe.warmup` epochs, then cosine (SGDR eq. 5 without restarts), steps or nothing.
+    """
+    if recipe.schedule not in SCHEDULES:
+        known = ", ".join(SCHEDULES)
+        raise TrainingError(f"schedule {recipe.schedule!r} is not known; choose one of: {known}")
+    peak = peak_rate(recipe, batch_size)
+    warmup = min(recipe.warmup, epochs / 2)  # a short run must not be all warm-up
+    if epoch < warmup:
+        return peak * epoch / warmup
+    progress = (epoch - warmup) / (epochs - warmup)
+    if recipe.schedule == "cosine":
+        return peak * (recipe.final_lr + (1 - recipe.final_lr) * (1 + math.cos(math.pi * progress)) / 2)
+    if recipe.schedule == "step":
+        return peak * (0.1 if epoch >= 0.6 * epochs else 1) * (0.1 if epoch >= 0.8 * epochs else 1)
+    return peak
+
+
+def optimiser(method: Method) -> torch.optim.Optimizer:
+    """The recipe's optimiser over every parameter of the method that takes gradients.
+
+    Parameters that are treated apart form groups of their own: biases and normalisation layers where the
+    recipe says `plain_norms` (those of one dimension, as in the official codes), and the method's
+    `constant_lr` submodules, whose group is marked `constant`.
+    """
+    recipe = method.recipe
+    groups: dict[tuple, list] = {}
+    for name, parameter in method.named_parameters():
+        if parameter.requires_grad:
+            plain = recipe.plain_norms and parameter.ndim <= 1
+            constant = name.split(".")[0] in method.constant_lr
+            groups.setdefault((plain, constant), []).append(parameter)
+    parameters = [
+        {"params": some, "constant": constant, **({"weight_decay": 0.0} if plain else {})}
+        for (plain, constant), some in groups.items()
+    ]
+    settings = {"lr": recipe.lr, "weight_decay": recipe.weight_decay}
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(parameters, momentum=recipe.sgd_momentum, **settings)
+    if recipe.optimizer == "adam":
+        return torch.optim.Adam(parameters, **settings)
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, **settings)
+    if recipe.optimizer == "lars":
+        try:
+            from timm.optim import Lars  # here, so that nothing else needs timm
+        except ImportError:
+            raise TrainingError("optimizer 'lars' is timm's: pip install timm, or choose another") from None
+        # Groups without weight decay keep the plain rate, as both official codes do.
+        return Lars(parameters, momentum=recipe.sgd_momentum, trust_coeff=1e-3, **settings)
+    raise TrainingError(f"optimizer {recipe.optimizer!r} is not known; choose one of: sgd, lars, adam, adamw")
