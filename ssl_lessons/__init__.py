@@ -27,6 +27,7 @@ _MODULES = (
     "records",
     "training",
     "evaluate",
+    "diagnose",
     "diagrams",
     "figures",
     "checks",

@@ -1,0 +1,173 @@
+"""Collapse and geometry: how the embeddings of a method lie on their sphere, and what is expected of them.
+
+A method without negatives can make its loss splendid by mapping every image to one point, or to a few
+directions. The loss cannot tell; the figures here can. All of them see unit vectors z of D numbers: rows are
+brought to length 1 first, as every objective of the series does.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ssl_lessons.images import ImageStore
+from ssl_lessons.methods.base import Method, embedding_std
+
+VERDICTS = ("healthy", "suspect", "collapsed")
+
+
+class Band(NamedTuple):
+    """What is expected of one figure: at `collapsed` or beyond it is, at `healthy` or beyond it is that.
+
+    Between the two it is "suspect". `collapsed` < `healthy` says that more is better, `collapsed` > `healthy`
+    that less is.
+    """
+
+    collapsed: float
+    healthy: float
+
+    def verdict(self, value: float) -> str:
+        """ "healthy", "suspect" or "collapsed"; a value that is not a number is collapsed."""
+        sign = 1 if self.healthy > self.collapsed else -1
+        if sign * value >= sign * self.healthy:
+            return "healthy"
+        return "suspect" if sign * value > sign * self.collapsed else "collapsed"
+
+
+BANDS: dict[str, Band] = {
+    "embedding_std": Band(collapsed=0.1, healthy=0.5),
+    "effective_rank": Band(collapsed=5.0, healthy=10.0),
+    "uniformity": Band(collapsed=-0.5, healthy=-2.0),
+}
+
+
+def _unit(z: Tensor) -> Tensor:
+    """Rows of length 1, in float64; a row of zeros stays one."""
+    if z.dim() != 2 or len(z) < 2:
+        raise ValueError(f"embeddings of shape {tuple(z.shape)}; expected (N, D) with at least 2 rows")
+    return F.normalize(z.detach().double(), dim=1)
+
+
+def effective_rank(z: Tensor) -> float:
+    """How many directions the embeddings use: exp(entropy) of the singular values' shares.
+
+    Roy and Vetterli 2007, "The effective rank", definition 1: with pₖ = σₖ / Σσ, exp(−Σ pₖ log pₖ). Rows are
+    of length 1 and NOT centred, as in RankMe (Garrido et al. 2023, arXiv:2210.02885): so a collapse to one
+    point has rank 1, where centring would leave rounding noise, whose rank is anything.
+
+    Args:
+        z: float (N, D), any length of rows, any device.
+    Returns:
+        In [1, min(N, D)]: 1 when all rows lie on one line, near D when N ≫ D rows lie evenly on the sphere.
+        Compare only figures of the same N. 0 when every row is zero.
+    Raises:
+        ValueError: z is not (N, D) with N ≥ 2.
+    """
+    values = torch.linalg.svdvals(_unit(z))
+    if not values.any():
+        return 0.0
+    shares = values / values.sum()  # pₖ
+    return torch.special.entr(shares).sum().exp().item()  # entr(p) = −p log p, and 0 at 0
+
+
+def alignment(z1: Tensor, z2: Tensor) -> float:
+    """How far apart the two views of an image lie: the mean of ‖z₁ − z₂‖² over images.
+
+    Wang and Isola 2020 (arXiv:2005.10242), section 4.1, with α = 2. 0 when the views of an image agree, as
+    they also do when everything has collapsed; 2 for unrelated directions.
+
+    Args:
+        z1, z2: float (N, D), row i of both from image i.
+    Returns:
+        In [0, 4]; 2 − 2·cosine, averaged.
+    Raises:
+        ValueError: shapes that differ, or not (N, D) with N ≥ 2.
+    """
+    if z1.shape != z2.shape:
+        raise ValueError(f"views of shapes {tuple(z1.shape)} and {tuple(z2.shape)}; expected the same")
+    return (_unit(z1) - _unit(z2)).square().sum(dim=1).mean().item()
+
+
+def uniformity(z: Tensor, t: float = 2.0) -> float:
+    """How evenly the images fill the sphere: log of the mean over pairs of exp(−t·‖zᵢ − zⱼ‖²).
+
+    Wang and Isola 2020 (arXiv:2005.10242), section 4.1, whose t is 2. 0 when all are one point; less is more
+    even: −2t on average directions of a sphere of many dimensions, where any two are at right angles.
+
+    Args:
+        z: float (N, D); the pairs are the N(N − 1)/2 of different rows.
+        t: above 0.
+    Returns:
+        In [−4t, 0].
+    Raises:
+        ValueError: t not above 0, or z not (N, D) with N ≥ 2.
+    """
+    if t <= 0:
+        raise ValueError(f"t {t} must be above 0; the paper uses 2")
+    # Distances, not 2 − 2·cosine: near a collapse the difference of two near-equal numbers says nothing.
+    squared = F.pdist(_unit(z)).square()  # (N(N − 1)/2,)
+    return (torch.logsumexp(-t * squared, dim=0) - torch.log(squared.new_tensor(len(squared)))).item()
+
+
+def geometry(z1: Tensor, z2: Tensor) -> dict[str, float]:
+    """All figures of the embeddings (N, D) of two views of N images; of the first where one is enough."""
+    return {
+        "embedding_std": embedding_std(_unit(z1)).item(),
+        "effective_rank": effective_rank(z1),
+        "alignment": alignment(z1, z2),
+        "uniformity": uniformity(z1),
+    }
+
+
+@torch.no_grad()
+def measure(
+    method: Method,
+    store: ImageStore,
+    generator: torch.Generator | None = None,
+    images: int = 1000,
+    batch: int = 250,
+) -> dict[str, float]:
+    """The geometry of a method's projections: two views of some images of a store, in eval mode.
+
+    The method is put back as it was: the modes of its modules, its BatchNorm statistics, its queues. It stays
+    on its device.
+
+    Args:
+        generator: on the CPU; chooses the images and their views. None: seed 0, the same for every method.
+        images: how many, at most; figures of different numbers do not compare.
+        batch: images a pass.
+    Returns:
+        `geometry`'s figures, of `method.projector(method.encoder(view))`.
+    """
+    generator = torch.Generator().manual_seed(0) if generator is None else generator
+    rows = torch.randperm(len(store), generator=generator)[:images]
+    device = next(method.parameters()).device
+    was_training = [module for module in method.modules() if module.training]
+    method.eval()
+    try:
+        parts = []
+        for some in rows.split(batch):
+            views = method.augment(store.batch(some, device), generator)
+            one, two = views[0], views[1 % len(views)]
+            parts.append([method.projector(method.encoder(view)).float().cpu() for view in (one, two)])
+    finally:
+        for module in was_training:
+            module.training = True
+    z1, z2 = (torch.cat(side) for side in zip(*parts, strict=True))
+    return geometry(z1, z2)
+
+
+def verdict(measures: dict[str, float]) -> str:
+    """What the bands say of some figures: "collapsed" if one of them is, "healthy" if all are, or "suspect".
+
+    Args:
+        measures: as from `measure` or a row of a run's history; figures without a band are passed over.
+    Raises:
+        ValueError: no figure with a band among them.
+    """
+    found = {band.verdict(measures[name]) for name, band in BANDS.items() if name in measures}
+    if not found:
+        known = ", ".join(BANDS)
+        raise ValueError(f"none of {', '.join(measures) or 'nothing'} has a band; the bands: {known}")
+    return max(found, key=VERDICTS.index)
