@@ -14,6 +14,7 @@ from torch import Tensor
 from ssl_lessons.diagrams import (  # noqa: F401  (the drawings are shown as figures)
     BLUE,
     COLOURS,
+    GREEN,
     GREY,
     ORANGE,
     SKY,
@@ -106,19 +107,72 @@ def training_curves(
     return figure
 
 
-def health(history: Sequence[dict], names: dict[str, str]) -> Figure:
-    """One small panel for each diagnostic of a run: `names` maps a key of the history to its title."""
-    figure, axes = _axes(len(names), 2.6 * len(names), 2.4)
-    for axis, (key, title), colour in zip(axes, names.items(), cycle(COLOURS), strict=False):
-        axis.plot(
-            [row["epoch"] for row in history],
-            [row[key] for row in history],
-            color=colour,
-            marker="o",
-            markersize=3,
-        )
+def health(
+    history: Sequence[dict] | dict[str, Sequence[dict]],
+    names: dict[str, str],
+    bands: dict[str, tuple[float, float]] | None = None,
+) -> Figure:
+    """One small panel for each diagnostic of a run: `names` maps a key of the history to its title.
+
+    Args:
+        history: rows of a run's record, one an epoch; or {label: rows} of several runs, drawn together.
+        bands: {key: (collapsed, healthy)}, as `diagnose.BANDS`: where a diagnostic has one, red shading says
+            collapsed, green healthy, and white is suspect.
+    """
+    runs = history if isinstance(history, dict) else {"": history}
+    figure, axes = _axes(len(names), 2.6 * len(names) + (1.8 if "" not in runs else 0), 2.4)
+    for i, (axis, (key, title)) in enumerate(zip(axes, names.items(), strict=True)):
+        for j, (label, rows) in enumerate(runs.items()):
+            own = i if "" in runs else j  # one run: a colour for each panel; several: one for each run
+            rows = [row for row in rows if key in row]  # a run may lack a diagnostic that another has
+            axis.plot(
+                [row["epoch"] for row in rows],
+                [row[key] for row in rows],
+                color=COLOURS[own % len(COLOURS)],
+                linestyle="-" if own < len(COLOURS) or "" in runs else "--",
+                marker="o",
+                markersize=3,
+                label=label,
+            )
+        if key in (bands or {}):
+            _shade(axis, "y", *bands[key])
         axis.set_title(title, fontsize=10)
         axis.set_xlabel("epoch")
+    if "" not in runs:
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", frameon=False)
+    return figure
+
+
+def _shade(axis, direction: str, collapsed: float, healthy: float) -> None:
+    """Shade an axis beyond the two edges of a band, and make room for both edges."""
+    low, high = getattr(axis, f"get_{direction}lim")()
+    low, high = min(low, collapsed, healthy), max(high, collapsed, healthy)
+    room = 0.06 * (high - low)
+    low, high = low - room, high + room
+    for edge, beyond, colour in ((collapsed, healthy, VERMILION), (healthy, collapsed, GREEN)):
+        span = axis.axhspan if direction == "y" else axis.axvspan
+        span(edge, high if edge > beyond else low, color=colour, alpha=0.13, linewidth=0)
+    getattr(axis, f"set_{direction}lim")(low, high)
+
+
+def dots(
+    columns: dict[str, dict[str, float]],
+    bands: dict[str, tuple[float, float]] | None = None,
+    titles: dict[str, str] | None = None,
+) -> Figure:
+    """Named things side by side: a panel for each column {name: value}, a row for each name.
+
+    `bands` as in `health`; `titles` where a column's key is no title.
+    """
+    names = list(next(iter(columns.values())))
+    figure, axes = _axes(len(columns), 2.3 * len(columns) + 1.8, 0.3 * len(names) + 0.9)
+    for axis, (key, values) in zip(axes, columns.items(), strict=True):
+        axis.plot(list(values.values()), range(len(names)), "o", color=BLUE, markersize=7)
+        if key in (bands or {}):
+            _shade(axis, "x", *bands[key])
+        axis.set_title((titles or {}).get(key, key), fontsize=10)
+        axis.set_yticks(range(len(names)), names if axis is axes[0] else [""] * len(names))
+        axis.set_ylim(len(names) - 0.5, -0.5)  # the first on top
     return figure
 
 

@@ -92,6 +92,62 @@ def test_health_has_a_panel_for_each_diagnostic(count):
         assert list(axis.lines[0].get_ydata()) == [i, i]
 
 
+def spans(axis):
+    """{colour: (from, to)} of the shaded stretches of an axis, by either direction."""
+    found = {}
+    for patch in axis.patches:
+        box = patch.get_bbox()
+        across = (box.x0, box.x1) == (0, 1)  # axhspan: as wide as the axis
+        edges = (box.y0, box.y1) if across else (box.x0, box.x1)
+        found[patch.get_facecolor()[:3]] = tuple(sorted(edges))
+    return found
+
+
+RED, GREEN = (matplotlib.colors.to_rgb(colour) for colour in (figures.VERMILION, figures.GREEN))
+
+
+def test_health_shades_the_bands_and_nothing_else():
+    rows = [{"epoch": e, "loss": -e, "std": 0.9, "uniformity": -2.5} for e in (1, 2)]
+    bands = {"std": (0.1, 0.5), "uniformity": (-0.5, -2.0), "another": (0, 1)}
+    names = {"loss": "loss", "std": "spread", "uniformity": "evenness"}
+    loss, std, uniformity = figures.health(rows, names, bands).axes
+    assert not loss.patches
+    for axis, key in ((std, "std"), (uniformity, "uniformity")):
+        low, high = axis.get_ylim()
+        collapsed, healthy = bands[key]
+        assert low < collapsed < high and low < healthy < high  # both edges can be seen
+        assert all(low < y < high for y in axis.lines[0].get_ydata())
+        more = healthy > collapsed
+        assert spans(axis) == {
+            RED: (low, collapsed) if more else (collapsed, high),
+            GREEN: (healthy, high) if more else (low, healthy),
+        }
+
+
+def test_health_of_several_runs_has_a_line_for_each_and_one_legend():
+    runs = {f"run {i}": [{"epoch": e, "loss": i, "std": 0.5} for e in (1, 2)] for i in range(8)}
+    del runs["run 3"][0]["std"], runs["run 3"][1]["std"]  # another method, without this diagnostic
+    figure = figures.health(runs, {"loss": "loss", "std": "spread"}, {"std": (0.1, 0.5)})
+    for axis in figure.axes:
+        looks = [(line.get_color(), line.get_linestyle()) for line in axis.lines]
+        assert len(looks) == len(set(looks)) == 8
+    assert [len(line.get_ydata()) for line in figure.axes[1].lines] == [2, 2, 2, 0, 2, 2, 2, 2]
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == list(runs)
+
+
+@pytest.mark.parametrize("count", [1, 8])
+def test_dots_puts_the_same_rows_side_by_side(count):
+    columns = {"std": {f"v{i}": i / 8 for i in range(count)}, "loss": {f"v{i}": -i for i in range(count)}}
+    std, loss = figures.dots(columns, {"std": (0.1, 0.5)}, {"std": "spread"}).axes
+    assert (std.get_title(), loss.get_title()) == ("spread", "loss")
+    assert [label.get_text() for label in std.get_yticklabels()] == [f"v{i}" for i in range(count)]
+    assert list(std.lines[0].get_xdata()) == [i / 8 for i in range(count)]
+    assert list(std.lines[0].get_ydata()) == list(loss.lines[0].get_ydata()) == list(range(count))
+    assert std.get_ylim() == loss.get_ylim() == (count - 0.5, -0.5)
+    assert set(spans(std)) == {RED, GREEN} and not loss.patches
+
+
 @pytest.mark.parametrize("values", [{"a": 0.0}, {"a": 1.0, "b": 0.25}, {str(i): i / 20 for i in range(12)}])
 def test_accuracy_bars(values):
     figure = figures.accuracy_bars(values, title="t", baselines=["a"])
