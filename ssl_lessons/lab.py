@@ -241,7 +241,8 @@ def trial(
         pretrain(method, store, epochs=epochs, batch_size=batch_size, **quiet, **settings)
         run = Run.open(folder)
         for metric, value in measure(method).items():
-            run.add_metric(metric, float(value), f"trial {name} of lesson {lab.lesson}, seed {lab.seed}")
+            protocol = f"trial {name} of lesson {lab.lesson}, seed {lab.seed}"
+            run.add_metric(metric, float(value), protocol=protocol)
     lab.trials[name] = run
     return run
 

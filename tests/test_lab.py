@@ -9,8 +9,9 @@ import nbformat
 import papermill
 import pytest
 import torch
+from tiny import moco, noise
 
-from ssl_lessons import lab
+from ssl_lessons import evaluate, lab
 from ssl_lessons.lab import LessonError, attempt, check, pick_profile, setup
 from ssl_lessons.records import Run
 
@@ -260,3 +261,88 @@ def test_the_end_of_a_lesson_says_where_its_numbers_came_from(tmp_path, capsys):
     assert str(tmp_path) not in out and os.sep + "tmp" not in out
     kept = Run.open(run.folder).record
     assert (kept["lesson"], kept["profile"]) == ("03", "smoke") and kept["lesson_seconds"] >= 120
+
+
+# ---------------------------------------------------------------------------------------------- experiments
+
+
+def a_lesson(**changes):
+    """Settings as `setup` returns them, for the smallest network."""
+    s = setup("03", {"class": dict(SETTINGS["class on shapes"], network="conv4", view=16, stem=None)}, seed=0)
+    s.__dict__.update({"supervised_epochs": 1, "batch_size": 8, **changes})
+    return s
+
+
+def test_a_trial_is_kept_read_again_and_told_apart_by_its_settings(capsys):
+    s, built = a_lesson(), []
+
+    def build(temperature=0.2):
+        built.append(temperature)
+        return moco(temperature=temperature)
+
+    def measure(method):
+        return {"queue_std": method.queue.std(), "steps": method.step}
+
+    kept = dict(epochs=2, batch_size=8, measure=measure, device="cpu", precision="fp32")
+    first = lab.trial(s, "warm", build, noise(), **kept)
+    assert first.folder.parent == s.run_dir / "trials" and len(first.record["history"]) == 2
+    assert first.record["metrics"]["steps"]["value"] == 6 and s.earlier == 0
+    assert "lesson 03, seed 0" in first.record["metrics"]["steps"]["protocol"]
+    again = lab.trial(s, "warm", build, noise(), **{**kept, "measure": None})  # not judged again
+    assert "warm: read from" in capsys.readouterr().out
+    assert again.record == first.record and s.earlier == first.record["seconds"] > 0
+    other = lab.trial(s, "warm", lambda: build(0.5), noise(), **kept)
+    longer = lab.trial(s, "warm", build, noise(), **{**kept, "epochs": 3})
+    assert len({run.folder for run in (first, other, longer)}) == 3
+    assert len(longer.record["history"]) == 3 and s.trials == {"warm": longer}
+
+
+def test_baselines_are_trained_once_for_all_lessons(capsys):
+    train, test = noise(), noise()
+    first = lab.baselines(a_lesson(), train, test)
+    assert set(first) == {"random", "supervised"} and set(first["random"]) == set(first["supervised"])
+    assert first["random"]["knn"]["value"] != first["supervised"]["knn"]["value"]
+    capsys.readouterr()
+    s = a_lesson(lesson="05")
+    assert lab.baselines(s, train, test) == first and "baselines: read from" in capsys.readouterr().out
+    assert s.earlier > 0
+    lab.baselines(a_lesson(supervised_epochs=2), train, test)
+    assert "read from" not in capsys.readouterr().out
+    expected = evaluate.judge(evaluate.random_encoder("conv4", 16), train, test, 16)
+    assert first["random"] == expected
+
+
+def test_the_end_of_a_lesson_keeps_its_trials_and_counts_the_time_they_took(tmp_path):
+    s = a_lesson()
+    s.earlier = 1000.0
+    lab.trial(s, "only", moco, noise(), epochs=1, batch_size=8, measure=lambda m: {"knn": 0.25})
+    run = Run.create(tmp_path / "03-run", seed=0, precision="fp32", dataset={"name": "noise"})
+    lab.add_judgement(run, {"knn": {"value": 0.5}}, {"random": {"knn": {"value": 0.25}}})
+    lab.finish(s, run)
+    kept = Run.open(run.folder).record
+    assert kept["metrics"] == {"knn": {"value": 0.5}, "knn_random": {"value": 0.25}}
+    only = kept["experiments"]["only"]
+    assert only["metrics"]["knn"]["value"] == 0.25 and len(only["history"]) == 1
+    assert only["dataset"]["images"] == len(noise()) and only["recipe"]["queue"] > 0
+    assert 1000 < kept["lesson_seconds"] < 1100
+
+
+def test_methods_are_compared_from_the_committed_records_of_the_same_images(tmp_path, capsys):
+    s = a_lesson()
+
+    def record(name, value):
+        dataset = {"name": s.dataset}
+        run = Run.create(tmp_path / name, dataset=dataset, view_size=16, epochs=3, precision="fp32", seed=0)
+        for metric in ("knn", "linear_10"):
+            run.add_metric(metric, value)
+            run.add_metric(f"{metric}_random", 0.25)
+        return run
+
+    for name, value in (("02-shapes-class", 0.5), ("03-shapes-class", 0.6), ("05-imagenette-class", 0.9)):
+        text = (record(name, value).folder / "record.json").read_text(encoding="utf-8")
+        (tmp_path / "results" / f"{name}.json").write_text(text, encoding="utf-8")
+    lab.compare(s, record("now", 0.4))
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if line.startswith("SimCLR") and "50.0%" in line and "+25.0" in line]
+    assert [line for line in lines if line.startswith("MoCo v2 (this run)") and "40.0%" in line]
+    assert not [line for line in lines if "60.0%" in line or "90.0%" in line]
