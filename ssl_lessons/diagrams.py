@@ -223,3 +223,43 @@ def relations() -> Figure:
     axis.text(8.0, 0.6, "inter: two images", ha="center", fontsize=10)
     axis.text(12.3, 4.85, "target", ha="center", fontsize=10, color=GREY)
     return figure
+
+
+def bootstrap() -> Figure:
+    """BYOL's online and target networks, after figure 2 of the paper (arXiv:2006.07733).
+
+    Black arrows carry values forward, dashed vermilion ones the gradient back, dotted orange ones the average.
+    """
+    figure, axis = plt.subplots(figsize=(10.5, 3.5), layout="constrained")
+    figure.set_dpi(80)
+    axis.set(xlim=(0, 12.6), ylim=(0, 4.2))
+    axis.axis("off")
+    rows = {"online θ": (3.1, BLUE, "view T"), "target ξ": (1.1, ORANGE, "view T′")}
+    _box(axis, 0.8, 2.1, "one image", "#EEEEEE", 1.3)
+    parts = ((4.2, "encoder f"), (6.4, "projector g"), (8.6, "predictor q"))
+    for name, (y, colour, view) in rows.items():
+        own = parts if colour == BLUE else parts[:2]
+        _box(axis, 2.3, y, view, "#EEEEEE", 1.0)
+        _arrow(axis, (0.8, 2.1 + (0.25 if y > 2.1 else -0.25)), (1.77, y), "black")
+        axis.text(
+            1.4, y + (0.75 if y > 2.1 else -0.75), name, fontsize=10, color=GREY, ha="center", va="center"
+        )
+        for i, (x, part) in enumerate(own):
+            _box(axis, x, y, part, colour)
+            start = 2.82 if i == 0 else own[i - 1][0] + 0.77
+            _arrow(axis, (start, y), (x - 0.77, y), "black")
+            if colour == BLUE:  # the way back, below the boxes
+                back = (parts[i + 1][0] - 0.5 if i + 1 < len(parts) else 10.3, y - 0.36)
+                _arrow(axis, back, (x + 0.5, y - 0.36), VERMILION, "--")
+            else:
+                _arrow(axis, (x, rows["online θ"][0] - 0.5), (x, y + 0.26), ORANGE, ":")
+                axis.text(x + 0.1, 2.1, "slow average", fontsize=9, color=GREY, va="center")
+    axis.text(8.6, 1.1, "//", fontsize=16, color=VERMILION, ha="center", va="center", weight="bold")
+    axis.text(8.6, 0.55, "stop-gradient", fontsize=9, color=VERMILION, ha="center", va="center")
+    axis.text(9.9, 2.45, "gradient", fontsize=9, color=VERMILION, ha="center", va="center")
+    _arrow(axis, (7.17, 1.1), (8.3, 1.1), "black")
+    _box(axis, 11.3, 2.1, "2 − 2 · cosine", "white", 1.9, 0.6, edgecolor=GREEN, linewidth=2)
+    _arrow(axis, (9.37, 3.1), (11.0, 2.45), GREEN)
+    _arrow(axis, (8.9, 1.1), (11.0, 1.75), GREEN)
+    axis.text(4.2, 3.75, "kept at the end", fontsize=9, color=GREY, ha="center", va="center")
+    return figure
