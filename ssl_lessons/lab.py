@@ -258,8 +258,8 @@ def baselines(lab: SimpleNamespace, train: ImageStore, test: ImageStore) -> dict
     The network of the lesson's settings untrained, and trained with all labels for `supervised_epochs`. Kept
     in runs/, so that lessons with the same settings train it once between them.
     """
-    names = ("network", "view", "stem", "supervised_epochs", "batch_size", "seed", "precision")
-    what = {name: getattr(lab, name) for name in names}
+    names = ("network", "view", "stem", "supervised_epochs", "seed", "precision")
+    what = {"batch_size": 128, **{name: getattr(lab, name) for name in names}}
     what |= {"train": train.fingerprint, "test": test.fingerprint, "images": len(train)}
     shared = lab.run_dir if lab.profile == "smoke" else _runs_folder()
     folder = shared / f"baselines-{train.name}-{_digest(what)}"
@@ -272,7 +272,7 @@ def baselines(lab: SimpleNamespace, train: ImageStore, test: ImageStore) -> dict
         plain = networks.build(lab.network, lab.view, lab.stem)
         teacher = evaluate.Supervised(plain, len(train.classes), lab.view)
         quiet = {"progress": "none", "seed": lab.seed, "run": folder}
-        pretrain(teacher, train, epochs=lab.supervised_epochs, batch_size=lab.batch_size, **quiet)
+        pretrain(teacher, train, epochs=lab.supervised_epochs, batch_size=min(128, len(train)), **quiet)
         run, begun = Run.open(folder), time.time()
         random = evaluate.random_encoder(lab.network, lab.view, lab.stem, lab.seed)
         for kind, encoder in (("random", random), ("supervised", teacher.encoder)):
