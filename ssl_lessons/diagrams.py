@@ -263,3 +263,17 @@ def bootstrap() -> Figure:
     _arrow(axis, (8.9, 1.1), (11.0, 1.75), GREEN)
     axis.text(4.2, 3.75, "kept at the end", fontsize=9, color=GREY, ha="center", va="center")
     return figure
+
+
+def without_negatives() -> Figure:
+    """BYOL and SimSiam side by side, from the map of the series: what takes the moving average's place."""
+    figure, axes = plt.subplots(1, 2, figsize=(8, 3.8), layout="constrained")
+    figure.set_dpi(80)
+    for axis, (name, _, left, right, judge, _) in zip(axes, _MAP[3:], strict=True):
+        axis.set(xlim=(0, 4.3), ylim=(-0.35, 4.3), title=name)
+        axis.axis("off")
+        _box(axis, 2.15, 0, "one image", "#EEEEEE", 3.5)
+        _branch(axis, 1.15, "view 1", left, 3.64)
+        _branch(axis, 3.15, "view 2", right, 3.64)
+        _box(axis, 2.15, 3.9, f"{judge}: same image", "white", 3.5, edgecolor=GREEN, linewidth=2)
+    return figure
