@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from ssl_lessons import networks
+from ssl_lessons.methods import recipes
 from ssl_lessons.methods.base import Recipe, choose
 from ssl_lessons.methods.moco import RECIPES, MoCo, MoCoRecipe
 
@@ -30,6 +31,70 @@ def test_recipes_hold_the_published_values(name):
     if name in CROPS:
         assert recipe.policy.crop_scale == CROPS[name]
         assert recipe.policy.blur_p == (0.5 if name == "moco_v2" else 0)
+
+
+# The other four methods: Imagenette's from lightly's benchmark, the papers' from their official codes.
+_LIGHTLYS = dict(optimizer="sgd", lr=0.06, lr_batch=256, sgd_momentum=0.9, weight_decay=5e-4, batch_size=256)
+_LIGHTLYS |= dict(schedule="cosine", warmup=0, final_lr=0)
+_LARS = dict(optimizer="lars", lr_batch=256, warmup=10, schedule="cosine", plain_norms=True, sgd_momentum=0.9)
+_ADAM = dict(optimizer="adam", lr=1e-3, lr_batch=None, schedule="constant", weight_decay=0, warmup=0)
+OTHERS = {
+    ("SIMCLR", "paper"): dict(lr=0.3, weight_decay=1e-6, head=(None, 128), head_norm=True, temperature=0.1)
+    | _LARS,
+    ("SIMCLR", "v2"): dict(lr=0.3, weight_decay=1e-6, head=(None, None, 128), head_norm=True) | _LARS,
+    ("SIMCLR", "small_data"): dict(temperature=0.5, head=(None, 128)) | _LIGHTLYS,  # 512–512–128
+    ("RELATIONAL", "paper"): dict(views=32, batch_size=64, hidden=256, focal=True, gamma=2, alpha=0.5)
+    | _ADAM,
+    ("RELATIONAL", "small_data"): dict(hidden=256, focal=False, batch_size=64) | _ADAM,  # the short script
+    # the official code has a rate, a momentum and a decay for each number of epochs: 1000 and 100 of them
+    ("BYOL", "paper"): dict(lr=0.2, momentum=0.996, weight_decay=1.5e-6, epochs=1000) | _LARS,
+    ("BYOL", "paper_100"): dict(lr=0.45, momentum=0.99, weight_decay=1e-6, epochs=100) | _LARS,
+    ("BYOL", "small_data"): dict(momentum=0.99, momentum_schedule="constant") | _LIGHTLYS,
+    ("SIMSIAM", "paper"): dict(lr=0.05, lr_batch=256, sgd_momentum=0.9, weight_decay=1e-4, optimizer="sgd")
+    | dict(schedule="cosine", warmup=0, final_lr=0, head=(2048,) * 3, predictor_hidden=512, batch_size=512),
+    ("SIMSIAM", "small_data"): dict(head=(2048, 2048), predictor_hidden=512) | _LIGHTLYS,
+}
+POLICIES = {  # crop scale, jitter, its probability, greyscale, blur, solarize
+    ("SIMCLR", "paper"): ((0.08, 1), (0.8, 0.8, 0.8, 0.2), 0.8, 0.2, 0.5, 0),
+    ("SIMCLR", "v2"): ((0.08, 1), (0.8, 0.8, 0.8, 0.2), 0.8, 0.2, 0.5, 0),
+    ("SIMCLR", "small_data"): ((0.08, 1), (0.4, 0.4, 0.4, 0.1), 0.8, 0.2, 0.5, 0),  # half the strength
+    ("RELATIONAL", "paper"): ((0.08, 1), (0.8, 0.8, 0.8, 0.2), 0.8, 0.2, 0, 0),
+    ("BYOL", "paper"): ((0.08, 1), (0.4, 0.4, 0.2, 0.1), 0.8, 0.2, 1, 0),
+    ("BYOL", "paper_100"): ((0.08, 1), (0.4, 0.4, 0.2, 0.1), 0.8, 0.2, 1, 0),
+    ("SIMSIAM", "paper"): ((0.2, 1), (0.4, 0.4, 0.4, 0.1), 0.8, 0.2, 0.5, 0),
+}
+
+
+@pytest.mark.parametrize(("method", "name"), OTHERS)
+def test_the_other_methods_recipes_hold_the_published_values(method, name):
+    recipe, published = getattr(recipes, method)[name], OTHERS[method, name]
+    assert {field: getattr(recipe, field) for field in published} == published
+    assert recipe.name == name and recipe.source
+
+
+@pytest.mark.parametrize(("method", "name"), POLICIES)
+def test_the_papers_recipes_augment_as_published(method, name):
+    def numbers(p):
+        return p.crop_scale, p.jitter, p.jitter_p, p.grey_p, p.blur_p, p.solarize_p
+
+    recipe, published = getattr(recipes, method)[name], POLICIES[method, name]
+    assert numbers(recipe.policy) == published
+    if method == "BYOL":  # T′: little blur, some solarization
+        assert numbers(recipe.policy_prime) == (*published[:4], 0.1, 0.2)
+        assert (recipe.head, recipe.predictor_hidden, recipe.momentum_schedule) == (
+            (4096, 256),
+            4096,
+            "cosine",
+        )
+        assert recipe.normalisation == "batch"
+
+
+@pytest.mark.parametrize("method", ["SIMCLR", "MOCO", "RELATIONAL", "BYOL", "SIMSIAM"])
+def test_every_method_has_recipes_for_small_data_and_for_a_lesson(method):
+    known = getattr(recipes, method)
+    assert {"small_data", "lesson"} <= known.keys()
+    assert all(name == recipe.name and recipe.source for name, recipe in known.items())
+    assert known["lesson"].source.startswith("ours")
 
 
 def test_moco_v2s_head_is_as_wide_as_its_encoder():

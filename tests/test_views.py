@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision import transforms as T
 from torchvision.transforms import functional as F
 
@@ -267,6 +268,92 @@ def test_every_image_has_its_own_draw():
     one = photographs(1, 40, 40).expand(32, 3, 40, 40)
     out = v.views(one, v.MOCO_V2, seeded(), 16)
     assert len(torch.unique(out.flatten(1), dim=0)) == 32
+
+
+# --- several views at once -------------------------------------------------------------------------------
+
+
+def test_several_views_are_the_draws_of_one_call_after_the_other():
+    images = stored(photographs(11, 40, 32))
+    policies = [v.BYOL_T, v.BYOL_T_PRIME, v.BYOL_T_PRIME, v.SIMCLR, v.SIMCLR, v.SIMCLR, v.BYOL_T, EVERYTHING]
+    together, alone = seeded(6), seeded(6)
+    ours = v.several(images, policies, together, 24)
+    assert len(ours) == len(policies)
+    for policy, view in zip(policies, ours, strict=True):
+        single = v.views(images, policy, alone, 24)
+        assert (view - single).abs().max() < 1e-5  # pieces of another length may round otherwise
+        assert view.shape == single.shape and view.dtype == single.dtype
+        assert view.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(together.get_state(), alone.get_state())
+    half = v.several(images, policies, seeded(6), 24, torch.bfloat16)
+    assert all(torch.equal(a, b.bfloat16()) for a, b in zip(half, ours, strict=True))
+
+
+def test_several_without_a_generator_draws_from_the_global_one():
+    images = photographs(5, 20, 20)
+    torch.manual_seed(3)
+    first = v.several(images, [v.MOCO_V2] * 2, None, 16)
+    torch.manual_seed(3)
+    second = [v.views(images, v.MOCO_V2, None, 16) for _ in range(2)]
+    assert all((a - b).abs().max() < 1e-5 for a, b in zip(first, second, strict=True))
+    assert not torch.equal(*first)
+
+
+class Allocations(TorchDispatchMode):
+    """Bytes of every tensor that is made while it is on, by its address."""
+
+    def __init__(self):
+        super().__init__()
+        self.bytes = {}
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, (tuple, list)) else (result,):
+            if isinstance(tensor, torch.Tensor):
+                storage = tensor.untyped_storage()
+                known = self.bytes.get(storage.data_ptr(), 0)
+                self.bytes[storage.data_ptr()] = max(known, storage.nbytes())
+        return result
+
+
+def test_32_views_of_64_images_are_one_pass_in_bounded_memory(monkeypatch):
+    """As relational reasoning asks for them: 2,048 views, no copies of the images, pieces that fit a cache."""
+    images, passes, plain = stored(photographs(64, 48, 48)), [], v.apply
+    monkeypatch.setattr(v, "apply", lambda *args: passes.append(len(args[1])) or plain(*args))
+    with Allocations() as made:  # with one thread all work is done in this one
+        seen = v.several(images, [v.RELATIONAL] * 32, seeded(), 32)
+    assert passes == [2048]
+    assert len(seen) == 32 and {tuple(view.shape) for view in seen} == {(64, 3, 32, 32)}
+    assert len({view.untyped_storage().data_ptr() for view in seen}) == 1  # parts of one result, not copies
+    sizes = sorted(made.bytes.values())
+    assert sizes[-1] == 2048 * 3 * 32 * 32 * 4  # the result: 25 MB
+    assert (
+        sizes[-2] < sizes[-1] / 6 < 2048 * images[0].nbytes
+    )  # neither the images 32 times, nor a float copy
+    flat = torch.stack(seen)[:, 0].flatten(1)
+    assert len(torch.unique(flat, dim=0)) == 32  # of the same image, 32 draws
+
+
+def test_one_draw_for_each_view_of_each_image_or_an_error():
+    images = photographs(4, 16, 16)
+    draws = v.Draws.joined([v.draw(v.SIMCLR, 4, 16, 16, seeded(i)) for i in range(3)])
+    assert len(draws) == 12 and v.apply(images, draws, 8).shape == (12, 3, 8, 8)
+    for k, part in enumerate(v.apply(images, draws, 8).split(4)):
+        assert (part - v.views(images, v.SIMCLR, seeded(k), 8)).abs().max() < 1e-5
+    with pytest.raises(ValueError, match="draws are for 11 images"):
+        v.apply(images, draws[torch.arange(11)], 8)
+
+
+def test_in_channels_is_the_luma_or_nothing():
+    images = photographs(6, 20, 20)
+    view = v.views(images, v.MOCO_V2, seeded(), 16)
+    assert v.in_channels(view, 3) is view
+    grey = v.in_channels(view, 1)
+    assert grey.shape == (6, 1, 16, 16) and v.in_channels(view[0], 1).shape == (1, 16, 16)
+    by_hand = 0.2989 * view[:, 0] + 0.587 * view[:, 1] + 0.114 * view[:, 2]
+    assert (grey[:, 0] - by_hand).abs().max() < 1e-6
+    for dtype in (torch.bfloat16, torch.float64):
+        assert v.in_channels(view.to(dtype), 1).dtype == dtype
 
 
 # --- shapes, dtypes, errors ------------------------------------------------------------------------------
