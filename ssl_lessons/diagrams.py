@@ -190,10 +190,7 @@ def contrastive_batch(images: int = 4) -> Figure:
 
 
 def relations() -> Figure:
-    """Relational reasoning in one drawing: views of two images, their features, the pairs, and the head.
-
-    After figure 1 of Patacchiola & Storkey 2020 (arXiv:2006.05849).
-    """
+    """Relational reasoning (arXiv:2006.05849): views of two images, their features, two pairs, one head."""
     figure, axis = plt.subplots(figsize=(10.5, 4), layout="constrained")
     figure.set_dpi(80)
     axis.set(xlim=(0, 13), ylim=(-0.1, 5.2))
