@@ -83,7 +83,7 @@ class _Progress:
         if show == "bars":
             self._bar = fastprogress.progress_bar
             self.outer = fastprogress.master_bar(self.outer)
-            self.outer.names = ["loss / first loss", "kNN accuracy"]
+            self.outer.names = ["loss / first loss"]
 
     def batches(self):
         return self._bar(range(self.steps), parent=self.outer) if self.show == "bars" else range(self.steps)
@@ -99,7 +99,10 @@ class _Progress:
             first = abs(history[0]["loss"]) or 1.0  # a loss may be negative, and a broken one 0
             loss = [h["loss"] / first for h in history]  # MoCo's rises before it falls, as its queue fills
             judged = [h for h in history if "knn" in h]
-            curves = [[h["epoch"] for h in history], loss], [[h[k] for h in judged] for k in ("epoch", "knn")]
+            curves = [[[h["epoch"] for h in history], loss]]
+            if judged:
+                self.outer.names = ["loss / first loss", "kNN accuracy"]
+                curves.append([[h[k] for h in judged] for k in ("epoch", "knn")])
             self.outer.update_graph(curves, [0, self.epochs], [min(0, *loss), 1.05 * max(1, *loss)])
 
 

@@ -145,7 +145,7 @@ def several(
 
 
 def in_channels(views: Tensor, channels: int) -> Tensor:
-    """Normalised (…, 3, S, S) as the network takes it: as it is, or its luma (…, 1, S, S) for one channel."""
+    """(…, 3, S, S) as the network takes it: as it is, or for one channel its luma (…, 1, S, S)."""
     if channels == 3:
         return views
     return (views * views.new_tensor(LUMA).view(3, 1, 1)).sum(-3, keepdim=True)

@@ -162,7 +162,7 @@ class Method(nn.Module):
         if ours:  # all in one pass of the engine, however many views there are
             every = several(images, [self.policies[i] for i in ours], generator, self.image_size)
             made.update(zip(ours, (in_channels(view, self.channels) for view in every), strict=True))
-        pixels = images[:, : self.channels].float() / 255 if len(ours) < len(self.policies) else None
+        pixels = in_channels(images.float() / 255, self.channels) if len(ours) < len(self.policies) else None
         for i, policy in enumerate(self.policies):
             if i not in made:
                 made[i] = in_channels(normalise(self._own(policy, pixels)), self.channels)
@@ -180,7 +180,7 @@ class Method(nn.Module):
                 f"to {self.image_size} pixels, or build the method with another image_size"
             )
         low, high = view.aminmax()
-        if low < -1e-3 or high > 1 + 1e-3:
+        if not (low >= -1e-3 and high <= 1 + 1e-3):  # NaN is refused too
             raise ValueError(
                 f"the augmentation {name} returned values from {low:.3g} to {high:.3g}; return values in "
                 "[0, 1] and leave normalisation out: it is done afterwards, as for judging"
@@ -230,4 +230,6 @@ def embedding_std(z: Tensor) -> Tensor:
     The standard deviation over the batch, averaged over dimensions, times √D: the collapse indicator of
     SimSiam (arXiv:2011.10566, section 4.1) without its 1/√D.
     """
+    if len(z) < 2:
+        return z.new_zeros(())
     return z.float().std(dim=0).mean() * z.shape[1] ** 0.5
