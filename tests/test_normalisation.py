@@ -138,6 +138,14 @@ def test_standardised_weights_have_mean_0_and_variance_1_over_fan_in(name):
         assert_close(used.double(), expected, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.xfail(strict=True, reason="16 numbers in 16 groups: each is its own mean, and nothing is left")
+@pytest.mark.parametrize("hidden", [16, 8])
+def test_a_narrow_head_still_tells_images_apart(hidden):
+    head = normalise_by(mlp([20, hidden, 4], batch_norm=True), "group")
+    with torch.no_grad():
+        assert head(inputs("head")).std(dim=0).mean() > 1e-3
+
+
 def test_neither_the_mean_nor_the_scale_of_a_kernel_matters_any_more():
     network = made("conv4", "group")
     images = inputs("conv4")

@@ -317,7 +317,7 @@ class Allocations(TorchDispatchMode):
 
 
 def test_32_views_of_64_images_are_one_pass_in_bounded_memory(monkeypatch):
-    """As relational reasoning asks for them: 2,048 views, no copies of the images, pieces that fit a cache."""
+    """As relational reasoning asks for them: 2,048 views, no copies of the images, small pieces."""
     images, passes, plain = stored(photographs(64, 48, 48)), [], v.apply
     monkeypatch.setattr(v, "apply", lambda *args: passes.append(len(args[1])) or plain(*args))
     with Allocations() as made:  # with one thread all work is done in this one
