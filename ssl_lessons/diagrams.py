@@ -225,7 +225,7 @@ def relations() -> Figure:
 def bootstrap() -> Figure:
     """BYOL's online and target networks, after figure 2 of the paper (arXiv:2006.07733).
 
-    Black arrows carry values forward, dashed vermilion ones the gradient back, dotted orange ones the average.
+    Black arrows carry values forward, dashed vermilion ones the gradient back, dotted orange the average.
     """
     figure, axis = plt.subplots(figsize=(10.5, 3.5), layout="constrained")
     figure.set_dpi(80)
