@@ -263,8 +263,8 @@ SIMSIAM: dict[str, SimSiamRecipe] = _named(
     SimSiamRecipe(name="small_data", source=_LIGHTLY, head=(2048, 2048), **_SGD),
     SimSiamRecipe(
         name="lesson",
-        source="ours, for runs of minutes: narrow heads",
-        policy=_NO_BLUR,
+        source="ours, for runs of minutes: narrow heads, gentle colours",
+        policy=_GENTLE,
         head=(1024, 1024),
         predictor_hidden=256,
         **_MINUTES,
