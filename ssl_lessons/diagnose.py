@@ -38,7 +38,7 @@ class Band(NamedTuple):
 BANDS: dict[str, Band] = {
     "embedding_std": Band(collapsed=0.1, healthy=0.5),
     "effective_rank": Band(collapsed=5.0, healthy=10.0),
-    "uniformity": Band(collapsed=-0.5, healthy=-2.0),
+    "uniformity": Band(collapsed=-0.05, healthy=-1.5),
 }
 
 
