@@ -11,7 +11,7 @@ from ssl_lessons import BYOL, Relational, SimCLR, SimSiam, evaluate, images, net
 from ssl_lessons.methods.simclr import RECIPES
 
 VIVID = RECIPES["lesson"].policy  # colour says nothing about the class of a drawn shape
-RUNS = {  # method: images, epochs, batch, side of a view, points of kNN above the untrained encoder, its fields
+RUNS = {  # images, epochs, batch, side of a view, points of kNN above the untrained encoder, recipe fields
     SimCLR: (2000, 5, 64, 48, 15, {}),
     Relational: (2000, 5, 32, 32, 12, {"policy": VIVID, "views": 8}),
     BYOL: (4000, 8, 128, 48, 9, {"policy": VIVID, "policy_prime": VIVID}),
