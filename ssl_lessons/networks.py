@@ -5,7 +5,6 @@ saves load into the plain network with `strict=True`.
 """
 
 import copy
-import math
 from collections.abc import Sequence
 
 import torch
@@ -274,10 +273,10 @@ def _standardised(weight: Tensor) -> Tensor:
 def normalise_by(module: nn.Module, kind: str) -> nn.Module:
     """How a network is normalised throughout, in place: after Richemond et al. 2020 (arXiv:2010.10241).
 
-    "batch" leaves it as it is. "group" puts GroupNorm of 16 groups (fewer where they do not divide the
-    channels) in the place of each BatchNorm and standardises the weights of each convolution and linear
-    layer: no statistics of the batch are left. "none" takes each BatchNorm out. Biases that a BatchNorm made
-    needless are not added.
+    "batch" leaves it as it is. "group" puts GroupNorm of 16 groups for each BatchNorm (fewer where
+    they do not divide the channels, or would leave a vector less than four numbers each) and standardises the
+    weights of each convolution and linear layer: no statistics of the batch are left. "none" takes each
+    BatchNorm out. Biases that a BatchNorm made needless are not added.
 
     Raises:
         ValueError: an unknown kind.
@@ -289,7 +288,10 @@ def normalise_by(module: nn.Module, kind: str) -> nn.Module:
     for name, child in module.named_children():
         if isinstance(child, nn.modules.batchnorm._BatchNorm):
             channels = child.num_features
-            other = nn.GroupNorm(math.gcd(16, channels), channels) if kind == "group" else nn.Identity()
+            # of a vector, a group of one number would be its own mean
+            least = 4 if isinstance(child, nn.BatchNorm1d) else 1
+            fits = [n for n in (16, 8, 4, 2) if channels % n == 0 and channels >= n * least]
+            other = nn.GroupNorm((*fits, 1)[0], channels) if kind == "group" else nn.Identity()
             setattr(module, name, other)
         else:
             normalise_by(child, kind)
