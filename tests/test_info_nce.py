@@ -68,4 +68,4 @@ def test_a_temperature_of_zero_is_refused_by_the_loss_and_by_the_method(temperat
         info_nce(unit(2, 3), unit(2, 3), unit(2, 3), temperature)
     m = MoCo(networks.Conv4((4, 4, 4, 4)), image_size=16, queue=8, temperature=temperature)
     with pytest.raises(ValueError, match="temperature .* must be above 0"):
-        m(torch.randn(2, 4, 3, 16, 16))
+        m(list(torch.randn(2, 4, 3, 16, 16)))

@@ -338,5 +338,5 @@ def test_curves_of_negative_and_zero_losses_can_be_drawn():
     for first in (-0.5, 0.0):
         history = [{"epoch": 1, "loss": first, "seconds": 1.0}, {"epoch": 2, "loss": -1.0, "seconds": 1.0}]
         shown.report(history[-1], history)
-        ((_, ys), _), _, (low, high) = drawn[-1]
+        ((_, ys),), _, (low, high) = drawn[-1]  # one curve: without kNN there is no second
         assert low <= min(ys) and max(ys) <= high
