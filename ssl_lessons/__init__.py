@@ -25,15 +25,18 @@ _MODULES = (
     "methods",
     "optimisers",
     "records",
+    "meters",
     "training",
     "evaluate",
     "diagnose",
     "diagrams",
     "figures",
     "checks",
+    "experiments",
     "lab",
     "grid",
     "doctor",
+    "commands",
     "cli",
 )
 _NAMES = {

@@ -7,20 +7,15 @@ import os
 import tempfile
 import textwrap
 import time
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
-import torch
-from torch import nn
-
-from ssl_lessons import evaluate, images, networks
+from ssl_lessons import images
 from ssl_lessons.checks import attempt, check  # noqa: F401  what a notebook calls is in one place
-from ssl_lessons.images import ImageStore
-from ssl_lessons.methods.base import Method
+from ssl_lessons.experiments import add_judgement, baselines, knn_of, runs_folder, trained, trial  # noqa: F401
 from ssl_lessons.networks import NETWORKS
 from ssl_lessons.records import RecordError, Run, device_name
-from ssl_lessons.training import pick_device, pick_precision, pretrain
+from ssl_lessons.training import pick_device, pick_precision
 
 PROFILES = ("smoke", "class", "full")
 METHODS = {"02": "SimCLR", "03": "MoCo v2", "04": "relational reasoning", "05": "BYOL", "06": "SimSiam"}
@@ -82,7 +77,7 @@ def setup(
     elif profile == "smoke":
         folder = Path(tempfile.mkdtemp(prefix=f"{name}-"))
     else:
-        folder = _runs_folder() / f"{name}-{digest}"
+        folder = runs_folder() / f"{name}-{digest}"
     precision = pick_precision("auto", device)
     print(f"lesson {lesson}, profile {profile}, on {device_name(device)} with {precision} arithmetic")
     chosen = [f"{key} {value}" for key, value in values.items() if value is not None]
@@ -134,12 +129,6 @@ def _refuse_unknown(known: set[str]) -> None:
                 if name not in known:
                     listed = ", ".join(sorted(known))
                     raise LessonError(f"parameter {name!r} is not known; this lesson has: {listed}")
-
-
-def _runs_folder() -> Path:
-    """runs/ of the checkout that the package is used from, else of the working directory."""
-    checkout = Path(__file__).resolve().parent.parent
-    return (checkout if (checkout / "notebooks").is_dir() else Path.cwd()) / "runs"
 
 
 def results_folder() -> Path:
@@ -203,93 +192,6 @@ def measured_minutes(lesson: str) -> list[str]:
             where = f"in profile {run.record.get('profile')} on {run.record['device']} ({name})"
             lines.append(f"measured: {run.record['lesson_seconds'] / 60:.1f} min {where}")
     return lines
-
-
-def _digest(values) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:8]
-
-
-def trial(
-    lab: SimpleNamespace,
-    name: str,
-    build: Callable[[], Method],
-    store: ImageStore,
-    *,
-    epochs: int,
-    measure: Callable[[Method], dict[str, float]],
-    batch_size: int = 128,
-    **settings,
-) -> Run:
-    """One small experiment of a lesson, kept in its run's folder: run again, it is read instead of repeated.
-
-    Args:
-        build: makes the method; called right after the seed is set. measure: what to note of the trained
-            method, {metric: value}. settings: more for `pretrain`.
-    Returns:
-        The run, `record["history"]` and `record["metrics"]` with what `measure` found.
-    """
-    torch.manual_seed(lab.seed)
-    method = build()
-    what = (type(method).__name__, method.recipe, store.fingerprint, len(store), epochs, batch_size, settings)
-    folder = lab.run_dir / "trials" / f"{name}-{_digest((*what, lab.seed))}"
-    run = Run.open(folder) if (folder / "record.json").exists() else None
-    if run is not None and run.record["metrics"]:
-        print(f"{name}: read from {lab.run_dir.name}/trials (delete it to repeat the experiment)")
-        lab.earlier += run.record["seconds"]
-    else:
-        quiet = {"progress": "none", "stop_on_collapse": False, "seed": lab.seed, "run": folder}
-        pretrain(method, store, epochs=epochs, batch_size=batch_size, **quiet, **settings)
-        run = Run.open(folder)
-        for metric, value in measure(method).items():
-            protocol = f"trial {name} of lesson {lab.lesson}, seed {lab.seed}"
-            run.add_metric(metric, float(value), protocol=protocol)
-    lab.trials[name] = run
-    return run
-
-
-def knn_of(encoder: nn.Module, train: ImageStore, test: ImageStore, view: int) -> float:
-    """kNN accuracy of an encoder, in [0, 1], on views of `view` pixels."""
-    return evaluate.judge(encoder, train, test, view, fractions=())["knn"]["value"]
-
-
-def baselines(lab: SimpleNamespace, train: ImageStore, test: ImageStore) -> dict[str, dict]:
-    """What every method is judged beside: {"random": metrics, "supervised": metrics}, each as `judge`'s.
-
-    The network of the lesson's settings untrained, and trained with all labels for `supervised_epochs`. Kept
-    in runs/, so that lessons with the same settings train it once between them.
-    """
-    names = ("network", "view", "stem", "supervised_epochs", "seed", "precision")
-    what = {"batch_size": 128, **{name: getattr(lab, name) for name in names}}
-    what |= {"train": train.fingerprint, "test": test.fingerprint, "images": len(train)}
-    shared = lab.run_dir if lab.profile == "smoke" else _runs_folder()
-    folder = shared / f"baselines-{train.name}-{_digest(what)}"
-    run = Run.open(folder) if (folder / "record.json").exists() else None
-    if run is not None and run.record["metrics"]:
-        print(f"baselines: read from {shared.name}/{folder.name}")
-        lab.earlier += run.record["seconds"] + run.record["judging_seconds"]
-    else:
-        torch.manual_seed(lab.seed)
-        plain = networks.build(lab.network, lab.view, lab.stem)
-        teacher = evaluate.Supervised(plain, len(train.classes), lab.view)
-        quiet = {"progress": "none", "seed": lab.seed, "run": folder}
-        pretrain(teacher, train, epochs=lab.supervised_epochs, batch_size=min(128, len(train)), **quiet)
-        run, begun = Run.open(folder), time.time()
-        random = evaluate.random_encoder(lab.network, lab.view, lab.stem, lab.seed)
-        for kind, encoder in (("random", random), ("supervised", teacher.encoder)):
-            for name, metric in evaluate.judge(encoder, train, test, lab.view).items():
-                run.record["metrics"][f"{name}_{kind}"] = metric
-        run.update(judging_seconds=time.time() - begun)
-    metrics = run.record["metrics"].items()
-    kinds = ("random", "supervised")
-    return {k: {n.removesuffix(f"_{k}"): m for n, m in metrics if n.endswith(f"_{k}")} for k in kinds}
-
-
-def add_judgement(run: Run, metrics: dict[str, dict], beside: dict[str, dict]) -> None:
-    """Write an encoder's metrics and those of its `baselines` into a run's record: knn, knn_random, …"""
-    for end, found in (("", metrics), *((f"_{kind}", other) for kind, other in beside.items())):
-        for name, metric in found.items():
-            run.record["metrics"][f"{name}{end}"] = metric
-    run.save()
 
 
 def finish(lab: SimpleNamespace, run: Run) -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from ssl_lessons.images import ImageStore
+from ssl_lessons.meters import joules, peak_memory
 from ssl_lessons.methods.base import Method
 from ssl_lessons.optimisers import TrainingError, learning_rate, optimiser, peak_rate
 from ssl_lessons.records import Run
@@ -191,6 +192,7 @@ def pretrain(
     context = autocast(target, precision)
     for epoch in shown.outer:
         started, view_seconds, totals = time.perf_counter(), 0.0, {}
+        energy = joules(target)
         order = torch.randperm(len(store), generator=generator)
         for step in shown.batches():
             moment = epoch + step / steps
@@ -222,6 +224,9 @@ def pretrain(
         row["seconds"] = time.perf_counter() - started
         if target.type == "cpu":  # a GPU works on while the host goes ahead: its share cannot be read off
             row["view_share"] = view_seconds / row["seconds"]
+        row["peak_memory"] = peak_memory(target)
+        if energy is not None and (used := joules(target) - energy) >= 0:
+            row["joules"] = used
         _check_health(row, history, method, run, stop_on_collapse)
         if monitor is not None and ((epoch + 1) % monitor_every == 0 or epoch + 1 == epochs):
             # plain numbers: resume.pt is loaded with weights_only, which refuses NumPy's

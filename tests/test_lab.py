@@ -11,7 +11,7 @@ import pytest
 import torch
 from tiny import moco, noise
 
-from ssl_lessons import evaluate, lab
+from ssl_lessons import evaluate, experiments, lab
 from ssl_lessons.lab import LessonError, attempt, check, pick_profile, setup
 from ssl_lessons.records import Run
 
@@ -28,7 +28,8 @@ SETTINGS = {
 def on_a_cpu(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(lab, "results_folder", lambda: tmp_path / "results")
-    monkeypatch.setattr(lab, "_runs_folder", lambda: tmp_path / "runs")
+    for module in (lab, experiments):
+        monkeypatch.setattr(module, "runs_folder", lambda: tmp_path / "runs")
     monkeypatch.delenv("SSL_LESSONS_PROFILE", raising=False)
     (tmp_path / "results").mkdir()
 

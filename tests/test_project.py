@@ -27,8 +27,28 @@ DEMANDED = ("00_start_here", "01_images_and_views", "03_moco")
 
 # The order in which data meets the files: each imports only from those before it.
 ORDER = ["shapes", "storage", "archives", "images", "policies", "views", "networks", "methods.base"]
-ORDER += ["methods.recipes", "methods.*", "optimisers", "records", "training", "evaluate", "diagnose"]
-ORDER += ["diagrams", "figures", "checks", "lab", "grid", "doctor", "cli", "__main__"]
+ORDER += [
+    "methods.recipes",
+    "methods.*",
+    "optimisers",
+    "records",
+    "meters",
+    "training",
+    "evaluate",
+    "diagnose",
+]
+ORDER += [
+    "diagrams",
+    "figures",
+    "checks",
+    "experiments",
+    "lab",
+    "grid",
+    "doctor",
+    "commands",
+    "cli",
+    "__main__",
+]
 
 
 def text_files():
@@ -158,7 +178,7 @@ def test_import_order_check_sees_what_it_should():
     package = ROOT / "ssl_lessons"
     assert "views" in list(imported(package / "methods" / "base.py"))
     assert {"methods.base", "networks"} <= set(imported(package / "methods" / "moco.py"))
-    assert "training" in list(imported(package / "cli.py"))
+    assert "training" in list(imported(package / "commands.py"))
 
 
 def fresh(code: str) -> str:

@@ -83,7 +83,7 @@ def same(one, two) -> bool:
 def what_counts(run: Run) -> dict:
     """The state of a run but for its clock."""
     state = run.load_resume()
-    clock = ("seconds", "view_share")
+    clock = ("seconds", "view_share", "peak_memory", "joules")
     history = [{name: row[name] for name in row if name not in clock} for row in state["history"]]
     return {**{name: part for name, part in state.items() if name != "seconds"}, "history": history}
 
