@@ -27,28 +27,9 @@ DEMANDED = ("00_start_here", "01_images_and_views", "03_moco")
 
 # The order in which data meets the files: each imports only from those before it.
 ORDER = ["shapes", "storage", "archives", "images", "policies", "views", "networks", "methods.base"]
-ORDER += [
-    "methods.recipes",
-    "methods.*",
-    "optimisers",
-    "records",
-    "meters",
-    "training",
-    "evaluate",
-    "diagnose",
-]
-ORDER += [
-    "diagrams",
-    "figures",
-    "checks",
-    "experiments",
-    "lab",
-    "grid",
-    "doctor",
-    "commands",
-    "cli",
-    "__main__",
-]
+ORDER += ["methods.recipes", "methods.*", "optimisers", "records", "meters", "training", "probes", "evaluate"]
+ORDER += ["diagnose", "inside", "diagrams", "figures", "portraits", "checks", "experiments", "leaderboard"]
+ORDER += ["lab", "jobs", "grid", "doctor", "commands", "cli", "__main__"]
 
 
 def text_files():
