@@ -1,9 +1,11 @@
-"""Judging a frozen encoder: features once, then weighted kNN and a linear probe, beside their baselines.
+"""Judging an encoder: kNN, linear probes, few labels, fine-tuning, other datasets, and its baselines.
 
-Everything here reads the backbone (not the projection), in eval mode and without gradients: a judged encoder
-stays the same to the bit. Test labels are used to count right answers and for nothing else.
+Everything but fine-tuning reads the frozen backbone (not the projection), in eval mode and without gradients:
+a judged encoder stays the same to the bit. Test labels are used to count right answers and for nothing else.
 """
 
+import copy
+import hashlib
 from pathlib import Path
 
 import torch
@@ -14,13 +16,10 @@ from ssl_lessons import networks
 from ssl_lessons.images import ImageStore
 from ssl_lessons.methods.base import Method, Objective, Recipe
 from ssl_lessons.networks import Encoder
-from ssl_lessons.records import RecordError, Run
-from ssl_lessons.training import Monitor, autocast, pick_device, pick_precision
+from ssl_lessons.probes import DECAYS, FEW, K, T, confusion, knn, linear_probe, stratified  # noqa: F401
+from ssl_lessons.records import RecordError, Run, atomically
+from ssl_lessons.training import Monitor, autocast, pick_device, pick_precision, pretrain
 from ssl_lessons.views import CROP_ONLY, centre, in_channels
-
-K, T = 20, 0.07  # solo-learn's kNN; MoCo's and lightly's monitors use 200 and 0.1
-DECAYS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # L2 weights among which a linear probe chooses
-FEW = 2000  # images: below, a linear probe averages its choice over five draws
 
 
 @torch.no_grad()
@@ -31,14 +30,23 @@ def features(
     device: str = "auto",
     precision: str = "fp32",
     batch: int = 256,
+    cache: str | Path | None = None,
 ) -> Tensor:
     """Features of every image of a store, whole and resized to `image_size`: float32 (N, D) on the CPU.
 
     The encoder runs in eval mode and is put back as it was: its modes, its device, every parameter and every
     BatchNorm statistic.
+
+    Args:
+        cache: a folder in which features are kept and found again, by the fingerprint of the weights, the
+            images, the size and the arithmetic; None keeps nothing.
     """
     target = pick_device(device)
-    context = autocast(target, pick_precision(precision, target))
+    precision = pick_precision(precision, target)
+    kept = cache and Path(cache, f"{_fingerprint(encoder, store, image_size, precision)}.pt")
+    if kept and kept.exists():
+        return torch.load(kept, weights_only=True)
+    context = autocast(target, precision)
     was_training = [module for module in encoder.modules() if module.training]
     channels = getattr(encoder, "channels", 3)
     home = next(encoder.parameters(), torch.empty(0)).device  # a run on the CPU may be watched from the GPU
@@ -53,93 +61,21 @@ def features(
         encoder.to(home)
         for module in was_training:
             module.training = True
-    return torch.cat(parts)
+    found = torch.cat(parts)
+    if kept:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        atomically(kept, lambda path: torch.save(found, path))
+    return found
 
 
-def knn(train_x: Tensor, train_y: Tensor, test_x: Tensor, k: int = K, t: float = T) -> Tensor:
-    """Classes of `test_x` by weighted nearest neighbours: Wu et al. 2018 (arXiv:1805.01978), section 3.4.
-
-    Each of the k training images most alike by cosine votes for its class with weight exp(cosine / t).
-
-    Args:
-        train_x, test_x: float (N, D) and (M, D), of any length. train_y: int64 (N,), classes from 0.
-    Returns:
-        int64 (M,).
-    Raises:
-        ValueError: k outside 1 … N, or t not above 0.
-    """
-    if not 1 <= k <= len(train_x):
-        raise ValueError(f"k {k} must lie between 1 and the {len(train_x)} training images")
-    if t <= 0:
-        raise ValueError(f"t {t} must be above 0; {T} is usual")
-    train_x, classes = F.normalize(train_x.float(), dim=1), int(train_y.max()) + 1
-    predicted = []
-    for block in F.normalize(test_x.float(), dim=1).split(1024):  # (1024, N) similarities at a time
-        similarity, nearest = (block @ train_x.T).topk(k, dim=1)  # (b, k)
-        # exp((s − s_max)/t) orders classes as exp(s/t) does, and cannot overflow
-        weight = ((similarity - similarity[:, :1]) / t).exp()
-        votes = torch.zeros(len(block), classes).scatter_add_(1, train_y[nearest], weight)
-        predicted.append(votes.argmax(dim=1))
-    return torch.cat(predicted)
-
-
-def stratified(labels: Tensor, fraction: float, seed: int = 0) -> Tensor:
-    """Indices of a random `fraction` of each class (at least one image of each), sorted; int64."""
-    if not 0 < fraction <= 1:
-        raise ValueError(f"fraction {fraction} must be above 0 and at most 1")
-    generator = torch.Generator().manual_seed(seed)
-    chosen = []
-    for label in labels.unique():
-        rows = (labels == label).nonzero()[:, 0]
-        count = max(1, round(fraction * len(rows)))
-        chosen.append(rows[torch.randperm(len(rows), generator=generator)[:count]])
-    return torch.cat(chosen).sort().values
-
-
-@torch.enable_grad()
-def _fit(x: Tensor, y: Tensor, classes: int, decay: float) -> tuple[Tensor, Tensor]:
-    """Multinomial logistic regression: mean cross-entropy + decay·‖W‖²/2 by full-batch L-BFGS.
-
-    At most 100 iterations: under a decay of about 1e-3 that stops short of the minimum, as if the decay were
-    a little stronger.
-    """
-    weight = torch.zeros(classes, x.shape[1], requires_grad=True)
-    bias = torch.zeros(classes, requires_grad=True)
-    lbfgs = torch.optim.LBFGS([weight, bias], max_iter=100, history_size=10, line_search_fn="strong_wolfe")
-
-    def loss() -> Tensor:
-        lbfgs.zero_grad()
-        value = F.cross_entropy(x @ weight.T + bias, y) + decay / 2 * weight.square().sum()
-        value.backward()
-        return value
-
-    lbfgs.step(loss)
-    return weight.detach(), bias.detach()
-
-
-def linear_probe(train_x: Tensor, train_y: Tensor, test_x: Tensor, seed: int = 0) -> tuple[Tensor, float]:
-    """Classes (M,) of `test_x` by logistic regression on frozen features, and the L2 weight it chose.
-
-    Features are standardised by the training set's mean and deviation. The L2 weight is the one of `DECAYS`
-    that does best on a held-out fifth of the *training* images (the mean of five such draws where they are
-    few, and one draw says little); then all of them are fitted again.
-    """
-    mean, std = train_x.mean(dim=0), train_x.std(dim=0).clamp_min(1e-6)
-    train_x, test_x = (train_x - mean) / std, (test_x - mean) / std
-    classes = int(train_y.max()) + 1
-    right = dict.fromkeys(DECAYS, 0)
-    for draw in range(5 if len(train_y) < FEW else 1):
-        held = torch.zeros(len(train_y), dtype=torch.bool)
-        held[stratified(train_y, 0.2, seed + draw)] = True
-        if (~held).sum() < classes:  # one image a class: nothing to hold out
-            break
-        for decay in DECAYS:
-            weight, bias = _fit(train_x[~held], train_y[~held], classes, decay)
-            predicted = (train_x[held] @ weight.T + bias).argmax(dim=1)
-            right[decay] += (predicted == train_y[held]).sum().item()
-    best = max(reversed(DECAYS), key=right.get)  # of equals, the strongest
-    weight, bias = _fit(train_x, train_y, classes, best)
-    return (test_x @ weight.T + bias).argmax(dim=1), best
+def _fingerprint(encoder: nn.Module, store: ImageStore, image_size: int, precision: str) -> str:
+    """What decides features: the network's structure, every weight and statistic, the images, their size."""
+    what = (encoder, getattr(encoder, "layer", None), store.fingerprint, len(store), image_size, precision)
+    digest = hashlib.sha256(repr(what).encode())
+    for name, tensor in encoder.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()[:32]
 
 
 def _labels(store: ImageStore) -> Tensor:
@@ -178,30 +114,51 @@ def judge(
     *,
     device: str = "auto",
     fractions: tuple[float, ...] = (1.0, 0.1),
+    draws: int = 1,
     seed: int = 0,
+    cache: str | Path | None = None,
 ) -> dict[str, dict]:
     """Accuracy of a frozen encoder by weighted kNN and by linear probes with parts of the labels.
 
+    Args:
+        fractions: of the labels, a linear probe each. draws: how many stratified draws of a part of the
+            labels, with seeds from `seed` on. cache: a folder for the features, see `features`.
     Returns:
-        {"knn": {"value": accuracy in [0, 1], "protocol": how it was measured}, "linear_100": …,
-        "linear_10": …}, a linear probe for each of the `fractions`: ready for a run record's `metrics`.
+        {"knn": {"value": accuracy in [0, 1], "protocol": how it was measured, "confusion": counts (C, C)},
+        "linear_100": …, "linear_10": …}, ready for a run record's `metrics`. With several draws "value" is
+        their mean, "std" their sample standard deviation, "draws" each of them, "seeds" theirs, "l2" the
+        weights chosen, and the confusion the first's. The protocol's text is the same whatever the seed.
     """
-    train_y, test_y = _labels(train), _labels(test)
-    train_x, test_x = (features(encoder, store, image_size, device) for store in (train, test))
-    where = f"backbone, {image_size} px, {train.name} "
-    where += f"{train.split} ({len(train)}) → {test.split} ({len(test)})"
-
-    def metric(predicted: Tensor, protocol: str) -> dict:
-        return {"value": (predicted == test_y).float().mean().item(), "protocol": f"{protocol}, {where}"}
-
-    metrics = {"knn": metric(knn(train_x, train_y, test_x), f"weighted kNN, k {K}, t {T}")}
+    train_y = _labels(train)
+    train_x, test_x = (features(encoder, store, image_size, device, cache=cache) for store in (train, test))
+    where = f"backbone, {image_size} px, {_where(train, test)}"
+    metrics = {"knn": _metric([knn(train_x, train_y, test_x)], test, f"weighted kNN, k {K}, t {T}, {where}")}
     for fraction in fractions:
-        rows = stratified(train_y, fraction, seed)
-        predicted, decay = linear_probe(train_x[rows], train_y[rows], test_x, seed)
-        text = f"linear probe (L-BFGS, L2 {decay:g} chosen on train), {100 * fraction:g}% of the labels, "
-        text += f"seed {seed}"
-        metrics[f"linear_{100 * fraction:g}"] = metric(predicted, text)
+        seeds, found = range(seed, seed + (draws if fraction < 1 else 1)), []
+        for each in seeds:
+            rows = stratified(train_y, fraction, each)
+            found.append(linear_probe(train_x[rows], train_y[rows], test_x, each))
+        text = f"linear probe (L-BFGS, L2 chosen on train), {_share(fraction, len(seeds))}, {where}"
+        metric = _metric([predicted for predicted, _ in found], test, text)
+        metrics[f"linear_{100 * fraction:g}"] = {**metric, "seeds": [*seeds], "l2": [l2 for _, l2 in found]}
     return metrics
+
+
+def _where(train: ImageStore, test: ImageStore) -> str:
+    return f"{train.name} {train.split} ({len(train)}) → {test.split} ({len(test)})"
+
+
+def _share(fraction: float, draws: int) -> str:
+    return f"{100 * fraction:g}% of the labels" + (f", {draws} draws" if draws > 1 else "")
+
+
+def _metric(predicted: list[Tensor], test: ImageStore, protocol: str) -> dict:
+    """A record's entry of one or several predictions (M,) of the same test images."""
+    labels = _labels(test)
+    values = torch.stack([(each == labels).double().mean() for each in predicted])
+    several = {"std": values.std().item(), "draws": values.tolist()} if len(values) > 1 else {}
+    table = confusion(predicted[0], labels, len(test.classes)).tolist()
+    return {"value": values.mean().item(), **several, "protocol": protocol, "confusion": table}
 
 
 def random_encoder(
@@ -232,7 +189,8 @@ def load_encoder(run: Run | str | Path) -> Encoder:
 class Supervised(Method):
     """The baseline that may look at the labels: cross-entropy on crops and flips, trained by the same loop.
 
-    Its single diagnostic is the accuracy on the augmented training batch.
+    `network` is one to be tapped at `layer`, or an `Encoder`. The single diagnostic is the accuracy on the
+    augmented training batch.
     """
 
     supervised = True
@@ -246,10 +204,98 @@ class Supervised(Method):
         self.recipe = recipe.override(**overrides)
         self.image_size = image_size
         self.policies = (CROP_ONLY,)
-        self.encoder = networks.tap(network, layer, image_size)
+        wrapped = isinstance(network, Encoder)
+        self.encoder = network if wrapped else networks.tap(network, layer, image_size)
         self.classifier = nn.Linear(self.encoder.width, classes)
 
     def forward(self, views, labels: Tensor) -> Objective:
         logits = self.classifier(self.encoder(views[0])).float()  # (B, classes)
         accuracy = (logits.argmax(dim=1) == labels).float().mean()
         return Objective(F.cross_entropy(logits, labels), {"accuracy": accuracy})
+
+
+def fine_tune(
+    encoder: Encoder,
+    train: ImageStore,
+    test: ImageStore,
+    image_size: int,
+    *,
+    fraction: float = 1.0,
+    epochs: int = 10,
+    draws: int = 1,
+    seed: int = 0,
+    device: str = "auto",
+    batch_size: int = 64,
+    **overrides,
+) -> dict:
+    """Accuracy when the whole network goes on learning from a part of the labels: an entry like `judge`'s.
+
+    A linear classifier on top, both trained as `Supervised` is (crops and flips, cosine); the last epoch
+    counts. What is trained is a copy.
+
+    Args:
+        fraction: of each class's labels. epochs: over these images. draws: of the part, with seeds from
+            `seed` on, each with a classifier of its own. overrides: of the recipe, `lr=3e-4`.
+    """
+    labels, seeds, found = _labels(train), range(seed, seed + (draws if fraction < 1 else 1)), []
+    for each in seeds:
+        part = train if fraction == 1 else train.subset(stratified(labels, fraction, each))
+        torch.manual_seed(each)  # the classifier's first weights
+        student = Supervised(copy.deepcopy(encoder), len(train.classes), image_size, **overrides)
+        same = {"seed": each, "device": device, "progress": "none"}
+        pretrain(student, part, epochs=epochs, batch_size=min(batch_size, len(part)), **same)
+        student.cpu().eval()
+        with torch.no_grad():
+            found.append(
+                student.classifier(features(student.encoder, test, image_size, device)).argmax(dim=1)
+            )
+    recipe = student.recipe
+    text = f"fine-tuned ({recipe.optimizer}, lr {recipe.lr:g}, {epochs} epochs, batches of "
+    text += f"{min(batch_size, len(part))}), {_share(fraction, len(seeds))}, {image_size} px"
+    return {**_metric(found, test, f"{text}, {_where(train, test)}"), "seeds": [*seeds]}
+
+
+def report(
+    encoder: Encoder,
+    train: ImageStore,
+    test: ImageStore,
+    image_size: int,
+    *,
+    fractions: tuple[float, ...] = (1.0, 0.1, 0.01),
+    fine_tune_epochs: dict[float, int] | None = None,
+    draws: int = 3,
+    seed: int = 0,
+    device: str = "auto",
+    cache: str | Path | None = None,
+) -> dict[str, dict]:
+    """Everything that one checkpoint can be asked: `judge` with several draws, then `fine_tune`.
+
+    Args:
+        fine_tune_epochs: {fraction of the labels: epochs}; None or {} leaves fine-tuning out.
+    Returns:
+        {"knn": …, "linear_100": …, "linear_10": …, "linear_1": …, "finetune_100": …, …}.
+    """
+    same = {"draws": draws, "seed": seed, "device": device}
+    metrics = judge(encoder, train, test, image_size, fractions=fractions, cache=cache, **same)
+    for fraction, epochs in (fine_tune_epochs or {}).items():
+        tuned = fine_tune(encoder, train, test, image_size, fraction=fraction, epochs=epochs, **same)
+        metrics[f"finetune_{100 * fraction:g}"] = tuned
+    return metrics
+
+
+def transfer(
+    encoders: dict[str, nn.Module],
+    datasets: dict[str, tuple[ImageStore, ImageStore]],
+    image_size: int,
+    *,
+    device: str = "auto",
+    cache: str | Path | None = None,
+) -> dict[str, dict[str, dict]]:
+    """Pretrained on A, judged on B: {name of the encoder: {name of the dataset: `judge`'s metrics}}."""
+    return {
+        name: {
+            data: judge(encoder, *stores, image_size, device=device, cache=cache)
+            for data, stores in datasets.items()
+        }
+        for name, encoder in encoders.items()
+    }

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from ssl_lessons import evaluate, networks, records, shapes
+from ssl_lessons import evaluate, images, networks, probes, records, shapes
 from ssl_lessons.images import ImageStore
 from ssl_lessons.views import centre
 
@@ -199,12 +199,13 @@ def test_the_test_set_has_no_say_in_the_choice():
 
 
 def test_judging_twice_with_other_test_labels_gives_the_same_probe(monkeypatch):
-    monkeypatch.setattr(evaluate, "DECAYS", (1e-2, 1e-1))  # two are enough here, and quick
+    monkeypatch.setattr(probes, "DECAYS", (1e-2, 1e-1))  # two are enough here, and quick
     f, train, test = encoder(), store(100), store(40, seed=1, split="test")
     one = evaluate.judge(f, train, test, 16, device="cpu")
     test.labels = (test.labels + 1) % 10
     two = evaluate.judge(f, train, test, 16, device="cpu")
-    assert [m["protocol"] for m in one.values()] == [m["protocol"] for m in two.values()]  # the L2 is in it
+    assert [m.get("l2") for m in one.values()] == [m.get("l2") for m in two.values()]
+    assert one["linear_100"]["value"] != two["linear_100"]["value"]
 
 
 def test_the_probe_agrees_with_scikit_learn():
@@ -219,7 +220,7 @@ def test_the_probe_agrees_with_scikit_learn():
         return model.fit(x.double().numpy(), train_y.numpy())
 
     for decay in (1e-3, 1e-2, 1e-1):
-        weight, bias = evaluate._fit(x, train_y, 4, decay)
+        weight, bias = probes._fit(x, train_y, 4, decay)
         ours = (y @ weight.T + bias).softmax(dim=1).double().numpy()
         assert np.abs(ours - theirs(decay).predict_proba(y.double().numpy())).max() < 0.005
     predicted, decay = evaluate.linear_probe(train_x, train_y, test_x)
@@ -239,21 +240,169 @@ def test_the_probe_works_with_one_image_a_class_and_where_gradients_are_off():
 
 
 def test_judge_names_each_number_and_says_how_it_was_measured(monkeypatch):
-    monkeypatch.setattr(evaluate, "DECAYS", (1e-2, 1e-1))  # two are enough here, and quick
+    monkeypatch.setattr(probes, "DECAYS", (1e-2, 1e-1))  # two are enough here, and quick
     f, train, test = encoder(), store(200), store(50, seed=1, split="test")
     metrics = evaluate.judge(f, train, test, 16, device="cpu", fractions=(1.0, 0.3), seed=4)
     assert list(metrics) == ["knn", "linear_100", "linear_30"]
     where = "backbone, 16 px, shapes train (200) → test (50)"
     assert metrics["knn"]["protocol"] == f"weighted kNN, k 20, t 0.07, {where}"
     x, y = (evaluate.features(f, s, 16, device="cpu") for s in (train, test))
-    right = (evaluate.knn(x, train.labels, y) == test.labels).float().mean().item()
-    assert metrics["knn"]["value"] == right
+    near = evaluate.knn(x, train.labels, y)
+    assert metrics["knn"]["value"] == (near == test.labels).double().mean().item()
+    assert metrics["knn"]["confusion"] == probes.confusion(near, test.labels, 10).tolist()
     rows = evaluate.stratified(train.labels, 0.3, 4)
     predicted, decay = evaluate.linear_probe(x[rows], train.labels[rows], y, 4)
-    assert metrics["linear_30"]["value"] == (predicted == test.labels).float().mean().item()
-    probe = f"linear probe (L-BFGS, L2 {decay:g} chosen on train), 30% of the labels, seed 4, {where}"
-    assert metrics["linear_30"]["protocol"] == probe
+    assert metrics["linear_30"]["value"] == (predicted == test.labels).double().mean().item()
+    probe = f"linear probe (L-BFGS, L2 chosen on train), 30% of the labels, {where}"
+    assert metrics["linear_30"]["protocol"] == probe  # the same for every seed
+    assert (metrics["linear_30"]["seeds"], metrics["linear_30"]["l2"]) == ([4], [decay])
     assert "linear_10" in evaluate.judge(f, train, test, 16, device="cpu", fractions=(0.1,))
+
+
+def test_several_draws_of_few_labels_give_a_mean_and_a_deviation(monkeypatch):
+    monkeypatch.setattr(probes, "DECAYS", (1e-2, 1e-1))
+    f, train, test = encoder(), store(200), store(50, seed=1, split="test")
+    metric = evaluate.judge(f, train, test, 16, device="cpu", fractions=(1.0, 0.2), draws=3, seed=5)
+    few, whole = metric["linear_20"], metric["linear_100"]
+    single = [evaluate.judge(f, train, test, 16, device="cpu", fractions=(0.2,), seed=s) for s in (5, 6, 7)]
+    assert few["draws"] == [each["linear_20"]["value"] for each in single] and few["seeds"] == [5, 6, 7]
+    assert len(set(few["draws"])) > 1
+    assert few["value"] == pytest.approx(np.mean(few["draws"]))
+    assert few["std"] == pytest.approx(np.std(few["draws"], ddof=1))
+    assert "3 draws" in few["protocol"] and "std" not in whole and "draws" not in whole["protocol"]
+
+
+def test_a_confusion_matrix_counts_every_image_once_in_the_row_of_its_class():
+    metrics = pytest.importorskip("sklearn.metrics", reason="scikit-learn, of the test extra, is missing")
+    generator = torch.Generator().manual_seed(0)
+    labels, predicted = (torch.randint(0, 4, (200,), generator=generator) for _ in range(2))
+    matrix = probes.confusion(predicted, labels, 5)
+    assert matrix[:4, :4].tolist() == metrics.confusion_matrix(labels, predicted).tolist()
+    assert matrix.sum() == 200 and matrix[4].sum() == 0
+    own = probes.per_class(matrix)
+    assert own[1] == ((predicted == 1) & (labels == 1)).sum() / (labels == 1).sum() and own[4].isnan()
+
+
+def test_features_are_kept_by_the_fingerprint_of_weights_images_and_size(tmp_path):
+    f, images = encoder(), store(30)
+
+    def cached(encoder=f, images=images, size=16, precision="fp32"):
+        return evaluate.features(encoder, images, size, "cpu", precision, cache=tmp_path)
+
+    first = cached()
+    assert torch.equal(first, evaluate.features(f, images, 16, "cpu"))
+    (kept,) = tmp_path.glob("*.pt")
+    marked = first + 1
+    torch.save(marked, kept)
+    assert torch.equal(cached(), marked)  # read, not computed again
+    others = [cached(encoder=encoder(1)), cached(images=store(30, seed=1)), cached(size=12)]
+    others.append(cached(encoder=networks.tap(f.network, "blocks.1", 16)))  # the same weights, another layer
+    f.network.blocks[0][1].running_mean += 0.5  # a BatchNorm statistic counts as much as a weight
+    others.append(cached())
+    assert len(list(tmp_path.glob("*.pt"))) == 6
+    assert not any(torch.equal(other, marked) for other in others)
+
+
+# ------------------------------------------------------------------------------ fine-tuning, report, transfer
+
+
+def frozen(f):
+    return {name: t.clone() for name, t in f.state_dict().items()}, [m.training for m in f.modules()]
+
+
+def unchanged(f, before) -> bool:
+    after = frozen(f)
+    same = all(torch.equal(before[0][name], after[0][name]) for name in after[0])
+    return same and before[1] == after[1]
+
+
+def test_a_report_asks_everything_and_leaves_the_encoder_as_it_was_to_the_bit(monkeypatch, one_thread):
+    monkeypatch.setattr(probes, "DECAYS", (1e-2, 1e-1))
+    f, train, test = encoder().train(), store(200), store(50, seed=1, split="test")
+    before = frozen(f)
+    epochs = {1.0: 1, 0.1: 2}
+    found = evaluate.report(f, train, test, 16, device="cpu", fine_tune_epochs=epochs, draws=2)
+    assert [*found] == ["knn", "linear_100", "linear_10", "linear_1", "finetune_100", "finetune_10"]
+    assert unchanged(f, before)
+    for name, metric in found.items():
+        assert 0 <= metric["value"] <= 1 and metric["protocol"], name
+        assert np.sum(metric["confusion"]) == 50, name
+        assert ("std" in metric) == (name in ("linear_10", "linear_1", "finetune_10")), name
+    assert "2 epochs, batches of 20), 10% of the labels, 2 draws" in found["finetune_10"]["protocol"]
+
+
+def test_fine_tuning_moves_the_whole_copy_and_learns(monkeypatch, one_thread):
+    f, train, test = encoder(), store(300), store(100, seed=1, split="test")
+    trained = []
+    original = evaluate.pretrain
+
+    def watched(method, *args, **settings):
+        trained.append((frozen(method.encoder), method))
+        return original(method, *args, **settings)
+
+    monkeypatch.setattr(evaluate, "pretrain", watched)
+    before = frozen(f)
+    same = {"device": "cpu", "seed": 1}
+    metric = evaluate.fine_tune(f, train, test, 16, epochs=40, lr=5e-3, **same)
+    ((start, student),) = trained
+    assert unchanged(f, before) and student.encoder is not f
+    assert all(torch.equal(start[0][n], before[0][n]) for n in start[0])  # it starts where the encoder is
+    moved = [n for n, p in student.encoder.named_parameters() if not torch.equal(p, start[0][n])]
+    assert len(moved) == len(list(f.parameters()))  # and every weight goes on learning
+    assert metric["value"] > evaluate.fine_tune(f, train, test, 16, epochs=1, lr=1e-5, **same)["value"] + 0.1
+    again = evaluate.fine_tune(f, train, test, 16, epochs=40, lr=5e-3, **same)
+    assert again == metric
+
+
+def test_fine_tuning_on_a_part_sees_only_that_part(monkeypatch):
+    f, train, test = encoder(), store(200), store(20, seed=1, split="test")
+    parts = []
+    original = evaluate.pretrain
+    monkeypatch.setattr(
+        evaluate, "pretrain", lambda m, part, **s: parts.append(part) or original(m, part, **s)
+    )
+    evaluate.fine_tune(f, train, test, 16, fraction=0.1, epochs=1, draws=2, seed=3, device="cpu")
+    expected = [train.subset(evaluate.stratified(train.labels, 0.1, seed)).fingerprint for seed in (3, 4)]
+    assert [part.fingerprint for part in parts] == expected
+
+
+def test_transfer_judges_every_encoder_on_every_dataset(monkeypatch):
+    monkeypatch.setattr(probes, "DECAYS", (1e-2,))
+    data = {
+        name: (store(60, seed=s), store(20, seed=s + 1, split="test")) for s, name in ((0, "a"), (5, "b"))
+    }
+    encoders = {"one": encoder(0), "two": encoder(1)}
+    found = evaluate.transfer(encoders, data, 16, device="cpu")
+    assert {(e, d) for e, row in found.items() for d in row} == {(e, d) for e in encoders for d in data}
+    assert found["two"]["b"] == evaluate.judge(encoders["two"], *data["b"], 16, device="cpu")
+    assert found["two"]["b"] != found["two"]["a"]
+
+
+# ------------------------------------------------------------------------------------------ real photographs
+
+
+def test_knn_and_the_probe_agree_with_scikit_learn_on_features_of_photographs():
+    linear = pytest.importorskip("sklearn.linear_model", reason="scikit-learn, of the test extra, is missing")
+    neighbors = pytest.importorskip("sklearn.neighbors")
+    try:
+        train, test = (
+            images.load("imagenette", split, 48, limit=n, download=False, progress=False)
+            for split, n in (("train", 1500), ("test", 500))
+        )
+    except images.DataError as error:
+        pytest.skip(f"Imagenette is not at hand: {error}")
+    f = evaluate.random_encoder("resnet18", 32, "imagenet")
+    x, y = (evaluate.features(f, s, 32, device="cpu") for s in (train, test))
+    found = evaluate.knn(x, train.labels, y)
+    weigh = {"metric": "cosine", "weights": lambda distance: np.exp((1 - distance) / 0.07)}
+    theirs = neighbors.KNeighborsClassifier(20, **weigh).fit(x.double().numpy(), train.labels.numpy())
+    assert (found.numpy() == theirs.predict(y.double().numpy())).mean() > 0.995  # ties of float32
+    predicted, decay = evaluate.linear_probe(x, train.labels, y)
+    mean, std = x.mean(0), x.std(0).clamp_min(1e-6)
+    model = linear.LogisticRegression(C=1 / (len(x) * decay), max_iter=5000)
+    model.fit(((x - mean) / std).double().numpy(), train.labels.numpy())
+    agree = predicted.numpy() == model.predict(((y - mean) / std).double().numpy())
+    assert agree.mean() > 0.97  # L-BFGS stops after 100 iterations here
 
 
 def test_judging_without_labels_is_refused_by_name():
