@@ -263,10 +263,10 @@ SIMSIAM: dict[str, SimSiamRecipe] = _named(
     SimSiamRecipe(name="small_data", source=_LIGHTLY, head=(2048, 2048), **_SGD),
     SimSiamRecipe(
         name="lesson",
-        source="ours, for runs of minutes: narrow heads, gentle colours",
-        policy=_GENTLE,
-        head=(1024, 1024),
-        predictor_hidden=256,
+        source="ours, for runs of minutes: three narrow layers, a narrower predictor, no blur",
+        policy=_NO_BLUR,
+        head=(512, 512, 512),
+        predictor_hidden=128,
         **_MINUTES,
     ),
 )
