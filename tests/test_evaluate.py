@@ -295,7 +295,7 @@ def test_features_are_kept_by_the_fingerprint_of_weights_images_and_size(tmp_pat
     marked = first + 1
     torch.save(marked, kept)
     assert torch.equal(cached(), marked)  # read, not computed again
-    others = [cached(encoder=encoder(1)), cached(images=store(30, seed=1)), cached(size=12)]
+    others = [cached(encoder=encoder(1)), cached(images=store(30, seed=1)), cached(size=20)]
     others.append(cached(encoder=networks.tap(f.network, "blocks.1", 16)))  # the same weights, another layer
     f.network.blocks[0][1].running_mean += 0.5  # a BatchNorm statistic counts as much as a weight
     others.append(cached())
