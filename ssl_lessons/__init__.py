@@ -37,7 +37,7 @@ _MODULES = (
     "checks",
     "experiments",
     "lab",
-    "grid",
+    "jobs",
     "doctor",
     "commands",
     "cli",

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from ssl_lessons import __version__
-from ssl_lessons.grid import Unknown, check_settings, checkout, known, literal
+from ssl_lessons.jobs import Unknown, check_settings, checkout, known, literal
 
 OK, FAILED = 0, 1
 SHOWN = ("title", "splits", "classes", "licence")  # of a dataset, in JSON
@@ -114,9 +114,9 @@ def dataset(name: str) -> str:
 
 
 def run(args) -> int:
-    from ssl_lessons import grid
+    from ssl_lessons import jobs
 
-    notebook = grid.find_lesson(args.lesson)
+    notebook = jobs.find_lesson(args.lesson)
     parameters = {name: literal(name, text) for name, text in args.p}
     if args.profile:
         from ssl_lessons import lab
@@ -124,11 +124,11 @@ def run(args) -> int:
         parameters["profile"] = known("profile", args.profile, ["auto", *lab.PROFILES])
     if args.dataset:
         parameters["dataset"] = dataset(args.dataset)
-    check_settings(f"parameter of {notebook.name}", parameters, grid.defaults(notebook))
-    folder = Path(args.out) if args.out else grid.job_folder(notebook, parameters)
+    check_settings(f"parameter of {notebook.name}", parameters, jobs.defaults(notebook))
+    folder = Path(args.out) if args.out else jobs.job_folder(notebook, parameters)
     with talk(args):
         print(f"{notebook.name} {parameters} → {folder}", flush=True)
-        job = grid.execute(notebook, folder, parameters, lambda text: print(text, end="", flush=True))
+        job = jobs.execute(notebook, folder, parameters, lambda text: print(text, end="", flush=True))
     record = job.folder / "record.json"
     metrics = json.loads(record.read_text(encoding="utf-8"))["metrics"] if record.exists() else {}
     paths = {"notebook": job.notebook, "html": job.html, "record": record if record.exists() else None}
@@ -232,6 +232,42 @@ def evaluate(args) -> int:
     with talk(args):
         stores = labelled(args, data, args.size or trained_on["size"])
     return judge(args, run, evaluate.load_encoder(run), stores, f"{Path(data).name}_" if args.dataset else "")
+
+
+def leaderboard(args) -> int:
+    from ssl_lessons import leaderboard, printing
+
+    for place in args.runs:
+        if not Path(place).exists():
+            raise Unknown(f"there is nothing at {place}; name record files, or folders that hold some")
+    places = args.runs or [printing.committed()]
+    entries, problems = leaderboard.read(places)
+    for problem in problems:
+        print(f"left out: {problem}", file=sys.stderr)
+    if not entries:
+        print(f"no record can be used in {', '.join(map(str, places))}", file=sys.stderr)
+        return FAILED
+    known("metric", args.metric, leaderboard.metrics(entries))
+    for entry in entries:
+        if args.metric not in entry.values:
+            problems.append(f"{entry.name} has no metric {args.metric}: unfinished, or not judged by it")
+            print(f"left out: {problems[-1]}", file=sys.stderr)
+    found = leaderboard.tables(entries, args.metric)
+    if args.figure:
+        from ssl_lessons import charts
+
+        charts.leaderboard(found, args.metric).savefig(args.figure)
+    if args.into:
+        own = printing.readme() if not args.runs else printing.markdown(found, args.metric)
+        printing.put_into(args.into, own)
+        print(f"{args.into} has the results between its markers", file=sys.stderr)
+        return OK
+    write = {"markdown": printing.markdown, "html": printing.page, "csv": printing.as_csv}
+    if args.form == "json":
+        print(printing.as_json(found, args.metric, problems))
+    else:
+        print(write.get(args.form, printing.text)(found, args.metric))
+    return OK
 
 
 def bench(args) -> int:

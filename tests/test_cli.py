@@ -10,7 +10,7 @@ import nbformat
 import pytest
 import torch
 
-from ssl_lessons import cli, doctor, grid
+from ssl_lessons import cli, doctor, jobs
 
 COMMANDS = ["doctor", "data list", "data fetch", "data verify", "run", "pretrain", "evaluate", "bench"]
 QUICK = "--method moco --recipe lesson --dataset shapes --size 16 --crop 16 --network conv4 --epochs 2"
@@ -175,7 +175,7 @@ def test_a_lesson_is_asked_only_for_what_it_has(arguments, answer, lesson, capsy
 
 def test_a_lesson_is_found_by_number_name_and_path(lesson):
     for name in ("3", "03", "03_toy", "03_toy.ipynb", str(lesson), "notebooks/03_toy.ipynb"):
-        assert grid.find_lesson(name) == lesson.resolve()
+        assert jobs.find_lesson(name) == lesson.resolve()
 
 
 # ---- run ---------------------------------------------------------------------------------------------------
@@ -211,7 +211,7 @@ def test_run_keeps_what_a_failing_lesson_reached(tmp_path):
 
 def test_run_survives_a_kernel_that_dies(tmp_path):
     notebook = write_notebook(tmp_path / "x.ipynb", PARAMETERS, "print('half way')", "import os; os._exit(9)")
-    job = grid.execute(notebook, tmp_path / "kept", {})
+    job = jobs.execute(notebook, tmp_path / "kept", {})
     assert "died" in job.error
     assert "half way" in job.notebook.read_text(encoding="utf-8") and job.html.exists()
 
