@@ -28,8 +28,8 @@ DEMANDED = ("00_start_here", "01_images_and_views", "03_moco")
 # The order in which data meets the files: each imports only from those before it.
 ORDER = ["shapes", "storage", "archives", "images", "policies", "views", "networks", "methods.base"]
 ORDER += ["methods.recipes", "methods.*", "optimisers", "records", "meters", "training", "probes", "evaluate"]
-ORDER += ["diagnose", "inside", "diagrams", "figures", "portraits", "checks", "experiments", "leaderboard"]
-ORDER += ["lab", "jobs", "grid", "doctor", "commands", "cli", "__main__"]
+ORDER += ["diagnose", "inside", "gaze", "diagrams", "figures", "portraits", "checks", "experiments"]
+ORDER += ["leaderboard", "printing", "charts", "lab", "jobs", "grid", "doctor", "commands", "cli", "__main__"]
 
 
 def text_files():
