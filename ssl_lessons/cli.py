@@ -69,6 +69,15 @@ def parser() -> argparse.ArgumentParser:
     option("--dataset", help="a name from `data list`, or a folder of images")
     option("--out", help="folder of the run (default: runs/LESSON-DATASET-PROFILE-TIME)")
 
+    text = "execute a notebook over a grid of parameters; again to go on where it stopped"
+    example = "grid notebooks/grids/methods_on_shapes.yaml --out runs/shapes --jobs 2"
+    option = command(verbs, "grid", commands.grid, text, example, as_json)
+    option("file", metavar="FILE", help="a grid in YAML, such as those in notebooks/grids/")
+    option("--out", metavar="DIR", help="folder of the runs (default: runs/NAME-OF-FILE)")
+    option("--jobs", type=int, metavar="N", help="side by side (default: one for each GPU, else one)")
+    option("--scheduler", metavar="URL", help="hand the runs to a Dask scheduler's workers: tcp://…")
+    option("--dry-run", action="store_true", help="list the runs, and which are finished")
+
     text = "train a method without labels, then judge its encoder; again to go on after an interruption"
     example = "pretrain --dataset shapes --network conv4 --epochs 3 -p temperature 0.1 --out runs/first"
     option = command(verbs, "pretrain", commands.pretrain, text, example, settings, limit, device, as_json)
@@ -91,6 +100,18 @@ def parser() -> argparse.ArgumentParser:
     option("run", metavar="RUN", help="the folder of a run")
     option("--dataset", help="judge on another dataset than the run's own")
     option("--size", type=int, help="side of the stored images (default: the run's)")
+
+    text = "run records as a table: mean ± std over seeds, ranked, nothing averaged that may not be"
+    example = "leaderboard runs/leaderboard --metric linear_10 --figure leaderboard.png"
+    forms = argparse.ArgumentParser(add_help=False)
+    form = forms.add_mutually_exclusive_group().add_argument
+    for name in ("markdown", "html", "json", "csv"):
+        form(f"--{name}", dest="form", action="store_const", const=name, help=f"print {name}, not plain text")
+    option = command(verbs, "leaderboard", commands.leaderboard, text, example, forms)
+    option("runs", metavar="RUNS", nargs="*", help="records, or folders of them; none: the committed ones")
+    option("--metric", default="knn", help="what ranks: knn (default), linear_100, linear_10, linear_1, …")
+    option("--figure", metavar="FILE", help="draw accuracy against wall-clock as well, PNG, SVG or PDF")
+    option("--into", metavar="FILE", help="put Markdown between the file's markers <!-- results -->")
 
     option = command(verbs, "bench", commands.bench, "run a benchmark of tests/benchmarks/", "bench views")
     option("name", metavar="NAME", help="views, …")

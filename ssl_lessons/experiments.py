@@ -21,19 +21,10 @@ from ssl_lessons.methods.moco import MoCo
 from ssl_lessons.methods.relational import Relational
 from ssl_lessons.methods.simclr import SimCLR
 from ssl_lessons.methods.simsiam import SimSiam
-from ssl_lessons.records import Run
+from ssl_lessons.records import TITLES, Run
 from ssl_lessons.training import pretrain
 
 METHODS = {"simclr": SimCLR, "moco": MoCo, "relational": Relational, "byol": BYOL, "simsiam": SimSiam}
-TITLES = {
-    "simclr": "SimCLR",
-    "moco": "MoCo v2",
-    "relational": "relational reasoning",
-    "byol": "BYOL",
-    "simsiam": "SimSiam",
-    "supervised": "supervised",
-    "random": "random encoder",
-}
 
 
 def runs_folder() -> Path:

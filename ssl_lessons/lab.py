@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from ssl_lessons import images
 from ssl_lessons.checks import attempt, check  # noqa: F401  what a notebook calls is in one place
 from ssl_lessons.experiments import add_judgement, baselines, knn_of, runs_folder, trained, trial  # noqa: F401
+from ssl_lessons.leaderboard import results_folder
 from ssl_lessons.networks import NETWORKS
 from ssl_lessons.records import RecordError, Run, device_name
 from ssl_lessons.training import pick_device, pick_precision
@@ -131,11 +132,6 @@ def _refuse_unknown(known: set[str]) -> None:
                     raise LessonError(f"parameter {name!r} is not known; this lesson has: {listed}")
 
 
-def results_folder() -> Path:
-    """The committed run records: data/results of the checkout."""
-    return Path(__file__).resolve().parent.parent / "data" / "results"
-
-
 def results(pattern: str = "*") -> dict[str, Run]:
     """Committed records, by file name, that match a glob pattern; damaged ones are named and left out."""
     found = {}
@@ -145,24 +141,6 @@ def results(pattern: str = "*") -> dict[str, Run]:
         except RecordError as error:
             print(f"left out: {error}")
     return found
-
-
-def results_table(pattern: str = "0[2-6]-*") -> str:
-    """The committed records as a Markdown table, for README.md: a test keeps the two in step."""
-    lines = [
-        "| record | method | images | network | epochs | minutes | kNN | random | 10 % | random | device |",
-        "|---|---|---|---|--:|--:|--:|--:|--:|--:|---|",
-    ]
-    for name, run in results(pattern).items():
-        row, network = run.record, run.record["network"]
-        names = ("knn", "knn_random", "linear_10", "linear_10_random")
-        judged = " | ".join(f"{row['metrics'][metric]['value']:.1%}" for metric in names)
-        lines.append(
-            f"| {name} | {METHODS[name[:2]]} | {row['dataset']['name']}, {row['view_size']} px "
-            f"| {network['name']} | {row['epochs']} "
-            f"| {row['seconds'] / 60:.1f} | {judged} | {row['device']}, {row['precision']} |"
-        )
-    return "\n".join(lines)
 
 
 def compare(lab: SimpleNamespace, run: Run) -> None:

@@ -5,8 +5,11 @@
     resume.pt            everything else that a run needs to go on: optimiser, queue, generators, …
 
 Each file is written under a temporary name and renamed, so that whoever kills the process leaves the last
-good version in place.
+good version in place. Reading and writing records needs no torch, which is loaded when
+weights are: a leaderboard of a thousand records does not wait for it.
 """
+
+from __future__ import annotations
 
 import importlib.metadata
 import json
@@ -16,12 +19,24 @@ import platform
 from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    import torch
 
 SCHEMA = 1
 REQUIRED = ("schema", "versions", "device", "dataset", "recipe", "seed", "seconds", "history", "metrics")
+
+# What a reader calls each method; a record has the name of its class, whose case does not count.
+TITLES = {
+    "simclr": "SimCLR",
+    "moco": "MoCo v2",
+    "relational": "relational reasoning",
+    "byol": "BYOL",
+    "simsiam": "SimSiam",
+    "supervised": "supervised",
+    "random": "random encoder",
+}
 
 
 class RecordError(Exception):
@@ -41,6 +56,8 @@ def versions() -> dict[str, str]:
 
 def device_name(device: torch.device) -> str:
     """What a reader should know of the device: "NVIDIA T4", or "CPU, 2 cores (x86_64, AVX512)"."""
+    import torch
+
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type == "cpu":
@@ -70,7 +87,7 @@ def _plain(value):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
-    if isinstance(value, Tensor):
+    if hasattr(value, "tolist"):  # of torch or NumPy
         return _plain(value.tolist())
     if isinstance(value, float) and not math.isfinite(value):
         return None
@@ -95,8 +112,10 @@ class Run:
         return self.folder / "resume.pt"
 
     @classmethod
-    def in_memory(cls, *, device: torch.device | str = "cpu", **settings) -> "Run":
+    def in_memory(cls, *, device: torch.device | str = "cpu", **settings) -> Run:
         """A run that is kept nowhere: a record with versions, device, time and the given settings."""
+        import torch
+
         record = {
             "schema": SCHEMA,
             "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -113,7 +132,7 @@ class Run:
         return cls(None, {**record, **_plain(settings)})
 
     @classmethod
-    def create(cls, folder: str | Path, *, device: torch.device | str = "cpu", **settings) -> "Run":
+    def create(cls, folder: str | Path, *, device: torch.device | str = "cpu", **settings) -> Run:
         """Start a run in `folder` (made if missing) and write its first record. Settings join the record."""
         run = cls.in_memory(device=device, **settings)
         run.folder = Path(folder)
@@ -122,7 +141,7 @@ class Run:
         return run
 
     @classmethod
-    def open(cls, folder: str | Path) -> "Run":
+    def open(cls, folder: str | Path) -> Run:
         """Read a run folder (or a lone record file) and check that its record is whole.
 
         Raises `RecordError` with the file's name if it is missing, damaged, too new, or lacks a part.
@@ -164,6 +183,7 @@ class Run:
 
     def save_encoder(self, network: torch.nn.Module) -> None:
         """Write the network's weights (tied ones twice) as encoder.safetensors, atomically."""
+        import torch
         from safetensors.torch import save_file
 
         plain = {"device": "cpu", "copy": True, "memory_format": torch.contiguous_format}
@@ -192,10 +212,14 @@ class Run:
 
     def save_resume(self, state: dict) -> None:
         """Write everything needed to go on after this moment, atomically."""
+        import torch
+
         atomically(self.resume_path, lambda path: torch.save(state, path))
 
     def load_resume(self) -> dict:
         """Read resume.pt; only tensors and plain values are accepted (weights_only)."""
+        import torch
+
         try:
             return torch.load(self.resume_path, map_location="cpu", weights_only=True)
         except FileNotFoundError:

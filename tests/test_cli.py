@@ -12,7 +12,17 @@ import torch
 
 from ssl_lessons import cli, doctor, jobs
 
-COMMANDS = ["doctor", "data list", "data fetch", "data verify", "run", "pretrain", "evaluate", "bench"]
+COMMANDS = [
+    "doctor",
+    "data list",
+    "data fetch",
+    "data verify",
+    "run",
+    "pretrain",
+    "evaluate",
+    "leaderboard",
+    "bench",
+]
 QUICK = "--method moco --recipe lesson --dataset shapes --size 16 --crop 16 --network conv4 --epochs 2"
 QUICK = [*QUICK.split(), "--batch-size", "64", "--limit", "128", "-p", "queue", "128", "--device", "cpu"]
 

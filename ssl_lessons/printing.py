@@ -1,0 +1,211 @@
+"""A leaderboard in print: plain text, Markdown, HTML, JSON, CSV, and README.md's part between two markers."""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from ssl_lessons.leaderboard import Row, Table, differences, read, results_folder, tables, why_apart
+from ssl_lessons.records import TITLES, RecordError, Run, atomically
+
+LABELS = {"knn": "kNN", "linear_100": "linear", "linear_10": "linear 10 %", "linear_1": "linear 1 %"}
+LABELS |= {"finetune_100": "fine-tuned", "finetune_10": "fine-tuned 10 %", "finetune_1": "fine-tuned 1 %"}
+START, END = "<!-- results -->", "<!-- /results -->"
+
+
+def is_share(rows: Sequence[Row], metric: str) -> bool:
+    """Whether a metric is a share in [0, 1] in every row, and so shown in per cent."""
+    return all(0 <= row.metrics[metric]["mean"] <= 1 for row in rows if metric in row.metrics)
+
+
+def _metrics(table: Table, metric: str) -> list[str]:
+    """The metrics that get a column: those of `LABELS` at hand, and the one that ranks."""
+    shown = [name for name in LABELS if any(name in row.metrics for row in table.rows)]
+    return shown if metric in shown else [metric, *shown]
+
+
+def _cell(row: Row, metric: str, share: bool) -> str:
+    if metric not in row.metrics:
+        return "–"
+    found = row.metrics[metric]
+    write = (lambda value: f"{100 * value:.1f}") if share else (lambda value: f"{value:.4g}")
+    text = write(found["mean"]) + ("" if found["std"] is None else f" ± {write(found['std'])}")
+    return text if found["n"] == row.n else f"{text} (n {found['n']})"
+
+
+def cells(table: Table, metric: str = "knn") -> list[list[str]]:
+    """A table as text: the names of its columns, then its rows. Accuracies are in per cent, mean ± std."""
+
+    def given(value, form: str) -> str:
+        return "–" if value is None else format(value, form)
+
+    rows, names = table.rows, _metrics(table, metric)
+    share = {name: is_share(rows, name) for name in names}
+    heads = ["", "method", "epochs", "n", *(LABELS.get(name, name) for name in names)]
+    heads += ["minutes", "images/s", "memory, GB"]
+    energy = any(row.joules is not None for row in rows)
+    lines = [[*heads, *(["energy, Wh"] if energy else []), "device"]]
+    for row in rows:
+        line = [str(row.rank), row.title, str(row.settings["epochs"]), str(row.n)]
+        line += [_cell(row, name, share[name]) for name in names]
+        memory = None if row.peak_memory is None else row.peak_memory / 1e9
+        line += [given(row.minutes, ".1f"), given(row.images_a_second, ".0f"), given(memory, ".1f")]
+        if energy:
+            line.append(given(None if row.joules is None else row.joules / 3600, ".1f"))
+        lines.append([*line, f"{row.settings['device']}, {row.settings['precision']}"])
+    return lines
+
+
+def below(table: Table, metric: str) -> list[str]:
+    """What stands under a table: versions, how each shown metric was measured, and what to beware of."""
+    packages = ", ".join(f"{name} {table.facts[name]}" for name in ("ssl-lessons", "torch", "torchvision"))
+    measured = [
+        f"{LABELS.get(name, name)}: {table.protocols.get(name) or 'no protocol in the records'}"
+        for name in _metrics(table, metric)
+    ]
+    return [f"ranked by {LABELS.get(metric, metric)}; {packages}", *measured, *table.notes]
+
+
+def text(found: Sequence[Table], metric: str = "knn") -> str:
+    """For a terminal: aligned columns."""
+    parts = [why_apart(found)] if why_apart(found) else []
+    for table in found:
+        lines = cells(table, metric)
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        words = (1, len(widths) - 1)  # the method and the device; all else is numbers, flush right
+        parts.append(table.title)
+        for line in lines:
+            padded = (
+                c.ljust(w) if i in words else c.rjust(w)
+                for i, (c, w) in enumerate(zip(line, widths, strict=True))
+            )
+            parts.append("  ".join(padded).rstrip())
+        parts += [f"  {line}" for line in below(table, metric)]
+        parts.append("")
+    return "\n".join(parts).rstrip()
+
+
+def markdown(found: Sequence[Table], metric: str = "knn") -> str:
+    """For README.md: a heading, a table and small print for each table."""
+    parts = [why_apart(found)] if why_apart(found) else []
+    for table in found:
+        heads, *rows = [[cell.replace("|", "\\|") for cell in line] for line in cells(table, metric)]
+        sides = ["---" if head in ("method", "device") else "--:" for head in heads]
+        lines = [f"| {' | '.join(heads)} |", f"|{'|'.join(sides)}|"]
+        lines += [f"| {' | '.join(row)} |" for row in rows]
+        parts += [f"### {table.title}", "\n".join(lines)]
+        parts.append("\n".join(f"- {line}" for line in below(table, metric)))
+    return "\n\n".join(parts)
+
+
+def page(found: Sequence[Table], metric: str = "knn") -> str:
+    """A whole HTML page, without anything from elsewhere."""
+    say, parts = html.escape, []
+    if why_apart(found):
+        parts.append(f"<p>{say(why_apart(found))}</p>")
+    for table in found:
+        heads, *rows = cells(table, metric)
+        parts.append(f"<h2>{say(table.title)}</h2>\n<table>")
+        parts.append(f"<tr>{''.join(f'<th>{say(head)}</th>' for head in heads)}</tr>")
+        parts += [f"<tr>{''.join(f'<td>{say(cell)}</td>' for cell in row)}</tr>" for row in rows]
+        parts.append("</table>\n<ul>")
+        parts += [f"<li>{say(line)}</li>" for line in below(table, metric)]
+        parts.append("</ul>")
+    style = "body{font-family:sans-serif;margin:2em}td,th{padding:.2em .8em;text-align:right}"
+    style += "tr:nth-child(even){background:#f2f2f2}td:nth-child(2),td:last-child{text-align:left}"
+    head = f'<meta charset="utf-8"><title>Leaderboard</title><style>{style}</style>'
+    body = "\n".join(["<h1>Leaderboard</h1>", *parts])
+    return f'<!DOCTYPE html>\n<html lang="en">\n<head>{head}</head>\n<body>\n{body}\n</body>\n</html>'
+
+
+def as_json(found: Sequence[Table], metric: str = "knn", problems: Sequence[str] = ()) -> str:
+    """Everything, with full precision: {"metric", "why_apart", "differences", "tables", "left_out"}."""
+    whole = {"metric": metric, "why_apart": why_apart(found), "differences": differences(found)}
+    whole |= {"tables": [asdict(table) for table in found], "left_out": list(problems)}
+    return json.dumps(whole, indent=1, ensure_ascii=False, default=str)
+
+
+def as_csv(found: Sequence[Table], metric: str = "knn") -> str:
+    """One line a row, with full precision; the column `table` says which rows may be compared."""
+    names = dict.fromkeys([metric, *(name for table in found for row in table.rows for name in row.metrics)])
+    common = ("method", "recipe", "epochs", "batch size", "network", "device", "precision")
+    numbers = ("minutes", "minutes_std", "images_a_second", "peak_memory", "joules")
+    facts = dict.fromkeys(key for table in found for key in table.facts)
+    heads = ["table", "rank", "title", *common, "n", "seeds"]
+    heads += [f"{name} {part}" for name in names for part in ("mean", "std", "n")]
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow([*heads, *numbers, *facts])
+    for i, table in enumerate(found):
+        for row in table.rows:
+            line = [i + 1, row.rank, row.title, *(row.settings.get(key) for key in common)]
+            line += [row.n, " ".join(map(str, row.seeds))]
+            line += [row.metrics.get(name, {}).get(p) for name in names for p in ("mean", "std", "n")]
+            line += [getattr(row, name) for name in numbers]
+            writer.writerow([*line, *(table.facts.get(key) for key in facts)])
+    return out.getvalue().rstrip("\n")
+
+
+# ---- README.md ---------------------------------------------------------------------------------------------
+
+
+def put_into(file: str | Path, content: str) -> None:
+    """Replace what stands between `<!-- results -->` and `<!-- /results -->` in a file, atomically.
+
+    Raises:
+        ValueError: the file does not have each marker once, in this order.
+    """
+    whole = Path(file).read_text(encoding="utf-8")
+    if whole.count(START) != 1 or whole.count(END) != 1 or whole.index(START) > whole.index(END):
+        raise ValueError(f"{file} must have the line {START} once and, after it, {END} once")
+    before, after = whole[: whole.index(START)], whole[whole.index(END) :]
+    atomically(
+        Path(file),
+        lambda path: path.write_text(f"{before}{START}\n{content}\n{after}", encoding="utf-8"),
+    )
+
+
+def committed(folder: Path | None = None) -> Path:
+    """The committed records of the leaderboard: data/results/leaderboard, else all of data/results."""
+    folder = folder or results_folder()
+    return folder / "leaderboard" if (folder / "leaderboard").is_dir() else folder
+
+
+def readme(folder: Path | None = None) -> str:
+    """What stands in README.md between the markers: the leaderboard, then the lessons' own single runs.
+
+    Args:
+        folder: of the committed records; those for the leaderboard are in its leaderboard/.
+    """
+    folder = folder or results_folder()
+    if committed(folder) == folder:
+        return lessons_table(folder)
+    entries, problems = read([committed(folder)])
+    if problems:
+        raise RecordError("; ".join(problems))
+    own = "### The lessons' own runs, one seed each"
+    return f"{markdown(tables(entries))}\n\n{own}\n\n{lessons_table(folder)}"
+
+
+def lessons_table(folder: Path | None = None) -> str:
+    """The committed records of lessons 02 to 06 as a Markdown table."""
+    lines = [
+        "| record | method | images | network | epochs | minutes | kNN | random | 10 % | random | device |",
+        "|---|---|---|---|--:|--:|--:|--:|--:|--:|---|",
+    ]
+    for path in sorted((folder or results_folder()).glob("0[2-6]-*.json")):
+        row = Run.open(path).record
+        names = ("knn", "knn_random", "linear_10", "linear_10_random")
+        judged = " | ".join(f"{row['metrics'][metric]['value']:.1%}" for metric in names)
+        lines.append(
+            f"| {path.stem} | {TITLES[row['method'].lower().removeprefix('my')]} "
+            f"| {row['dataset']['name']}, {row['view_size']} px "
+            f"| {row['network']['name']} | {row['epochs']} "
+            f"| {row['seconds'] / 60:.1f} | {judged} | {row['device']}, {row['precision']} |"
+        )
+    return "\n".join(lines)

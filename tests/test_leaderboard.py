@@ -1,0 +1,487 @@
+"""The leaderboard: sums against NumPy's, what may not be mixed, what is damaged, four formats, README.md."""
+
+import copy
+import csv
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+import warnings
+from html.parser import HTMLParser
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+
+from ssl_lessons import charts, cli, leaderboard, printing
+
+ROOT = Path(__file__).resolve().parent.parent
+PROBE = "linear probe (L-BFGS, L2 {l2} chosen on train), 10% of the labels, seed {seed}, backbone, 32 px"
+
+
+def record(method="SimCLR", seed=0, knn=0.5, **parts) -> dict:
+    """A record as `pretrain` and `judge` write it; `parts` replace its top level."""
+    trained = method != "random"
+    row = {"loss": 2.0, "seconds": 10.0, "peak_memory": 10**9}
+    whole = {
+        "schema": 1,
+        "started": "2026-01-01T00:00:00+00:00",
+        "versions": {"python": "3.11", "ssl-lessons": "0.1.0", "torch": "2.9", "torchvision": "0.24"},
+        "device": "CPU, 2 cores",
+        "dataset": {"name": "toys", "split": "train", "size": 48, "images": 1000, "fingerprint": "abc"},
+        "recipe": {"name": "lesson", "source": "ours", "lr": 0.1, "policy": {"jitter": [0.4]}}
+        if trained
+        else None,
+        "seed": seed,
+        "seconds": 120.0 if trained else 0.0,
+        "history": [{**row, "epoch": epoch} for epoch in (1, 2, 3)] if trained else [],
+        "metrics": {
+            "knn": {"value": knn, "protocol": "kNN, k 20"},
+            "linear_10": {"value": knn - 0.1, "protocol": PROBE.format(l2=10.0**-seed, seed=seed)},
+        },
+        "network": {"name": "resnet18", "image_size": 32, "stem": "imagenet", "layer": None},
+        "method": method,
+        "view_size": 32,
+        "batch_size": 128 if trained else None,
+        "precision": "bf16",
+    }
+    return {**whole, **parts}
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Writes records as files, and says in which folder they lie."""
+
+    def written(*records) -> Path:
+        for i, each in enumerate(records):
+            folder = tmp_path / "runs" / f"run{i}"
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "record.json").write_text(json.dumps(each), encoding="utf-8")
+        return tmp_path / "runs"
+
+    return written
+
+
+@pytest.fixture
+def board(write):
+    """Tables straight from records."""
+
+    def made(*records, metric="knn"):
+        entries, problems = leaderboard.read([write(*records)])
+        assert not problems
+        return leaderboard.tables(entries, metric)
+
+    return made
+
+
+def changed(base: dict, path: str, value) -> dict:
+    """A copy of a record in which one thing is another: changed(r, "dataset.size", 64)."""
+    whole = copy.deepcopy(base)
+    *parts, last = path.split(".")
+    inner = whole
+    for part in parts:
+        inner = inner[part]
+    inner[last] = value
+    return whole
+
+
+# ---- Adding up ---------------------------------------------------------------------------------------------
+
+
+def test_mean_and_sample_deviation_over_seeds_are_numpys(board):
+    values, minutes = [0.31, 0.36, 0.47], [60.0, 90.0, 240.0]
+    runs = [record(seed=s, knn=v, seconds=m) for s, (v, m) in enumerate(zip(values, minutes, strict=True))]
+    ((row,),) = (table.rows for table in board(*runs))
+    assert row.n == 3 and row.seeds == [0, 1, 2]
+    assert row.metrics["knn"]["mean"] == pytest.approx(np.mean(values), abs=1e-12)
+    assert row.metrics["knn"]["std"] == pytest.approx(np.std(values, ddof=1), abs=1e-12)
+    assert row.metrics["linear_10"]["mean"] == pytest.approx(np.mean(values) - 0.1, abs=1e-12)
+    assert row.minutes == pytest.approx(np.mean(minutes) / 60)
+    assert row.minutes_std == pytest.approx(np.std(minutes, ddof=1) / 60)
+
+
+def test_one_seed_has_no_spread_and_twice_the_same_is_still_one(board):
+    late = record(seed=0, knn=0.6, started="2026-02-02T00:00:00+00:00")
+    (table,) = board(late, record(seed=0, knn=0.4))
+    (row,) = table.rows
+    assert row.n == 1 and row.metrics["knn"] == {"mean": 0.6, "std": None, "n": 1}
+    assert any("of each seed the latest counts" in note for note in table.notes)
+    assert any("single seed has no spread" in note for note in table.notes)
+    assert "±" not in printing.text([table])
+
+
+def test_a_disturbed_epoch_counts_little_memory_is_the_most_energy_the_sum(board):
+    history = [
+        {"epoch": 1, "seconds": 10.0, "peak_memory": 3 * 10**9, "joules": 100.0},
+        {"epoch": 2, "seconds": 500.0, "peak_memory": 10**9, "joules": 150.0},
+        {"epoch": 3, "seconds": 12.0, "peak_memory": 10**9, "joules": 110.0},
+    ]
+    ((row,),) = (table.rows for table in board(record(history=history)))
+    assert row.images_a_second == pytest.approx(1000 / 12)
+    assert row.peak_memory == 3 * 10**9 and row.joules == 360
+    assert row.settings["epochs"] == 3
+    ((row,),) = (table.rows for table in board(record(history=[*history, {"epoch": 4, "seconds": 11.0}])))
+    assert row.joules is None, "the energy of three epochs is not that of four"
+
+
+def test_rows_are_ranked_by_the_metric_asked_for(board):
+    runs = [record("SimCLR", knn=0.4), record("BYOL", knn=0.6), record("random", knn=0.5)]
+    runs[0]["metrics"]["linear_10"]["value"] = 0.9
+    (table,) = board(*runs)
+    assert [(row.rank, row.title) for row in table.rows] == [
+        (1, "BYOL"),
+        (2, "random encoder"),
+        (3, "SimCLR"),
+    ]
+    (table,) = board(*runs, metric="linear_10")
+    assert [row.title for row in table.rows] == ["SimCLR", "BYOL", "random encoder"]
+    random = table.rows[2]
+    assert (random.settings["epochs"], random.minutes, random.images_a_second) == (0, 0, None)
+
+
+@pytest.mark.parametrize(
+    "path, value, told",
+    [
+        ("recipe.lr", 0.2, "lr 0.2"),
+        ("recipe.policy.jitter", [0.8], "policy jitter [0.8]"),
+        ("recipe.name", "paper", "recipe paper"),
+        ("batch_size", 64, "batch size 64"),
+        ("network.name", "conv4", "network conv4"),
+        ("precision", "fp32", None),
+        ("device", "a GPU", None),
+        ("history", [{"epoch": 1, "seconds": 1.0}], None),
+    ],
+)
+def test_runs_with_other_settings_are_other_rows_and_say_so(board, path, value, told):
+    (table,) = board(record(seed=0), changed(record(seed=1), path, value))
+    assert [row.n for row in table.rows] == [1, 1]
+    titles = {row.title for row in table.rows}
+    assert (f"SimCLR, {told}" in titles) if told else titles == {"SimCLR"}
+
+
+def test_where_a_recipe_comes_from_is_no_setting(board):
+    ((row,),) = (table.rows for table in board(record(), changed(record(seed=1), "recipe.source", "a page")))
+    assert row.n == 2
+
+
+@pytest.mark.parametrize(
+    "name, title", [("MyMoCo", "MoCo v2, built by hand"), ("BYOL", "BYOL"), ("Own", "Own")]
+)
+def test_titles(name, title):
+    assert leaderboard.title(name) == title
+
+
+# ---- What may not be mixed ---------------------------------------------------------------------------------
+
+APART = [
+    ("dataset.name", "photos", "images"),
+    ("dataset.size", 64, "stored"),
+    ("dataset.images", 900, "number"),
+    ("dataset.fingerprint", "xyz", "fingerprint"),
+    ("view_size", 48, "views"),
+    ("versions.torch", "2.10", "torch"),
+    ("versions.torchvision", "0.25", "torchvision"),
+    ("versions.ssl-lessons", "0.2.0", "ssl-lessons"),
+    ("metrics.knn.protocol", "kNN, k 200", "protocol of knn"),
+    ("metrics.linear_10.protocol", "by another probe", "protocol of linear_10"),
+]
+
+
+@pytest.mark.parametrize("path, value, named", APART, ids=[path for path, *_ in APART])
+def test_what_differs_stands_apart_and_is_named(board, path, value, named):
+    runs = [record(seed=0, knn=0.4), changed(record(seed=1, knn=0.6), path, value)]
+    found = board(*runs)
+    assert [[row.n for row in table.rows] for table in found] == [[1], [1]]
+    assert leaderboard.differences(found) == [named]
+    line = leaderboard.why_apart(found)
+    assert line.startswith("2 tables, because the records differ in ") and str(value) in line
+    for way in (printing.text, printing.markdown, printing.page):
+        assert "differ in" in way(found)
+    assert found[0].title != found[1].title
+
+
+def test_versions_that_numbers_do_not_depend_on_and_chosen_weights_do_not_part(board):
+    runs = [record(seed=0), changed(record(seed=1), "versions.python", "3.13")]
+    assert PROBE.format(l2=1.0, seed=0) != PROBE.format(l2=0.1, seed=1)
+    (table,) = board(*runs)
+    assert table.rows[0].n == 2 and not leaderboard.why_apart([table])
+    assert leaderboard.stable("probe (L2 1e-05 chosen on train), 10%, seed 12, x") == (
+        leaderboard.stable("probe (L2 0.1 chosen on train), 10%, seed 3, x")
+    )
+    assert leaderboard.stable("10%, 3 draws") != leaderboard.stable("10%, 5 draws")
+
+
+def test_a_run_judged_in_fewer_ways_stays_with_its_like(board):
+    less = record(seed=1, knn=0.6)
+    del less["metrics"]["linear_10"]
+    (table,) = board(record(seed=0, knn=0.4), less)
+    (row,) = table.rows
+    assert (row.metrics["knn"]["n"], row.metrics["linear_10"]["n"]) == (2, 1)
+    assert "30.0 (n 1)" in printing.text([table])
+
+
+def test_the_order_of_the_files_changes_nothing(board):
+    runs = [record(m, s, 0.3 + 0.01 * s) for m in ("SimCLR", "BYOL") for s in (0, 1)]
+    runs += [changed(runs[0], "metrics.knn.protocol", "k 200"), changed(runs[1], "dataset.size", 64)]
+    del runs[2]["metrics"]["linear_10"]
+
+    def plain(found):
+        for table in found:
+            for row in table.rows:
+                row.records = []
+        return found
+
+    assert plain(board(*runs)) == plain(board(*runs[::-1]))
+
+
+# ---- Reading -----------------------------------------------------------------------------------------------
+
+
+def test_folders_are_searched_and_a_file_counts_once(write):
+    folder = write(record(seed=0), record(seed=1))
+    (folder / "own-name.json").write_text(json.dumps(record(seed=2)))
+    (folder / "benchmark.json").write_text('{"views": 3}')  # another program's: passed over
+    for aside in (".hidden", "trials"):
+        (folder / aside).mkdir()
+        (folder / aside / "record.json").write_text(json.dumps(record(seed=9)))
+    entries, problems = leaderboard.read([folder, folder / "run0", folder / "run0" / "record.json"])
+    assert sorted(entry.seed for entry in entries) == [0, 1, 2] and not problems
+
+
+DAMAGED = {
+    "cut short": '{"schema": 1, "vers',
+    "empty": "",
+    "a part lacking": json.dumps({"schema": 1}),
+    "newer": json.dumps({**record(), "schema": 99}),
+    "a metric of words": json.dumps(changed(record(), "metrics.knn", "good")),
+    "a value of words": json.dumps(changed(record(), "metrics.knn.value", "good")),
+    "rows that are none": json.dumps({**record(), "history": ["x"]}),
+    "a dataset of words": json.dumps({**record(), "dataset": "toys"}),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGED)
+def test_a_damaged_record_is_named_and_skipped(write, kind, capsys):
+    folder = write(record(), record("BYOL"))
+    for name in ("broken.json", "run2/record.json"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(DAMAGED[kind])
+    assert cli.main(["leaderboard", str(folder)]) == 0
+    out, err = capsys.readouterr()
+    assert err.count("left out: ") == 2 and "broken.json" in err and f"run2{os.sep}record.json" in err
+    assert "SimCLR" in out and "BYOL" in out
+    assert cli.main(["leaderboard", str(folder / "broken.json")]) == 1
+    assert "no record can be used" in capsys.readouterr().err
+
+
+def test_a_run_without_the_metric_is_named(write, capsys):
+    folder = write(record(), record("BYOL", metrics={}), changed(record("MoCo"), "metrics.knn.value", None))
+    assert cli.main(["leaderboard", str(folder)]) == 0
+    out, err = capsys.readouterr()
+    assert err.count("has no metric knn") == 2 and "BYOL" not in out and "MoCo" not in out
+    assert cli.main(["leaderboard", str(folder), "--metric", "loss"]) == 2
+    assert "metric 'loss' is not known; choose one of: knn, linear_10" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="no record has a metric 'loss'; they have: knn, linear_10"):
+        leaderboard.tables(leaderboard.read([folder])[0], "loss")
+
+
+def test_a_place_that_does_not_exist_is_a_question_of_usage(tmp_path, capsys):
+    assert cli.main(["leaderboard", str(tmp_path / "nowhere")]) == 2
+    assert "there is nothing at" in capsys.readouterr().err
+    assert cli.main(["leaderboard", str(tmp_path)]) == 1
+
+
+# ---- Four formats ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def told(write, capsys):
+    """What the command prints for two datasets of three rows, one with two seeds."""
+    runs = [
+        record("SimCLR", 0, 0.4),
+        record("SimCLR", 1, 0.5),
+        record("BYOL", 0, 0.3),
+        record("random", 0, 0.2),
+    ]
+    runs += [changed(run, "dataset.name", "a | b <i>") for run in runs]
+    folder = write(*runs)
+
+    def printed(*arguments) -> str:
+        assert cli.main(["leaderboard", str(folder), *arguments]) == 0
+        return capsys.readouterr().out
+
+    return printed
+
+
+def test_json_holds_everything(told):
+    whole = json.loads(told("--json"))
+    assert whole["metric"] == "knn" and whole["left_out"] == [] and whole["differences"] == ["images"]
+    rows = whole["tables"][0]["rows"]
+    assert [(row["rank"], row["title"], row["n"]) for row in rows] == [
+        (1, "SimCLR", 2),
+        (2, "BYOL", 1),
+        (3, "random encoder", 1),
+    ]
+    assert rows[0]["metrics"]["knn"] == {"mean": 0.45, "std": pytest.approx(0.05 * 2**0.5), "n": 2}
+    assert rows[1]["metrics"]["knn"]["std"] is None
+
+
+def test_csv_has_a_line_for_each_row(told):
+    lines = list(csv.DictReader(io.StringIO(told("--csv", "--metric", "linear_10"))))
+    assert [(line["table"], line["rank"]) for line in lines] == [(t, r) for t in "12" for r in "123"]
+    assert float(lines[0]["knn mean"]) == 0.45 and lines[1]["knn std"] == ""
+    assert lines[0]["seeds"] == "0 1" and lines[2]["recipe"] == "" and lines[0]["peak_memory"] == "1000000000"
+    assert {line["images"] for line in lines} == {"toys train", "a | b <i> train"}
+
+
+class Cells(HTMLParser):
+    def __init__(self, page: str):
+        super().__init__()
+        self.open, self.rows, self.words = [], [], []
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        if tag != "meta":
+            self.open.append(tag)
+        if tag == "tr":
+            self.rows.append(0)
+        self.rows[-1:] = [row + (tag in ("td", "th")) for row in self.rows[-1:]]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+def test_html_is_whole_and_escaped(told):
+    page = Cells(told("--html"))
+    assert not page.open and len(page.rows) == 8 and len(set(page.rows)) == 1
+    assert any("a | b <i> train: 1000 images" in word for word in page.words)
+
+
+def test_markdown_has_as_many_cells_in_each_line(told):
+    lines = [line for line in told("--markdown").splitlines() if line.startswith("|")]
+    assert len(lines) == 2 * (2 + 3)
+    assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines}) == 1
+    assert "| 1 | SimCLR | 3 | 2 | 45.0 ± 7.1 | 35.0 ± 7.1 | 2.0 | 100 | 1.0 | CPU, 2 cores, bf16 |" in lines
+
+
+def test_plain_text_is_aligned(told):
+    text = told()
+    heads = next(line for line in text.splitlines() if "method" in line)
+    row = next(line for line in text.splitlines() if "SimCLR" in line)
+    assert heads.index("device") == row.index("CPU") and heads.index("method") == row.index("SimCLR")
+    assert "kNN: kNN, k 20" in text and "torch 2.9" in text
+
+
+def test_numbers_that_are_no_shares_are_left_as_they_are(board):
+    runs = [changed(record(), "metrics.knn.value", 123.456), record("BYOL")]
+    (table,) = board(*runs)
+    assert "123.5" in printing.text([table]) and "50.0" not in printing.text([table])
+
+
+# ---- Into a file, and README.md ----------------------------------------------------------------------------
+
+
+def test_into_replaces_what_stands_between_the_markers(write, tmp_path, capsys):
+    folder, page = write(record()), tmp_path / "page.md"
+    page.write_text(f"before\n{printing.START}\nold\n{printing.END}\nafter é\n", encoding="utf-8")
+    for _ in range(2):  # again changes nothing
+        assert cli.main(["leaderboard", str(folder), "--into", str(page)]) == 0
+        entries, _ = leaderboard.read([folder])
+        own = printing.markdown(leaderboard.tables(entries))
+        whole = f"before\n{printing.START}\n{own}\n{printing.END}\nafter é\n"
+        assert page.read_text(encoding="utf-8") == whole
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("text", ["", printing.START, f"{printing.END}{printing.START}", 2 * printing.START])
+def test_a_file_without_its_two_markers_stays_as_it_is(write, tmp_path, capsys, text):
+    page = tmp_path / "page.md"
+    page.write_text(text)
+    assert cli.main(["leaderboard", str(write(record())), "--into", str(page)]) == 1
+    assert "must have the line <!-- results --> once" in capsys.readouterr().err and page.read_text() == text
+
+
+def test_readme_has_the_leaderboard_first_and_the_lessons_runs_after_it(tmp_path):
+    own = record("MyMoCo")
+    for name in ("knn_random", "linear_10_random"):
+        own["metrics"][name] = {"value": 0.2, "protocol": "x"}
+    (tmp_path / "03-toys-class.json").write_text(json.dumps({**own, "epochs": 3}))
+    lessons = printing.readme(tmp_path)
+    assert (
+        lessons == printing.lessons_table(tmp_path) and "| 03-toys-class | MoCo v2 | toys, 32 px |" in lessons
+    )
+    (tmp_path / "leaderboard").mkdir()
+    for seed in (0, 1):
+        (tmp_path / "leaderboard" / f"simclr-toys-{seed}.json").write_text(json.dumps(record(seed=seed)))
+    whole = printing.readme(tmp_path)
+    assert whole.startswith("### toys train: 1000 images") and whole.endswith(lessons)
+    assert "| 1 | SimCLR | 3 | 2 | 50.0 ± 0.0 |" in whole and "built by hand" not in whole
+    (tmp_path / "leaderboard" / "byol-toys-0.json").write_text("{")
+    with pytest.raises(Exception, match="byol-toys-0.json is damaged"):
+        printing.readme(tmp_path)
+
+
+# ---- The chart ---------------------------------------------------------------------------------------------
+
+
+def test_the_chart_shows_every_mean_with_its_spread_and_name(board, tmp_path):
+    runs = [record("SimCLR", s, 0.4 + 0.1 * s, seconds=60.0 * (2 + s)) for s in (0, 1)]
+    runs += [record("BYOL", 0, 0.42), record("random", 0, 0.2)]
+    runs += [changed(run, "dataset.name", "photos") for run in runs]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figure = charts.leaderboard(board(*runs))
+        figure.savefig(tmp_path / "chart.png")
+    assert len(figure.axes) == 2
+    for axis in figure.axes:
+        assert "minutes" in axis.get_xlabel() and axis.get_ylabel() == "kNN accuracy (%)" and axis.get_title()
+        assert sorted(text.get_text() for text in axis.texts) == ["BYOL", "SimCLR", "random encoder"]
+        centres = sorted((c[0].get_xdata()[0], c[0].get_ydata()[0]) for c in axis.containers)
+        assert np.allclose(centres, [(2.0, 42), (2.5, 45)])
+        low, high = axis.get_ylim()
+        assert low < 20 and high > 45 + 100 * np.std([0.4, 0.5], ddof=1)
+    plt.close("all")
+
+
+def test_labels_do_not_lie_on_one_another(board):
+    runs = [
+        record(method, 0, 0.4 + 0.001 * i) for i, method in enumerate(("SimCLR", "MoCo", "BYOL", "SimSiam"))
+    ]
+    figure = charts.leaderboard(board(*runs))
+    (axis,) = figure.axes
+    renderer = figure.canvas.get_renderer()
+    boxes = [charts._words(text, renderer) for text in axis.texts]
+    assert len(boxes) == 4
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+    plt.close("all")
+
+
+# ---- Quick -------------------------------------------------------------------------------------------------
+
+
+def test_many_records_are_read_without_torch_or_matplotlib(tmp_path):
+    """What costs time is what is imported; reading 1,000 such records takes a third of a second."""
+    for seed in range(1000):
+        (tmp_path / f"{seed}.json").write_text(json.dumps(record(seed=seed, knn=0.3 + seed / 10_000)))
+    code = (
+        "import sys\nfrom ssl_lessons.cli import main\ncode = main(['leaderboard', sys.argv[1], '--json'])\n"
+    )
+    code += "heavy = {'torch', 'numpy', 'matplotlib', 'papermill', 'IPython'} & set(sys.modules)\n"
+    code += "sys.exit(f'loaded {heavy}' if heavy else code)"
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
+    assert done.returncode == 0, done.stderr
+    (table,) = json.loads(done.stdout)["tables"]
+    assert table["rows"][0]["n"] == 1000
+    assert table["rows"][0]["metrics"]["knn"]["mean"] == pytest.approx(0.3 + 0.0999 / 2)
