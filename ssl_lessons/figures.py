@@ -72,38 +72,28 @@ def image_grid(
 
 
 def training_curves(
-    history: Sequence[dict], random_knn: float | None = None, chance: float | None = None
+    history: Sequence[dict], random_knn: float | None = None, chance: float | None = None, loss: str = "nats"
 ) -> Figure:
     """A run's loss and kNN accuracy over its epochs, from `record["history"]`.
 
     `random_knn` is the same monitor's accuracy before training, `chance` that of guessing; both in [0, 1].
+    `loss` names the loss's unit: a cross-entropy's are nats; a cosine has none, so say which it is. A history
+    without kNN has one panel.
     """
-    figure, (left, right) = _axes(2, 9, 3)
-    epochs = [row["epoch"] for row in history]
-    left.plot(epochs, [row["loss"] for row in history], color=BLUE, marker="o", markersize=3)
-    left.set(xlabel="epoch", ylabel="loss (nats)", title="what is minimised")
     judged = [row for row in history if "knn" in row]
-    right.plot(
-        [row["epoch"] for row in judged],
-        [100 * row["knn"] for row in judged],
-        color=BLUE,
-        marker="o",
-        markersize=3,
-    )
-    for level, label in ((random_knn, "random encoder"), (chance, "guessing")):
-        if level is not None:
-            right.axhline(
-                100 * level, color=GREY, linestyle="--" if label == "guessing" else "-", linewidth=1
-            )
-            right.annotate(
-                label,
-                (1, 100 * level),
-                xycoords=("axes fraction", "data"),
-                ha="right",
-                va="bottom",
-                color=GREY,
-            )
-    right.set(xlabel="epoch", ylabel="kNN accuracy (%)", title="what is wanted")
+    figure, (left, *others) = _axes(2, 9, 3) if judged else _axes(1, 5, 3)
+    look = {"color": BLUE, "marker": "o", "markersize": 3}
+    left.plot([row["epoch"] for row in history], [row["loss"] for row in history], **look)
+    left.set(xlabel="epoch", ylabel=f"loss ({loss})", title="what is minimised")
+    for right in others:
+        right.plot([row["epoch"] for row in judged], [100 * row["knn"] for row in judged], **look)
+        for level, label in ((random_knn, "random encoder"), (chance, "guessing")):
+            if level is not None:
+                style = "--" if label == "guessing" else "-"
+                right.axhline(100 * level, color=GREY, linestyle=style, linewidth=1)
+                where = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "bottom"}
+                right.annotate(label, (1, 100 * level), color=GREY, **where)
+        right.set(xlabel="epoch", ylabel="kNN accuracy (%)", title="what is wanted")
     return figure
 
 
