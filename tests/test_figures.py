@@ -67,12 +67,12 @@ def test_image_grid_takes_views_and_refuses_a_gap():
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 30])
-@pytest.mark.parametrize("judged", [True, False])
-def test_training_curves(epochs, judged):
-    rows = history(epochs, judged)
-    figure = figures.training_curves(rows, random_knn=0.2, chance=0.1)
+@pytest.mark.parametrize("unit", ["nats", "−cosine"])
+def test_training_curves(epochs, unit):
+    rows = history(epochs, True)
+    figure = figures.training_curves(rows, random_knn=0.2, chance=0.1, loss=unit)
     left, right = figure.axes
-    assert left.get_ylabel() == "loss (nats)" and right.get_ylabel() == "kNN accuracy (%)"
+    assert left.get_ylabel() == f"loss ({unit})" and right.get_ylabel() == "kNN accuracy (%)"
     assert left.get_xlabel() == right.get_xlabel() == "epoch"
     assert list(left.lines[0].get_ydata()) == [row["loss"] for row in rows]
     assert list(right.lines[0].get_ydata()) == [30.0 for row in rows if "knn" in row]
@@ -80,6 +80,11 @@ def test_training_curves(epochs, judged):
         text.get_text(): line.get_ydata()[0] for text, line in zip(right.texts, right.lines[1:], strict=True)
     }
     assert levels == {"random encoder": 20, "guessing": 10}
+
+
+def test_training_curves_leave_out_an_accuracy_that_nobody_measured():
+    (only,) = figures.training_curves(history(3, False), random_knn=0.2).axes
+    assert only.get_ylabel() == "loss (nats)" and len(only.lines) == 1
 
 
 @pytest.mark.parametrize("count", [1, 3, 14])
