@@ -65,8 +65,8 @@ def trained(
     if method in METHODS:
         learner = METHODS[method](plain, image_size=lab.view, recipe=lab.recipe)
     elif method == "supervised":
-        epochs, batch_size = lab.supervised_epochs, batch_size or min(128, len(store))
-        learner = evaluate.Supervised(plain, len(store.classes), lab.view)
+        epochs = lab.supervised_epochs
+        learner = evaluate.Supervised(plain, len(store.classes), lab.view, batch_size=128)
     else:
         epochs, learner = 0, None
     network = {"name": lab.network, "image_size": lab.view, "stem": lab.stem, "layer": None}

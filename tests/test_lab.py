@@ -313,6 +313,29 @@ def test_baselines_are_trained_once_for_all_lessons(capsys):
     assert first["random"] == expected
 
 
+def test_a_method_is_trained_once_for_all_lessons_and_comes_back_with_its_weights(capsys):
+    s = a_lesson(epochs=2, supervised_epochs=3, recipe="lesson", batch_size=8, precision="fp32")
+    runs = {name: lab.trained(s, name, noise()) for name in ("simclr", "moco", "supervised", "random")}
+    assert [len(run.record["history"]) for run in runs.values()] == [2, 2, 3, 0]
+    assert len({run.folder for run in runs.values()}) == 4 and s.earlier == 0
+    capsys.readouterr()
+    for name, run in runs.items():
+        again = lab.trained(s, name, noise())
+        assert again.record["history"] == run.record["history"]
+        one, two = (evaluate.load_encoder(each).state_dict() for each in (run, again))
+        assert all(torch.equal(one[key], two[key]) for key in one)
+    assert capsys.readouterr().out.count("read from") == 4
+    assert s.earlier == pytest.approx(sum(run.record["seconds"] for run in runs.values()))
+    fresh = evaluate.random_encoder("conv4", 16, seed=0).state_dict()
+    untrained, learnt = (evaluate.load_encoder(runs[name]).state_dict() for name in ("random", "simclr"))
+    assert all(torch.equal(untrained[key], fresh[key]) for key in fresh)
+    assert not all(torch.equal(learnt[key], fresh[key]) for key in fresh)
+    other = lab.trained(a_lesson(epochs=3, recipe="lesson", precision="fp32"), "simclr", noise())
+    assert other.folder != runs["simclr"].folder and len(other.record["history"]) == 3
+    with pytest.raises(ValueError, match="'simcrl' is not known.*simclr, moco"):
+        lab.trained(s, "simcrl", noise())
+
+
 def test_the_end_of_a_lesson_keeps_its_trials_and_counts_the_time_they_took(tmp_path):
     s = a_lesson()
     s.earlier = 1000.0
