@@ -8,9 +8,9 @@ from matplotlib.figure import Figure
 from matplotlib.text import Annotation, Text
 from matplotlib.transforms import Bbox
 
-from ssl_lessons.diagrams import COLOURS, GREY
-from ssl_lessons.figures import _STYLE
-from ssl_lessons.leaderboard import Table
+from ssl_lessons.diagrams import BLUE, COLOURS, GREY, VERMILION
+from ssl_lessons.figures import _STYLE, _axes
+from ssl_lessons.leaderboard import Table, mean_std
 from ssl_lessons.printing import LABELS, is_share
 
 INK = "0.2"  # of labels: a point's own colour may be too pale to read
@@ -110,3 +110,21 @@ def _words(text: Annotation, renderer) -> Bbox:
     """The extent of an annotation's words without its line, which starts at the point."""
     text.update_positions(renderer)
     return Text.get_window_extent(text, renderer)
+
+
+def spread(values: dict[str, Sequence[float]], xlabel: str) -> Figure:
+    """Named runs as dots, one for each seed, with their mean and its sample standard deviation below them.
+
+    Args:
+        values: {name: one number in [0, 1] for each seed}, drawn in per cent, the first on top.
+    """
+    figure, (axis,) = _axes(1, 7.5, 0.45 * len(values) + 1.0)
+    for i, each in enumerate(values.values()):
+        mean, std = mean_std([100 * value for value in each])
+        axis.plot([100 * value for value in each], [i] * len(each), "o", color=BLUE, alpha=0.6, markersize=7)
+        axis.errorbar(mean, i + 0.28, xerr=std or 0, color=VERMILION, marker="|", markersize=10, capsize=3)
+    axis.set_yticks(range(len(values)), list(values))
+    axis.set_ylim(len(values) - 0.4, -0.5)
+    axis.set_xlabel(xlabel)
+    axis.grid(False, axis="y")
+    return figure

@@ -90,7 +90,7 @@ def trained(
         same = {"seed": lab.seed, "precision": lab.precision, "stop_on_collapse": False}
         pretrain(learner, store, epochs=epochs, batch_size=batch_size, run=run, progress=progress, **same)
     if known:
-        lab.earlier += before
+        lab.earlier += before if folder != lab.run_dir else 0.0  # `setup` has counted what is there
         print(f"{method}: {before / 60:.1f} min of training read from {folder.name}")
     return run
 
