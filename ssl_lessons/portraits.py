@@ -140,6 +140,7 @@ def embedding_map(
     classes: Sequence[str],
     axes: tuple[str, str] = ("first coordinate", "second coordinate"),
     columns: int = 3,
+    panel: float = 3.0,
 ) -> Figure:
     """Points (N, 2) for each title, a colour and a marker for each class; one legend for all panels.
 
@@ -149,11 +150,12 @@ def embedding_map(
         maps: {title: float (N, 2)}, the same N images in each, in panels of their own scale.
         labels: int64 (N,), indices into `classes`.
         axes: what the two coordinates are; their numbers are left out, for they have no unit.
+        columns: panels in a row, at most. panel: inches a panel.
     """
     columns = min(columns, len(maps))
     rows = -(-len(maps) // columns)
     with plt.rc_context(_STYLE):
-        size = (3.1 * columns + 1.7, max(3.0 * rows, 0.25 * len(classes)) + 0.3)
+        size = ((panel + 0.1) * columns + 1.7, max(panel * rows, 0.25 * len(classes)) + 0.3)
         figure, grid = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
     panels = list(grid.flat)
     for axis in panels[len(maps) :]:
@@ -166,7 +168,7 @@ def embedding_map(
             if len(some):  # where the class as a whole lies
                 x, y = points[labels == label].median(dim=0).values.tolist()
                 axis.scatter(x, y, s=110, edgecolors="white", linewidths=1.2, zorder=3, **look)
-        axis.set_title(title, fontsize=11)
+        axis.set_title(title, fontsize=11 if panel >= 2.5 else 9)
         axis.set_xticks([])
         axis.set_yticks([])
         axis.set_xlabel(axes[0], fontsize=10)
