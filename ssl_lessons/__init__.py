@@ -42,6 +42,8 @@ _MODULES = (
     "charts",
     "lab",
     "jobs",
+    "plans",
+    "grid",
     "doctor",
     "commands",
     "cli",

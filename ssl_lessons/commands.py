@@ -140,6 +140,32 @@ def run(args) -> int:
     return FAILED if job.error else OK
 
 
+def grid(args) -> int:
+    from ssl_lessons import grid, plans
+
+    if args.jobs is not None and args.jobs < 1:
+        raise Unknown(f"--jobs {args.jobs} must be at least 1")
+    if args.jobs and args.scheduler:
+        raise Unknown("--jobs is for this machine; on a cluster the number of its workers decides")
+    plan, out = plans.read(args.file), Path(args.out or Path("runs", Path(args.file).stem)).resolve()
+    with talk(args):
+        try:
+            states = grid.look(plan, out) if args.dry_run else grid.run(plan, out, args.jobs, args.scheduler)
+        except KeyboardInterrupt:
+            print(f"stopped; the same command goes on where {out} stands", file=sys.stderr)
+            raise
+    if args.dry_run:
+        text = table(
+            (s["status"], one.folder(out).name, s["parameters"]) for one, s in zip(plan, states, strict=True)
+        )
+    else:
+        text = grid.account(states, out)
+    ok = args.dry_run or all(state["status"] == "done" for state in states)
+    runs = [{**s, "folder": one.folder(out)} for one, s in zip(plan, states, strict=True)]
+    show(args, {"ok": ok, "out": out, "runs": runs}, text)
+    return OK if ok else FAILED
+
+
 # ---- pretrain and evaluate ---------------------------------------------------------------------------------
 
 
