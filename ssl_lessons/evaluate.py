@@ -21,6 +21,8 @@ from ssl_lessons.records import RecordError, Run, atomically
 from ssl_lessons.training import Monitor, autocast, pick_device, pick_precision, pretrain
 from ssl_lessons.views import CROP_ONLY, centre, in_channels
 
+FINE_TUNE_EPOCHS = {1.0: 3, 0.1: 20, 0.01: 40}  # {share of the labels: epochs}; fewer images, more of them
+
 
 @torch.no_grad()
 def features(

@@ -10,7 +10,7 @@ import nbformat
 import pytest
 import torch
 
-from ssl_lessons import cli, doctor, jobs
+from ssl_lessons import cli, doctor, evaluate, jobs
 
 COMMANDS = [
     "doctor",
@@ -229,7 +229,7 @@ def test_run_survives_a_kernel_that_dies(tmp_path):
 # ---- pretrain, evaluate, bench -----------------------------------------------------------------------------
 
 
-def test_pretrain_and_evaluate_without_notebook_packages(capsys):
+def test_pretrain_and_evaluate_without_notebook_packages(capsys, monkeypatch):
     absent = (
         "sys.modules.update(dict.fromkeys(['papermill', 'jupyterlab', 'nbconvert', 'nbformat', 'nbclient']))"
     )
@@ -249,9 +249,15 @@ def test_pretrain_and_evaluate_without_notebook_packages(capsys):
         name: m["value"] for name, m in metrics.items()
     }
 
+    monkeypatch.setattr(evaluate, "FINE_TUNE_EPOCHS", {1.0: 1, 0.1: 1})  # quick
+    asked = ["evaluate", "runs/a", "--limit", "64", "--device", "cpu", "--fine-tune"]
+    assert cli.main(asked) == 0
+    told = capsys.readouterr().out
+    assert {"finetune_100", "finetune_10"} <= set(told.split()) and " ± " in told
+
     # The same command finds the run finished and changes nothing; another network is refused.
     assert cli.main(["pretrain", *QUICK, "--out", "runs/a", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["metrics"] == metrics
+    assert json.loads(capsys.readouterr().out)["metrics"]["knn"] == metrics["knn"]
     assert "conv4" in refused(capsys, "pretrain", *QUICK, "--network", "resnet18", "--out", "runs/a")
     assert "runs/a" in refused(capsys, "evaluate", "runs/b")
 
