@@ -29,7 +29,8 @@ DEMANDED = ("00_start_here", "01_images_and_views", "03_moco")
 ORDER = ["shapes", "storage", "archives", "images", "policies", "views", "networks", "methods.base"]
 ORDER += ["methods.recipes", "methods.*", "optimisers", "records", "meters", "training", "probes", "evaluate"]
 ORDER += ["diagnose", "inside", "gaze", "diagrams", "figures", "portraits", "checks", "experiments"]
-ORDER += ["leaderboard", "printing", "charts", "lab", "jobs", "grid", "doctor", "commands", "cli", "__main__"]
+ORDER += ["leaderboard", "printing", "charts", "lab", "jobs", "plans", "grid", "doctor", "commands", "cli"]
+ORDER += ["__main__"]
 
 
 def text_files():
