@@ -224,7 +224,7 @@ def tables(entries: Sequence[Entry], metric: str = "knn") -> list[Table]:
         base = f"{table.facts['images']}: {table.facts['number']} stored at {table.facts['stored']}, "
         base += f"views of {table.facts['views']}"
         more = [key for key in differences(found) if key not in ("images", "number", "stored", "views")]
-        table.title = "; ".join([base, *(f"{key} {table.facts[key]}" for key in more if key in table.facts)])
+        table.title = "; ".join([base, *(f"{key}: {table.facts[key]}" for key in more if key in table.facts)])
     return found
 
 
