@@ -113,7 +113,7 @@ def _words(text: Annotation, renderer) -> Bbox:
 
 
 def spread(values: dict[str, Sequence[float]], xlabel: str) -> Figure:
-    """Named runs as dots, one for each seed, with their mean and its sample standard deviation below them.
+    """Named runs as dots, one for each seed, and below them, if there are several, mean and sample deviation.
 
     Args:
         values: {name: one number in [0, 1] for each seed}, drawn in per cent, the first on top.
@@ -122,7 +122,9 @@ def spread(values: dict[str, Sequence[float]], xlabel: str) -> Figure:
     for i, each in enumerate(values.values()):
         mean, std = mean_std([100 * value for value in each])
         axis.plot([100 * value for value in each], [i] * len(each), "o", color=BLUE, alpha=0.6, markersize=7)
-        axis.errorbar(mean, i + 0.28, xerr=std or 0, color=VERMILION, marker="|", markersize=10, capsize=3)
+        if std is not None:
+            bar = {"color": VERMILION, "marker": "|", "markersize": 10, "capsize": 3}
+            axis.errorbar(mean, i + 0.28, xerr=std, **bar)
     axis.set_yticks(range(len(values)), list(values))
     axis.set_ylim(len(values) - 0.4, -0.5)
     axis.set_xlabel(xlabel)

@@ -467,6 +467,23 @@ def test_labels_do_not_lie_on_one_another(board):
     plt.close("all")
 
 
+def test_seeds_are_dots_and_several_have_a_mean_with_whiskers():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figure = charts.spread({"three": [0.3, 0.5, 0.4], "one": [0.2]}, "accuracy (%)")
+        figure.canvas.draw()
+    (axis,) = figure.axes
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["three", "one"]
+    dots = {
+        tuple(line.get_ydata()): sorted(line.get_xdata()) for line in axis.lines if line.get_marker() == "o"
+    }
+    assert dots == {(0, 0, 0): pytest.approx([30, 40, 50]), (1,): pytest.approx([20])}
+    (bar,) = axis.containers
+    whiskers = bar[2][0].get_segments()[0][:, 0]
+    assert np.allclose(whiskers, [40 - 10, 40 + 10]), "mean 40, sample deviation 10"
+    plt.close("all")
+
+
 # ---- Quick -------------------------------------------------------------------------------------------------
 
 
