@@ -63,6 +63,11 @@ def at_work(out: Path) -> list[psutil.Process]:
     return found
 
 
+def kernels(folder: Path) -> list[psutil.Process]:
+    """The kernel of a run at work: a child of the job's own process."""
+    return [process for process in at_work(folder) if "ipykernel_launcher" in " ".join(process.cmdline())]
+
+
 def states(out: Path) -> dict[str, dict]:
     """job.json of each run, by the run's name."""
     found = [jobs.read_state(path.parent) for path in sorted(out.glob("*/job.json"))]
@@ -178,8 +183,8 @@ def test_a_process_that_dies_is_started_once_more(tmp_path):
     for seed, kernel in ((0, False), (1, True)):
         until(lambda seed=seed: list(out.glob(f"{seed}-*/writers")), f"the first epoch of run {seed}")
         folder = next(out.glob(f"{seed}-*"))
-        (victim,) = (p for p in at_work(folder) if ("ipykernel_launcher" in " ".join(p.cmdline())) == kernel)
-        victim.kill()
+        (victim,) = kernels(folder)
+        (victim if kernel else victim.parent()).kill()
     assert ended.result()[0] == 1
     found = states(out)
     assert [found[str(seed)]["attempts"] for seed in (0, 1, 2)] == [2, 2, 2]
@@ -238,10 +243,10 @@ def test_a_damaged_record_starts_from_nothing_and_a_stray_process_is_ended(tmp_p
     until(lambda: jobs.strays(folder), "the stray")
     (state,) = grid.run([one], tmp_path / "out")
     assert state["status"] == "done" and state["attempts"] == 2
-    assert stray.wait() == -signal.SIGKILL
+    assert not psutil.pid_exists(stray.pid)
     (aside,) = (tmp_path / "out").glob("*.damaged-*")
     assert (aside / "record.json").read_text() == "{"
-    assert records(tmp_path / "out")[folder.name]["starts"] == 1
+    assert json.loads((folder / "record.json").read_text())["starts"] == 1
 
 
 def test_each_slot_has_its_gpu_or_its_share_of_the_cores(monkeypatch):
@@ -274,7 +279,8 @@ def test_each_slot_has_its_gpu_or_its_share_of_the_cores(monkeypatch):
 
 
 def test_the_death_of_a_dask_worker_costs_one_retry_and_no_result(alone, tmp_path):
-    """Two workers. One is killed in the middle of a run; another run kills every worker that it gets."""
+    """Two workers. First the grid is killed, and nothing of it may go on there; then one worker is killed in
+    the middle of a run, and another run kills every worker that it gets."""
     import dask
     from distributed import LocalCluster
 
@@ -286,17 +292,25 @@ def test_the_death_of_a_dask_worker_costs_one_retry_and_no_result(alone, tmp_pat
     two = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None, "silence_logs": 50}
     with once, LocalCluster(**two) as cluster:
         process = start(file, out, "--scheduler", cluster.scheduler_address)
-        until(lambda: list(out.glob("simclr-0-*/writers")), "the first epoch of a run")
+        until(lambda: at_work(out), "a run at work")
+        process.kill()
+        until(
+            lambda: process.poll() is not None and not at_work(out), "the end of the tasks that nobody wants"
+        )
+        before = {name: state["attempts"] for name, state in states(out).items()}
+        process = start(file, out, "--scheduler", cluster.scheduler_address)
         folder = next(out.glob("simclr-0-*"))
-        (job,) = (p for p in at_work(folder) if "ssl_lessons.jobs" in " ".join(p.cmdline()))
-        worker = job.parent()
+        until(lambda: kernels(folder), "the kernel of a run")
+        worker = kernels(folder)[0].parents()[1]
         assert worker.pid in [nanny.pid for nanny in cluster.workers.values()]
         worker.kill()
         assert process.wait() == 1, printed(out)
     found = states(out)
     assert {name for name, state in found.items() if state["status"] == "failed"} == {"byol-0"}, printed(out)
-    assert "KilledWorker" in found["byol-0"]["error"] and found["byol-0"]["attempts"] == 2
-    assert found["simclr-0"]["attempts"] == 2 and len(numbers(out)) == 3
+    assert "KilledWorker" in found["byol-0"]["error"] and len(numbers(out)) == 3
+    tried = {name: state["attempts"] - before[name] for name, state in found.items()}
+    # The last waited for the worker that was killed, or not: in Dask's eyes that is a first death of its own
+    assert tried.pop("byol-0") in (2, 3) and tried == {"simclr-0": 2, "simclr-1": 1, "moco-0": 1}
     assert numbers(out).items() <= alone.items()
     assert_one_writer_at_a_time(out)
     assert not at_work(out)
