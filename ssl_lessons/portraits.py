@@ -4,6 +4,7 @@ Beside figures.py, which draws runs and measurements; the palette is the same. E
 own as well as a colour, so that colour is never the only thing that tells two apart.
 """
 
+import textwrap
 from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
@@ -220,7 +221,7 @@ def invariances(moved: dict[str, dict[str, dict[str, float]]], most: float | Non
     """
     changes = list(next(iter(moved.values())))
     step = min(0.8 / len(moved), 0.2)
-    figure, (axis,) = _axes(1, 7.5, max(0.4, 0.13 * len(moved)) * len(changes) + 1.4)
+    figure, (axis,) = _axes(1, 7.5, max(0.4, 0.11 * len(moved)) * len(changes) + 1.4)
     for i, (title, row) in enumerate(moved.items()):
         rows = [place + step * (i - (len(moved) - 1) / 2) for place in range(len(changes))]
         low, middle, high = ([100 * row[change][q] for change in changes] for q in ("q25", "median", "q75"))
@@ -263,7 +264,7 @@ def heatmaps(
             if found is None:
                 _picture(axis, images[i])
                 if i < len(titles):
-                    axis.set_title(titles[i], fontsize=9)
+                    axis.set_title(textwrap.fill(titles[i], 11), fontsize=9)
                 continue
             _picture(axis, lightness[i])
             share = found[i].detach().cpu().float()
