@@ -94,12 +94,14 @@ def parser() -> argparse.ArgumentParser:
     option("--seed", type=int, default=0)
     option("--precision", default="auto", choices=("auto", "fp32", "bf16", "fp16"))
 
-    text = "judge a run's frozen encoder beside a random one, by kNN and by linear probes"
+    text = "judge a run's encoder beside a random one: kNN, linear probes with 100, 10 and 1 %% of the labels"
     example = "evaluate runs/first --dataset imagewoof"
     option = command(verbs, "evaluate", commands.evaluate, text, example, limit, device, as_json)
     option("run", metavar="RUN", help="the folder of a run")
     option("--dataset", help="judge on another dataset than the run's own")
     option("--size", type=int, help="side of the stored images (default: the run's)")
+    text = "also let the whole network go on learning from 100, 10 and 1 %% of the labels"
+    option("--fine-tune", action="store_true", help=text)
 
     text = "run records as a table: mean ± std over seeds, ranked, nothing averaged that may not be"
     example = "leaderboard runs/leaderboard --metric linear_10 --figure leaderboard.png"

@@ -43,10 +43,10 @@ def table(rows) -> str:
 def metric_table(metrics: dict) -> str:
     """One line a metric: its value, its baselines where they were judged, and the protocol of all."""
     baselines = {"_random": "random encoder", "_supervised": "supervised"}
-    shown = {
-        name: f"{v:.1%}" if 0 <= (v := entry["value"]) <= 1 else f"{v:.4g}" for name, entry in metrics.items()
-    }
-    rows = []
+    shown, rows = {}, []
+    for name, entry in metrics.items():
+        shown[name] = f"{v:.1%}" if 0 <= (v := entry["value"]) <= 1 else f"{v:.4g}"
+        shown[name] += f" ± {entry['std']:.1%}" if "std" in entry else ""
     for name in shown:
         if not name.endswith(tuple(baselines)):
             beside = [
@@ -194,7 +194,7 @@ def labelled(args, data: str, size: int) -> list:
     return stores if all(store.labels is not None for store in stores) else []
 
 
-def judge(args, run, encoder, stores, prefix: str = "") -> int:
+def judge(args, run, encoder, stores, prefix: str = "", fine_tune_epochs: dict | None = None) -> int:
     """Judge an encoder and a random one of its architecture, write both into the run's record, print them."""
     from ssl_lessons import evaluate
 
@@ -204,7 +204,8 @@ def judge(args, run, encoder, stores, prefix: str = "") -> int:
         same = (network["name"], view, network["stem"], run.record["seed"], network.get("layer"))
         untrained = evaluate.random_encoder(*same)
         for each, mark in ((encoder, ""), (untrained, "_random")):
-            found = evaluate.judge(each, *stores, view, device=args.device)
+            asked = {"device": args.device, "fine_tune_epochs": fine_tune_epochs}
+            found = evaluate.report(each, *stores, view, **asked)
             metrics.update({f"{prefix}{name}{mark}": entry for name, entry in found.items()})
         run.record["metrics"].update(metrics)
         run.save()
@@ -257,7 +258,9 @@ def evaluate(args) -> int:
     data = dataset(args.dataset or trained_on["name"])
     with talk(args):
         stores = labelled(args, data, args.size or trained_on["size"])
-    return judge(args, run, evaluate.load_encoder(run), stores, f"{Path(data).name}_" if args.dataset else "")
+    prefix = f"{Path(data).name}_" if args.dataset else ""
+    epochs = evaluate.FINE_TUNE_EPOCHS if args.fine_tune else None
+    return judge(args, run, evaluate.load_encoder(run), stores, prefix, epochs)
 
 
 def leaderboard(args) -> int:

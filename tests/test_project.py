@@ -22,8 +22,8 @@ else:
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 SLUG = PROJECT["urls"]["Repository"].removeprefix("https://github.com/")
-NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-DEMANDED = ("00_start_here", "01_images_and_views", "03_moco")
+NOTEBOOKS = sorted([*(ROOT / "notebooks").glob("*.ipynb"), *(ROOT / "notebooks" / "grids").glob("*.ipynb")])
+DEMANDED = [f"{number:02d}" for number in range(11)]  # lessons
 
 # The order in which data meets the files: each imports only from those before it.
 ORDER = ["shapes", "storage", "archives", "images", "policies", "views", "networks", "methods.base"]
@@ -241,7 +241,13 @@ def test_local_links_lead_somewhere():
 
 
 def test_the_lessons_are_there():
-    assert set(DEMANDED) <= {path.stem for path in NOTEBOOKS}
+    assert set(DEMANDED) <= {path.stem[:2] for path in NOTEBOOKS}
+
+
+def test_the_lessons_set_colab_up_alike():
+    first = {path.stem: code_cells(nbformat.read(path, as_version=4))[0].source for path in NOTEBOOKS}
+    assert "\n    %pip install -q --no-deps" in first["03_moco"]  # a line that runs, not a comment
+    assert [name for name in first if first[name] != first["03_moco"]] == []
 
 
 @pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
