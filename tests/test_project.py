@@ -226,7 +226,8 @@ def test_repository_address_stands_in_one_place():
 def test_every_lesson_has_a_colab_link_in_the_readme():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     for path in NOTEBOOKS:
-        assert f"https://colab.research.google.com/github/{SLUG}/blob/main/notebooks/{path.name}" in readme
+        place = path.relative_to(ROOT).as_posix()
+        assert f"https://colab.research.google.com/github/{SLUG}/blob/main/{place}" in readme
 
 
 def test_local_links_lead_somewhere():
