@@ -68,7 +68,9 @@ def below(table: Table, metric: str) -> list[str]:
         f"{LABELS.get(name, name)}: {table.protocols.get(name) or 'no protocol in the records'}"
         for name in _metrics(table, metric)
     ]
-    return [f"ranked by {LABELS.get(metric, metric)}; {packages}", *measured, *table.notes]
+    said = "accuracies in per cent, mean ± sample standard deviation over n seeds; minutes of training; "
+    said += "memory: the most that tensors took on a GPU, or the whole process on a CPU"
+    return [f"ranked by {LABELS.get(metric, metric)}; {packages}", said, *measured, *table.notes]
 
 
 def text(found: Sequence[Table], metric: str = "knn") -> str:

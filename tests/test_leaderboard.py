@@ -114,7 +114,7 @@ def test_one_seed_has_no_spread_and_twice_the_same_is_still_one(board):
     assert row.n == 1 and row.metrics["knn"] == {"mean": 0.6, "std": None, "n": 1}
     assert any("of each seed the latest counts" in note for note in table.notes)
     assert any("single seed has no spread" in note for note in table.notes)
-    assert "±" not in printing.text([table])
+    assert not any("±" in cell for line in printing.cells(table) for cell in line)
 
 
 def test_a_disturbed_epoch_counts_little_memory_is_the_most_energy_the_sum(board):
