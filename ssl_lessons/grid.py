@@ -10,6 +10,7 @@ import concurrent.futures as cf
 import contextlib
 import os
 import queue
+import re
 import shutil
 import sys
 import threading
@@ -183,9 +184,11 @@ def _cluster(address: str) -> Iterator[tuple[Submit, None]]:
         from distributed import Client
     except ImportError:
         raise Unknown('a scheduler needs Dask distributed: pip install "ssl-lessons[cluster]"') from None
+    if not re.fullmatch(r"(tcp|tls|ucx|ws|wss)://\S+:\d+", address):
+        raise Unknown(f"scheduler {address!r} is not an address like tcp://host:8786")
     try:
         client = Client(address, timeout=20, set_as_default=False)
-    except (OSError, ValueError, cf.TimeoutError) as error:
+    except (OSError, cf.TimeoutError) as error:
         raise Unknown(f"no Dask scheduler answers at {address!r} ({type(error).__name__}: {error})") from None
     with client:
         print(f"scheduler {address}: {len(client.scheduler_info()['workers'])} workers", flush=True)

@@ -89,6 +89,7 @@ def test_other_things_asked_for_in_vain(tmp_path, capsys, monkeypatch):
     file = write(tmp_path)
     assert "at least 1" in refused(file, "--jobs", "0")
     assert "number of its workers" in refused(file, "--jobs", "2", "--scheduler", "tcp://127.0.0.1:1")
+    assert "an address like tcp://host:8786" in refused(file, "--scheduler", "somewhere")
     monkeypatch.setitem(sys.modules, "distributed", None)  # as if it were not installed
     assert 'pip install "ssl-lessons[cluster]"' in refused(file, "--scheduler", "tcp://127.0.0.1:1")
     for text, answer in (("grid: {seed: [0], seed: [1]}", "'seed' stands twice"), ("a: [", "cannot be read")):
