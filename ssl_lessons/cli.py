@@ -75,7 +75,7 @@ def parser() -> argparse.ArgumentParser:
     option("file", metavar="FILE", help="a grid in YAML, such as those in notebooks/grids/")
     option("--out", metavar="DIR", help="folder of the runs (default: runs/NAME-OF-FILE)")
     option("--jobs", type=int, metavar="N", help="side by side (default: one for each GPU, else one)")
-    option("--scheduler", metavar="URL", help="to a Dask scheduler's workers, which see the same folders: tcp://…")
+    option("--scheduler", metavar="URL", help="tcp://…: on a Dask scheduler's workers, who share our folders")
     option("--dry-run", action="store_true", help="list the runs, and which are finished")
 
     text = "train a method without labels, then judge its encoder; again to go on after an interruption"

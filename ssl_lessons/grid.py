@@ -73,7 +73,7 @@ def run(
 
     out = Path(out).resolve()
     with contextlib.ExitStack() as stack:
-        submit, width = stack.enter_context(_cluster(scheduler) if scheduler else _here(width))
+        client = stack.enter_context(_client(scheduler)) if scheduler else None
         out.mkdir(parents=True, exist_ok=True)
         try:  # held by this process: kill -9 lets go of it too
             stack.enter_context(FileLock(out / "grid.lock", timeout=0))
@@ -81,6 +81,7 @@ def run(
             raise BlockingIOError(
                 f"another grid writes into {out} and holds its grid.lock: wait for it, or name another folder"
             ) from None
+        submit, width = stack.enter_context(_cluster(client) if client else _here(width))
         states = {state["fingerprint"]: state for state in look(plan, out)}
         board = Board(width)
         futures = {}
@@ -173,13 +174,8 @@ def _gpus() -> list[str]:
     return named.split(",")[:count] if named else [str(gpu) for gpu in range(count)]
 
 
-@contextlib.contextmanager
-def _cluster(address: str) -> Iterator[tuple[Submit, None]]:
-    """On the workers of a Dask scheduler, which gives the runs of a worker that dies to another.
-
-    How often it does so before it holds the run itself to be the culprit is the scheduler's setting
-    `distributed.scheduler.allowed-failures`, 3 where nobody changed it; such a run is failed, and no other.
-    """
+def _client(address: str):
+    """A connection to a Dask scheduler; `Unknown` if there is none."""
     try:
         from distributed import Client
     except ImportError:
@@ -187,17 +183,25 @@ def _cluster(address: str) -> Iterator[tuple[Submit, None]]:
     if not re.fullmatch(r"(tcp|tls|ucx|ws|wss)://\S+:\d+", address):
         raise Unknown(f"scheduler {address!r} is not an address like tcp://host:8786")
     try:
-        client = Client(address, timeout=20, set_as_default=False)
+        return Client(address, timeout=60, set_as_default=False)
     except (OSError, cf.TimeoutError) as error:
         raise Unknown(f"no Dask scheduler answers at {address!r} ({type(error).__name__}: {error})") from None
-    with client:
-        print(f"scheduler {address}: {len(client.scheduler_info()['workers'])} workers", flush=True)
-        env = {name: os.environ[name] for name in ("SSL_LESSONS_DATA",) if name in os.environ}
-        pool = client.get_executor(pure=False)  # two tasks of one name would be one
-        try:
-            yield lambda folder: pool.submit(_on_a_worker, folder, env), None
-        finally:
-            pool.shutdown(wait=False)  # cancels what still runs there
+
+
+@contextlib.contextmanager
+def _cluster(client) -> Iterator[tuple[Submit, None]]:
+    """On the workers of a Dask scheduler, which gives the runs of a worker that dies to another.
+
+    How often it does so before it holds the run itself to be the culprit is the scheduler's setting
+    `distributed.scheduler.allowed-failures`, 3 where nobody changed it; such a run is failed, and no other.
+    """
+    print(f"{len(client.scheduler_info()['workers'])} workers at {client.scheduler.address}", flush=True)
+    env = {name: os.environ[name] for name in ("SSL_LESSONS_DATA",) if name in os.environ}
+    pool = client.get_executor(pure=False)  # two tasks of one name would be one
+    try:
+        yield lambda folder: pool.submit(_on_a_worker, folder, env), None
+    finally:
+        pool.shutdown(wait=False)  # cancels what still runs there
 
 
 def _on_a_worker(folder: str, env: dict[str, str]) -> dict:
