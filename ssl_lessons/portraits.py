@@ -120,9 +120,10 @@ def neighbours(
                 axis.set_title(captions[i][j - 1], fontsize=8, pad=3)
         if i < len(titles):
             line[0].set_ylabel(titles[i], fontsize=10, rotation=0, ha="right", va="center")
-    grid[0, 0].set_title("photograph", fontsize=10)
+    words = 10 if cell >= 0.9 else 8
+    grid[0, 0].set_title("photograph", fontsize=words)
     if not captions:
-        grid[0, 1].set_title("nearest …", fontsize=10)
+        grid[0, 1].set_title("nearest", fontsize=words)
     return figure
 
 
@@ -272,7 +273,7 @@ def heatmaps(
             look = {"cmap": "inferno", "vmin": 0, "vmax": 1, "alpha": 0.65, "interpolation": "bilinear"}
             shown = axis.imshow(share.numpy(), extent=extent, **look)
         line[0].set_ylabel(title, fontsize=10, rotation=0, ha="right", va="center")
-    bar = figure.colorbar(shown, ax=grid, label="share of the map's greatest value", shrink=0.7, aspect=30)
+    bar = figure.colorbar(shown, ax=grid, label="share of the\nmap's greatest value", shrink=0.7, aspect=30)
     bar.solids.set_alpha(1)
     return figure
 
