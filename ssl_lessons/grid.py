@@ -130,7 +130,9 @@ def _conclude(one: Planned, future: cf.Future, out: Path) -> dict:
     try:
         state = future.result()
         problem = _unreadable(folder) if state["status"] == "done" else None
-    except (Exception, cf.CancelledError) as error:  # a worker that died again and again, a lost scheduler
+    except cf.CancelledError:
+        state, problem = jobs.read_state(folder), "the scheduler was lost, or cancelled the task"
+    except Exception as error:  # a worker that died again and again
         state, problem = jobs.read_state(folder), f"{type(error).__name__}: {error}".rstrip(": ")
     return jobs.write_state(folder, {**state, "status": "failed", "error": problem}) if problem else state
 

@@ -255,6 +255,8 @@ def carry_out(
         state = read_state(folder)
         if "attempts" not in state:
             raise FileNotFoundError(f"{folder / STATE} cannot be read on {platform.node()}: is it shared?")
+        if state["status"] == "done":  # Dask forgot: the worker that knew has died since
+            return state
         started = datetime.now(timezone.utc).isoformat(timespec="seconds")
         now = {"status": "running", "error": None, "attempts": state["attempts"] + 1}
         write_state(folder, {**state, **now, "started": started, "host": platform.node()})
