@@ -153,6 +153,8 @@ def pretrain(
     target = pick_device(device)
     precision = pick_precision(precision, target)
     torch.manual_seed(seed)
+    if target.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(target)  # the history's is this run's
     method.to(target, memory_format=torch.channels_last).train()
     store = store.to(target)
     optimizer = optimiser(method)
