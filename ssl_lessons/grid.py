@@ -130,6 +130,8 @@ def _conclude(one: Planned, future: cf.Future, out: Path) -> dict:
     try:
         state = future.result()
         problem = _unreadable(folder) if state["status"] == "done" else None
+        if state["status"] not in ("done", "failed"):
+            problem = "it was stopped before its end"
     except cf.CancelledError:
         state, problem = jobs.read_state(folder), "the scheduler was lost, or cancelled the task"
     except Exception as error:  # a worker that died again and again

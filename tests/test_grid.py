@@ -289,7 +289,7 @@ def test_the_death_of_a_dask_worker_costs_one_retry_and_no_result(alone, tmp_pat
     plan["override"] = [{"when": {"method": "byol"}, "set": {"deadly": "worker", "epochs": 1}}]
     file = write(tmp_path, **plan)
     once = dask.config.set({"distributed.scheduler.allowed-failures": 1})
-    two = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None, "silence_logs": 50}
+    two = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": "127.0.0.1:0", "silence_logs": 50}
     with once, LocalCluster(**two) as cluster:
         process = start(file, out, "--scheduler", cluster.scheduler_address)
         until(lambda: at_work(out), "a run at work")
