@@ -142,23 +142,27 @@ def execute(
     if "run_dir" in declared:
         parameters = {"run_dir": str(folder), **parameters}
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")  # else every kernel starts with a warning
-    output, error, died = folder / notebook.name, None, False
-    stream = _Stream(say) if say else None
-    try:
-        papermill.execute_notebook(
-            notebook,
-            output,
-            parameters,
-            cwd=notebook.parent,
-            progress_bar=sys.stderr.isatty(),  # counts cells; a long one looks still
-            stdout_file=stream,
-            stderr_file=stream,
-            autosave_cell_every=30,
-        )
-    except PapermillExecutionError as problem:
-        error = f"cell [{problem.exec_count}] failed with {problem.ename}: {problem.evalue}"
-    except (Exception, KeyboardInterrupt) as problem:  # a dead or missing kernel, ctrl-C: kept too
-        error, died = f"{type(problem).__name__}: {problem}".rstrip(": "), True
+    output, stream = folder / notebook.name, _Stream(say) if say else None
+    for _ in range(3):
+        error, died = None, False
+        try:
+            papermill.execute_notebook(
+                notebook,
+                output,
+                parameters,
+                cwd=notebook.parent,
+                progress_bar=sys.stderr.isatty(),  # counts cells; a long one looks still
+                stdout_file=stream,
+                stderr_file=stream,
+                autosave_cell_every=30,
+            )
+        except PapermillExecutionError as problem:
+            error = f"cell [{problem.exec_count}] failed with {problem.ename}: {problem.evalue}"
+        except (Exception, KeyboardInterrupt) as problem:  # a dead or missing kernel, ctrl-C: kept too
+            error, died = f"{type(problem).__name__}: {problem}".rstrip(": "), True
+        # Before its first cell, a kernel dies when another one took its port: no cell has run, so once more
+        if "before replying to kernel_info" not in (error or ""):
+            break
     return Job(folder, output, write_html(output), error, died)
 
 

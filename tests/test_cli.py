@@ -219,6 +219,24 @@ def test_run_keeps_what_a_failing_lesson_reached(tmp_path):
         assert "half way" in text and "ZeroDivisionError" in text
 
 
+def test_a_kernel_that_lost_its_port_is_started_again(tmp_path, monkeypatch):
+    import papermill
+
+    original, calls = papermill.execute_notebook, []
+
+    def racing(*args, **settings):
+        calls.append(args)
+        if len(calls) < 2:
+            raise RuntimeError("Kernel died before replying to kernel_info")
+        return original(*args, **settings)
+
+    monkeypatch.setattr(papermill, "execute_notebook", racing)
+    notebook = write_notebook(tmp_path / "x.ipynb", PARAMETERS, "print('there')")
+    job = jobs.execute(notebook, tmp_path / "out", {})
+    assert (job.error, job.died, len(calls)) == (None, False, 2)
+    assert "there" in job.notebook.read_text(encoding="utf-8")
+
+
 def test_run_survives_a_kernel_that_dies(tmp_path):
     notebook = write_notebook(tmp_path / "x.ipynb", PARAMETERS, "print('half way')", "import os; os._exit(9)")
     job = jobs.execute(notebook, tmp_path / "kept", {})

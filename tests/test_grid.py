@@ -31,7 +31,12 @@ def start(file: Path, out: Path, *arguments: str) -> subprocess.Popen:
     """The command line in a process of its own; what it prints is kept beside `out`."""
     command = [sys.executable, "-m", "ssl_lessons", "grid", str(file), "--out", str(out), *arguments]
     with open(out.with_suffix(".printed"), "a") as printed:
-        return subprocess.Popen(command, stdout=printed, stderr=printed)
+        # A shell's background job ignores ctrl-C, and so would what it starts
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            return subprocess.Popen(command, stdout=printed, stderr=printed)
+        finally:
+            signal.signal(signal.SIGINT, before)
 
 
 def printed(out: Path) -> str:
