@@ -1,5 +1,7 @@
 """Fixtures that several files of tests share."""
 
+import warnings
+
 import pytest
 import torch
 
@@ -12,3 +14,19 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def drawn_without_warning():
+    """Every figure of a test is rendered; a warning is an error, and closing them leaves none behind."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+        for number in plt.get_fignums():
+            plt.figure(number).canvas.draw()
+    plt.close("all")

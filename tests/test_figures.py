@@ -1,29 +1,18 @@
 """Figures: a Figure out, axes that say what they show, nothing lost at edge sizes, no warning."""
 
 import inspect
-import warnings
 
 import matplotlib
 
 matplotlib.use("Agg")
 
-import matplotlib.pyplot as plt
 import pytest
 import torch
 from matplotlib.figure import Figure
 
 from ssl_lessons import figures
 
-
-@pytest.fixture(autouse=True)
-def drawn_without_warning():
-    """Every test's figures are rendered; a warning is an error, and closing them leaves none behind."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        yield
-        for number in plt.get_fignums():
-            plt.figure(number).canvas.draw()
-    plt.close("all")
+pytestmark = pytest.mark.usefixtures("drawn_without_warning")
 
 
 def history(epochs, judged=True):

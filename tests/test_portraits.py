@@ -1,27 +1,15 @@
 """Portraits: what is drawn is what was passed in, labels and edge sizes included, without a warning."""
 
-import warnings
-
 import matplotlib
 
 matplotlib.use("Agg")
 
-import matplotlib.pyplot as plt
 import pytest
 import torch
 
 from ssl_lessons import portraits
 
-
-@pytest.fixture(autouse=True)
-def drawn_without_warning():
-    """Every test's figures are rendered; a warning is an error, and closing them leaves none behind."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        yield
-        for number in plt.get_fignums():
-            plt.figure(number).canvas.draw()
-    plt.close("all")
+pytestmark = pytest.mark.usefixtures("drawn_without_warning")
 
 
 def names(count):
