@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ssl_lessons.images import ImageStore
 from ssl_lessons.methods.base import Method, embedding_std
+from ssl_lessons.networks import at_rest
 
 VERDICTS = ("healthy", "suspect", "collapsed")
 
@@ -143,17 +144,12 @@ def measure(
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     rows = torch.randperm(len(store), generator=generator)[:images]
     device = next(method.parameters()).device
-    was_training = [module for module in method.modules() if module.training]
-    method.eval()
-    try:
-        parts = []
+    parts = []
+    with at_rest(method):
         for some in rows.split(batch):
             views = method.augment(store.batch(some, device), generator)
             one, two = views[0], views[1 % len(views)]
             parts.append([method.projector(method.encoder(view)).float().cpu() for view in (one, two)])
-    finally:
-        for module in was_training:
-            module.training = True
     z1, z2 = (torch.cat(side) for side in zip(*parts, strict=True))
     return geometry(z1, z2)
 

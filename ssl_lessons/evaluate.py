@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ssl_lessons import networks
 from ssl_lessons.images import ImageStore
 from ssl_lessons.methods.base import Method, Objective, Recipe
-from ssl_lessons.networks import Encoder
+from ssl_lessons.networks import Encoder, at_rest
 from ssl_lessons.probes import DECAYS, FEW, K, T, confusion, knn, linear_probe, stratified  # noqa: F401
 from ssl_lessons.records import RecordError, Run, atomically
 from ssl_lessons.training import Monitor, autocast, pick_device, pick_precision, pretrain
@@ -49,20 +49,12 @@ def features(
     if kept and kept.exists():
         return torch.load(kept, weights_only=True)
     context = autocast(target, precision)
-    was_training = [module for module in encoder.modules() if module.training]
-    channels = getattr(encoder, "channels", 3)
-    home = next(encoder.parameters(), torch.empty(0)).device  # a run on the CPU may be watched from the GPU
-    encoder.to(target).eval()
-    try:
-        parts = []
+    channels, parts = getattr(encoder, "channels", 3), []
+    with at_rest(encoder, target):  # a run on the CPU may be watched from the GPU
         for rows in torch.arange(len(store)).split(batch):
             images = in_channels(centre(store.batch(rows, target), image_size), channels)
             with context:
                 parts.append(encoder(images).flatten(1).float().cpu())
-    finally:
-        encoder.to(home)
-        for module in was_training:
-            module.training = True
     found = torch.cat(parts)
     if kept:
         kept.parent.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.transforms.functional import gaussian_blur
 
-from ssl_lessons.inside import BATCH, at_rest
+from ssl_lessons.inside import BATCH
+from ssl_lessons.networks import at_rest
+from ssl_lessons.training import pick_device
 from ssl_lessons.views import centre, in_channels
 
 
@@ -47,7 +49,8 @@ def occlusion(
     for mask, (top, left) in zip(hidden, places, strict=True):
         mask[top : top + patch, left : left + patch] = 1
     moved = []
-    with at_rest(encoder, device) as target:
+    target = pick_device(device)
+    with at_rest(encoder, target):
         for image in images:  # all places of one image are a batch, or a few
             view = in_channels(centre(image[None].to(target), image_size), getattr(encoder, "channels", 3))
             plain = encoder(view).flatten(1).cpu().double()  # 1 − cosine is small
@@ -93,7 +96,8 @@ def gradient_map(
         rows = "no" if towards is None else len(towards)
         raise ValueError(f"{draws} draws, {rows} directions for {len(images)} images; pass ≥ 1, and one each")
     generator = torch.Generator().manual_seed(seed)
-    with at_rest(encoder, device) as target, torch.enable_grad():
+    target = pick_device(device)
+    with at_rest(encoder, target), torch.enable_grad():
         plain = in_channels(centre(images.to(target), image_size), getattr(encoder, "channels", 3))
         spread = noise * (plain.amax(dim=(1, 2, 3)) - plain.amin(dim=(1, 2, 3)))  # (N,)
         total = torch.zeros(len(plain), image_size, image_size, device=target)

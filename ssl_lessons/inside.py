@@ -4,8 +4,7 @@ Tensors in, tensors and numbers out; gaze.py adds where it looks, and portraits.
 that is looked into stays the same to the bit: it runs in eval mode, is put back as it was, and keeps no hook.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -13,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_lessons.images import ImageStore
-from ssl_lessons.networks import Encoder, _flat
+from ssl_lessons.networks import Encoder, at_rest, flat
 from ssl_lessons.probes import knn, linear_probe
 from ssl_lessons.training import pick_device
 from ssl_lessons.views import MOCO_V2, Policy, centre, in_channels, views
@@ -91,21 +90,6 @@ def embed_2d(x: Tensor, how: str = "pca", seed: int = 0, perplexity: float = 30.
 # ---- Layer by layer --------------------------------------------------------------------------------------
 
 
-@contextmanager
-def at_rest(encoder: nn.Module, device: torch.device | str) -> Iterator[torch.device]:
-    """The encoder in eval mode on a device; afterwards where and as it was."""
-    target = pick_device(device)
-    was_training = [module for module in encoder.modules() if module.training]
-    home = next(encoder.parameters(), torch.empty(0)).device
-    encoder.to(target).eval()
-    try:
-        yield target
-    finally:
-        encoder.to(home)
-        for module in was_training:
-            module.training = True
-
-
 def depths(encoder: Encoder) -> list[str]:
     """Names of layers from a network's first to the one it is read at, as `layer_features` takes them.
 
@@ -148,13 +132,14 @@ def layer_features(
     def note(name: str):
         def hook(module, inputs, output):
             # at once, not after the pass: the next layer may work in place. A layer used twice: its first use
-            seen.setdefault(name, _flat(output).float().cpu())
+            seen.setdefault(name, flat(output).float().cpu())
 
         return hook
 
     handles = [modules[name].register_forward_hook(note(name)) for name in layers if name != "pixels"]
     try:
-        with at_rest(encoder, device) as target:
+        target = pick_device(device)
+        with at_rest(encoder, target):
             for rows in torch.arange(len(store)).split(BATCH):
                 images = store.batch(rows, target)
                 seen.clear()
@@ -253,7 +238,8 @@ def invariance(
         parts = [encoder(in_channels(make(part.to(target)), channels)) for part in images.split(BATCH)]
         return F.normalize(torch.cat(parts).flatten(1).cpu().double(), dim=1)  # (N, D)
 
-    with at_rest(encoder, device) as target:
+    target = pick_device(device)
+    with at_rest(encoder, target):
         plain = embed(lambda part: centre(part, image_size))
         # the mean cosine over pairs of different images, from the length of the sum: no (N, N) matrix
         n, total = len(plain), plain.sum(dim=0).square().sum()

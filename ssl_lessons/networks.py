@@ -5,7 +5,8 @@ saves load into the plain network with `strict=True`.
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -101,7 +102,7 @@ class Encoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         if self.layer is None:
-            return _flat(self.network(images))
+            return flat(self.network(images))
         caught: list[Tensor] = []
 
         def catch(module, inputs, output):
@@ -119,10 +120,28 @@ class Encoder(nn.Module):
             handle.remove()
         if not caught:
             raise ValueError(f"layer {self.layer!r} took no part in the forward pass; choose another layer")
-        return _flat(caught[0])
+        return flat(caught[0])
 
 
-def _flat(output: Tensor) -> Tensor:
+@contextmanager
+def at_rest(module: nn.Module, device: torch.device | None = None) -> Iterator[None]:
+    """The module in eval mode, on a device if one is given; afterwards where and as it was, part by part."""
+    was_training = [part for part in module.modules() if part.training]
+    home = next(module.parameters(), torch.empty(0)).device
+    if device is not None:
+        module.to(device)
+    module.eval()
+    try:
+        yield
+    finally:
+        if device is not None:
+            module.to(home)
+        for part in was_training:
+            part.training = True
+
+
+def flat(output: Tensor) -> Tensor:
+    """A layer's output as features (B, D): the mean over positions (B, D, h, w) or tokens (B, T, D)."""
     if not isinstance(output, Tensor):
         kind = type(output).__name__
         raise ValueError(f"the tapped layer returns a {kind}; choose a layer that returns one tensor")
@@ -164,14 +183,8 @@ def tap(
     encoder = Encoder(network, layer)
     parameter = next(network.parameters(), torch.empty(0))  # none: raw pixels as features, say
     example = torch.zeros(1, channels, image_size, image_size, device=parameter.device, dtype=parameter.dtype)
-    was_training = [module for module in network.modules() if module.training]
-    network.eval()  # in train mode this pass would move the BatchNorm statistics
-    try:
-        with torch.no_grad():
-            encoder.width, encoder.channels = encoder(example).shape[1], channels
-    finally:
-        for module in was_training:
-            module.training = True
+    with at_rest(network), torch.no_grad():  # in train mode this pass would move the BatchNorm statistics
+        encoder.width, encoder.channels = encoder(example).shape[1], channels
     return encoder
 
 

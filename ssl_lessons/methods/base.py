@@ -7,7 +7,7 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ssl_lessons.networks import tap
+from ssl_lessons.networks import at_rest, tap
 from ssl_lessons.views import Policy, centre, in_channels, normalise, several
 
 R = TypeVar("R", bound="Recipe")
@@ -195,15 +195,10 @@ class Method(nn.Module):
             images: uint8, or float in [0, 1], (B, 3 or 1, H, W), resized to S. The pass runs in eval mode and
                 leaves modes and statistics as they were.
         """
-        was_training = [module for module in self.modules() if module.training]
-        self.eval()
-        try:
+        with at_rest(self):
             view = in_channels(centre(_bytes(images), self.image_size), self.channels)
             embedding = self.encoder(view)
             return Representation(embedding, self.projector(embedding))
-        finally:
-            for module in was_training:
-                module.training = True
 
 
 def _bytes(images: Tensor) -> Tensor:
