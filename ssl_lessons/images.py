@@ -31,6 +31,7 @@ from ssl_lessons.storage import (
     data_root,
     decode,
     find,
+    ram,
     reopen,
     rows,
     square,
@@ -84,7 +85,7 @@ class ImageStore:
     def batch(self, indices: Sequence[int] | Tensor, device: torch.device | str | None = None) -> Tensor:
         """uint8 (B, 3, H, W), a copy laid out (B, H, 3, W), on `device` (None: where the store is)."""
         rows = self.images.transpose(1, 2)  # (N, H, 3, W)
-        indices = torch.as_tensor(indices, dtype=torch.int64, device=rows.device)
+        indices = sent(torch.as_tensor(indices, dtype=torch.int64), rows.device)
         pinned = rows.is_pinned()  # then the batch is too, and its transfer does not wait
         out = torch.empty(
             len(indices), *rows.shape[1:], dtype=torch.uint8, device=rows.device, pin_memory=pinned
@@ -101,10 +102,9 @@ class ImageStore:
             return self
         if budget is None:
             budget = torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else 2 << 30
-        ram = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 8 << 30
         if rows.numel() <= budget:
             rows = rows.to(device).contiguous()
-        elif device.type == "cuda" and rows.numel() <= ram // 4:
+        elif device.type == "cuda" and rows.numel() <= ram() // 4:
             rows = rows.contiguous().pin_memory()
         return replace(self, images=rows.transpose(1, 2))
 
@@ -114,6 +114,14 @@ class ImageStore:
         mark = hashlib.sha256(self.fingerprint.encode() + indices.numpy().tobytes()).hexdigest()
         labels = None if self.labels is None else self.labels[indices]
         return replace(self, images=self.batch(indices), labels=labels, fingerprint=mark)
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor on `device`. From the CPU to a GPU it goes by pinned memory, behind the work that waits there:
+    a plain copy would make the host wait for all of that first."""
+    if device.type != "cuda" or tensor.device.type != "cpu":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 # ---- Datasets -------------------------------------------------------------------------------------------

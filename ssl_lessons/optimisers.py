@@ -56,7 +56,13 @@ def optimiser(method: Method) -> torch.optim.Optimizer:
         {"params": some, "constant": constant, **({"weight_decay": 0.0} if plain else {})}
         for (plain, constant), some in groups.items()
     ]
-    settings = {"lr": recipe.lr, "weight_decay": recipe.weight_decay}
+    # One kernel for all weights, where there is one: on a CPU half the time of a loop over them.
+    device = next(method.parameters()).device.type
+    settings = {
+        "lr": recipe.lr,
+        "weight_decay": recipe.weight_decay,
+        "fused": device in ("cpu", "cuda") or None,
+    }
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(parameters, momentum=recipe.sgd_momentum, **settings)
     if recipe.optimizer == "adam":
@@ -68,6 +74,7 @@ def optimiser(method: Method) -> torch.optim.Optimizer:
             from timm.optim import Lars  # here, so that nothing else needs timm
         except ImportError:
             raise TrainingError("optimizer 'lars' is timm's: pip install timm, or choose another") from None
+        del settings["fused"]
         # Groups without weight decay keep the plain rate, as both official codes do.
         return Lars(parameters, momentum=recipe.sgd_momentum, trust_coeff=1e-3, **settings)
     raise TrainingError(f"optimizer {recipe.optimizer!r} is not known; choose one of: sgd, lars, adam, adamw")

@@ -74,6 +74,11 @@ def writable(place: Path) -> bool:
     return False
 
 
+def ram() -> int:
+    """Bytes of memory of this machine; 8 GiB where the system does not say."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 8 << 30
+
+
 def find(name: str) -> Path | None:
     """A file or folder below the data root or the cache root, or None."""
     return next((place / name for place in (data_root(), cache_root()) if (place / name).exists()), None)

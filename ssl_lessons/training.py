@@ -7,66 +7,22 @@ goes wrong. What a method does with two views is not its business.
 import math
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from ssl_lessons.images import ImageStore
+from ssl_lessons.devices import autocast, part, pick_device, pick_precision, prepare
+from ssl_lessons.feed import AHEAD, batches, resident
+from ssl_lessons.images import ImageStore, sent
 from ssl_lessons.meters import joules, peak_memory
 from ssl_lessons.methods.base import Method
 from ssl_lessons.optimisers import TrainingError, learning_rate, optimiser, peak_rate
 from ssl_lessons.records import Run
 
 Monitor = Callable[[nn.Module], dict[str, float]]
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 COLLAPSED = 0.1  # of the largest spread that the run has shown
 COLLAPSED_ALWAYS = 0.01  # of an even spread, whatever the run has shown
-
-
-def pick_device(name: str = "auto") -> torch.device:
-    """The device meant by a name; "auto" is the GPU where there is one, else the CPU."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise TrainingError(f"device {name!r} is not known; choose auto, cpu, cuda or cuda:0") from None
-    if device.type == "cuda" and (device.index or 0) >= (seen := torch.cuda.device_count()):
-        raise TrainingError(
-            f"device {name!r} is a GPU, and PyTorch sees {seen or 'none'}; choose auto or cpu"
-        )
-    return device
-
-
-def pick_precision(name: str, device: torch.device) -> str:
-    """The arithmetic for the passes: "fp32", "bf16" or "fp16".
-
-    "auto" takes what the device computes natively: bf16 on GPUs from compute capability 8 and on CPUs with
-    AVX512-BF16; fp16 with loss scaling on older GPUs (a T4 only emulates bf16); else fp32.
-    """
-    if name == "auto":
-        if device.type == "cuda":
-            return "bf16" if torch.cuda.get_device_capability(device)[0] >= 8 else "fp16"
-        return "bf16" if device.type == "cpu" and _cpu_has_bf16() else "fp32"
-    if name not in PRECISIONS:
-        raise TrainingError(f"precision {name!r} is not known; choose one of: auto, {', '.join(PRECISIONS)}")
-    if name == "fp16" and device.type == "cpu":
-        raise TrainingError("precision 'fp16' needs a GPU; choose fp32 or bf16 on a CPU")
-    return name
-
-
-def _cpu_has_bf16() -> bool:
-    flags = Path("/proc/cpuinfo")  # elsewhere than on Linux: fp32, which is never wrong
-    return flags.exists() and "avx512_bf16" in flags.read_text()
-
-
-def autocast(device: torch.device, precision: str):
-    """The context in which forward passes run at that precision."""
-    if precision == "fp32":
-        return nullcontext()
-    return torch.autocast(device.type, dtype=PRECISIONS[precision])
 
 
 class _Progress:
@@ -121,6 +77,7 @@ def pretrain(
     monitor_every: int = 1,
     progress: str = "auto",
     stop_on_collapse: bool = True,
+    budget: int | None = None,
 ) -> dict:
     """Train a method on an image store; returns the run's record, `record["history"]` with a row an epoch.
 
@@ -135,6 +92,8 @@ def pretrain(
         monitor: called with the encoder every `monitor_every` epochs and after the last; what it returns
             joins the history, and "knn" is drawn.
         progress: "auto", "bars" (notebook), "lines" (terminal) or "none".
+        budget: bytes that the images may take on the device (None: half of a GPU's free memory, half of a
+            CPU's RAM). More of them stay in their file, from which batches are read ahead.
         stop_on_collapse: raise when the embeddings fall together; False for experiments on collapse.
     Raises:
         TrainingError: nothing to train on, NaN, collapse, out of memory. The last good checkpoint is kept.
@@ -156,7 +115,9 @@ def pretrain(
     if target.type == "cuda":
         torch.cuda.reset_peak_memory_stats(target)  # the history's is this run's
     method.to(target, memory_format=torch.channels_last).train()
-    store = store.to(target)
+    prepare(target)
+    store = store.to(target, budget)
+    ahead = 0 if resident(store, target, budget) else AHEAD
     optimizer = optimiser(method)
     generator = torch.Generator().manual_seed(seed)
     scaler = torch.amp.GradScaler(target.type, enabled=precision == "fp16")
@@ -196,28 +157,33 @@ def pretrain(
         started, view_seconds, totals = time.perf_counter(), 0.0, {}
         energy = joules(target)
         order = torch.randperm(len(store), generator=generator)
+        feed = batches(store, order, batch_size, target, ahead)
         for step in shown.batches():
             moment = epoch + step / steps
             rate = learning_rate(recipe, batch_size, moment, epochs)
             for group in optimizer.param_groups:
                 group["lr"] = peak_rate(recipe, batch_size) if group["constant"] else rate
             clock = time.perf_counter()
-            rows = order[step * batch_size : (step + 1) * batch_size]
-            images = store.batch(rows, target)  # (B, 3, H, W) uint8
+            with part("read", target):
+                rows, images = next(feed)  # (B,), (B, 3, H, W) uint8
             try:
-                seen = method.augment(images, generator)
+                with part("views", target):
+                    seen = method.augment(images, generator)
                 view_seconds += time.perf_counter() - clock
-                with context:
-                    extra = {"labels": store.labels[rows].to(target)} if method.supervised else {}
+                with part("forward", target), context:
+                    extra = {"labels": sent(store.labels[rows], target)} if method.supervised else {}
                     loss, diagnostics = method(seen, **extra)
-                optimizer.zero_grad(set_to_none=True)
-                scaler.scale(loss).backward()
-                scaler.step(optimizer)
-                scaler.update()
+                with part("backward", target):
+                    optimizer.zero_grad(set_to_none=True)
+                    scaler.scale(loss).backward()
+                with part("optimizer", target):
+                    scaler.step(optimizer)
+                    scaler.update()
             except (RuntimeError, MemoryError) as error:
                 _explain(error, batch_size, method.image_size, target)
                 raise
-            method.after_step((moment + 1 / steps) / epochs)
+            with part("after_step", target):
+                method.after_step((moment + 1 / steps) / epochs)
             # Summed on the device and read once an epoch: reading a number makes a GPU wait.
             for name, value in {"loss": loss.detach(), **diagnostics}.items():
                 totals[name] = totals.get(name, 0) + value

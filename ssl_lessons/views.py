@@ -23,7 +23,6 @@ SimCLR and BYOL differ a little (contrast per channel, saturation in HSV), as al
 
 import math
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import lru_cache
 from itertools import groupby
@@ -31,6 +30,7 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
+from ssl_lessons.images import sent
 from ssl_lessons.policies import (  # noqa: F401  to a reader of a lesson there is one module, views
     BYOL_T,
     BYOL_T_PRIME,
@@ -52,8 +52,8 @@ from ssl_lessons.policies import (  # noqa: F401  to a reader of a lesson there 
 MEAN = (0.485, 0.456, 0.406)  # ImageNet's, of values in [0, 1]; used by all the official codes
 STD = (0.229, 0.224, 0.225)
 LUMA = (0.2989, 0.587, 0.114)  # ITU-R 601-2, as torchvision's rgb_to_grayscale
-_GPU_PIXELS = 1024 * 96 * 96  # a GPU's piece: about 110 MB for each float copy of it
-_PIECE_PIXELS = 32 * 64 * 64  # a CPU's piece: long enough to hide the cost of a call, short enough for cache
+_GPU_PIXELS = 1024 * 96 * 96  # a GPU's piece, mostly the whole batch: about 110 MB for each float copy of it
+_PIECE_PIXELS = 48 * 64 * 64  # a CPU's piece: long enough to hide the cost of a call, short enough for cache
 
 
 def geometry(images: Tensor, draws: Draws, size: int) -> Tensor:
@@ -68,8 +68,8 @@ def geometry(images: Tensor, draws: Draws, size: int) -> Tensor:
 def colour(views: Tensor, draws: Draws) -> Tensor:
     """Colour jitter in each image's own order, and greyscale: float (B, 3, S, S) in [0, 1] -> the same."""
     index = _by_hue(draws)
-    planes = _on_planes(_colour_, views[index.to(views.device)], draws[index])
-    return planes[index.argsort().to(views.device)]
+    planes = _on_planes(_colour_, views[sent(index, views.device)], draws[index])
+    return planes[sent(index.argsort(), views.device)]
 
 
 def blur(views: Tensor, draws: Draws) -> Tensor:
@@ -88,19 +88,19 @@ def apply(images: Tensor, draws: Draws, size: int, dtype: torch.dtype | None = N
     There may be several draws for each image, K·B in all: draw i is for image i mod B, and the result is
     (K·B, 3, S, S). `dtype` (None: float32) is the result's. Inside it is float32 everywhere, under autocast
     too: bfloat16's steps above 0.5 are as wide as 1/255 and hue divides small differences, so half precision
-    is safe for the last copy only. On a CPU the batch goes through in pieces that stay in cache, one thread a
-    piece."""
+    is safe for the last copy only. A batch goes through in pieces: on a CPU they stay in cache, and on a GPU
+    the many views of lesson 04 do not fill its memory."""
     _check(images, draws, size, len(draws) // max(1, len(images)))
     device, source = images.device, images.permute(0, 2, 1, 3)  # (B, H, 3, W)
-    scale = 1 / torch.tensor(STD, device=device).view(3, 1, 1, 1)
-    shift = -torch.tensor(MEAN, device=device).view(3, 1, 1, 1) * scale
+    scale = 1 / _constant(STD, device)[..., None]
+    shift = -_constant(MEAN, device)[..., None] * scale
     with torch.inference_mode(False):  # the result is an ordinary tensor, wherever it is made
         out = torch.empty(len(draws), size, size, 3, dtype=dtype or torch.float32, device=device)
 
-    def piece(index: Tensor) -> None:
-        part, where = draws[index], index.to(device)
-        # both are thread-local, so each thread says it for itself
-        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+    length = max(1, (_PIECE_PIXELS if device.type == "cpu" else _GPU_PIXELS) // size**2)
+    with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        for index in _by_hue(draws).split(length):
+            part, where = draws[index], sent(index, device)
             planes = _geometry(source.index_select(0, where % len(images)), part, size)  # (3, b, S, S)
             _colour_(planes, part)
             _blur_(planes, part)
@@ -108,11 +108,6 @@ def apply(images: Tensor, draws: Draws, size: int, dtype: torch.dtype | None = N
             planes.mul_(scale).add_(shift)
             last = torch.empty(len(index), size, size, 3, dtype=out.dtype, device=device)
             out.index_copy_(0, where, last.copy_(planes.permute(1, 2, 3, 0)))
-
-    length = max(1, _GPU_PIXELS // size**2)  # mostly all at once; the many views of lesson 04 in parts
-    if device.type == "cpu":  # at least two pieces, for two cores
-        length = max(1, min(_PIECE_PIXELS // size**2, (len(draws) + 1) // 2))
-    _run(piece, _by_hue(draws).split(length))
     return out.permute(0, 3, 1, 2)
 
 
@@ -148,7 +143,7 @@ def in_channels(views: Tensor, channels: int) -> Tensor:
     """(…, 3, S, S) as the network takes it: as it is, or for one channel its luma (…, 1, S, S)."""
     if channels == 3:
         return views
-    return (views * views.new_tensor(LUMA).view(3, 1, 1)).sum(-3, keepdim=True)
+    return (views * _constant(LUMA, views.device).to(views.dtype)).sum(-3, keepdim=True)
 
 
 def centre(images: Tensor, size: int, dtype: torch.dtype | None = torch.float32) -> Tensor:
@@ -160,12 +155,21 @@ def centre(images: Tensor, size: int, dtype: torch.dtype | None = torch.float32)
 
 def normalise(views: Tensor) -> Tensor:
     """(…, 3, S, S) in [0, 1] -> zero mean and unit deviation over ImageNet."""
-    return (views - views.new_tensor(MEAN).view(3, 1, 1)) / views.new_tensor(STD).view(3, 1, 1)
+    mean, std = (_constant(values, views.device).to(views.dtype) for values in (MEAN, STD))
+    return (views - mean) / std
 
 
 def unnormalise(views: Tensor) -> Tensor:
     """The inverse of `normalise`, clamped to [0, 1]; for figures."""
-    return (views * views.new_tensor(STD).view(3, 1, 1) + views.new_tensor(MEAN).view(3, 1, 1)).clamp(0, 1)
+    mean, std = (_constant(values, views.device).to(views.dtype) for values in (MEAN, STD))
+    return (views * std + mean).clamp(0, 1)
+
+
+@lru_cache(maxsize=16)
+def _constant(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """One number for each colour channel, (3, 1, 1) float32; kept: sending it makes a host wait."""
+    with torch.inference_mode(False):
+        return torch.tensor(values, device=device).view(3, 1, 1)
 
 
 def _check(images: Tensor, draws: Draws, size: int, times: int = 1) -> None:
@@ -178,23 +182,6 @@ def _check(images: Tensor, draws: Draws, size: int, times: int = 1) -> None:
         )
     if size < 1:
         raise ValueError(f"size is {size}; give the side of a view in pixels, >= 1")
-
-
-def _run(piece: Callable[[Tensor], None], indices: Sequence[Tensor]) -> None:
-    """Do the pieces, on a CPU as many at once as torch has threads, each on one. Threads inside an operation
-    would meet at a barrier after each of some hundred short operations: slower, and far slower when another
-    process holds a core. The threads end here, so nothing is left behind for a fork to break."""
-    threads = torch.get_num_threads()
-    if min(threads, len(indices)) == 1:
-        for index in indices:
-            piece(index)
-        return
-    try:
-        torch.set_num_threads(1)  # new threads start from this
-        with ThreadPoolExecutor(min(threads, len(indices))) as pool:
-            list(pool.map(piece, indices))  # list: raises what a piece raised
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _on_planes(change: Callable[[Tensor, Draws], None], views: Tensor, draws: Draws) -> Tensor:
@@ -226,9 +213,9 @@ def _geometry(source: Tensor, draws: Draws, size: int) -> Tensor:
     """uint8 (B, H, 3, W) -> float32 planes (3, B, S, S): colours first, so that later steps run on whole
     contiguous planes."""
     b, height, _, width = source.shape
-    top, left, h, w = draws.boxes.to(source.device).float().unbind(1)
+    top, left, h, w = sent(draws.boxes, source.device).float().unbind(1)
     rows = _resampling(top, h, height, size, None) / 255  # (B, S, H)
-    columns = _resampling(left, w, width, size, draws.flip.to(source.device))  # (B, S, W)
+    columns = _resampling(left, w, width, size, sent(draws.flip, source.device))  # (B, S, W)
     narrow = source.reshape(b, height * 3, width).float() @ columns.mT  # (B, H·3, S)
     narrow = narrow.view(b, height, 3, size)
     planes = torch.empty(3, b, size, size, device=source.device)
@@ -245,7 +232,7 @@ def _grey(planes: Tensor) -> Tensor:
 def _colour_(planes: Tensor, draws: Draws) -> None:
     """In place on (3, B, S, S); the images sorted by `_by_hue`."""
     device = planes.device
-    grey_at = draws.grey.nonzero()[:, 0].to(device)
+    grey_at = sent(draws.grey.nonzero()[:, 0], device)
     if draws.policy.grey_first and len(grey_at):
         planes[:, grey_at] = _grey(planes[:, grey_at])
     n = int(draws.jitter.sum())  # the jittered images are the first n
@@ -255,10 +242,10 @@ def _colour_(planes: Tensor, draws: Draws) -> None:
         before = (order == HUE).int().argmax(1)  # how many of them come before hue
         bounds = [0, *torch.bincount(before, minlength=4).cumsum(0).tolist()]
         factor = factors.gather(1, others)
-        a = factor.to(device)[:, :, None, None]
-        to_mean = ((1 - factor) * (others == CONTRAST)).to(device)[:, :, None, None]
-        to_grey = ((1 - factor) * (others == SATURATION)).to(device)[:, :, None, None]
-        shift = factors[:, HUE].to(device)[:, None, None]
+        a = sent(factor, device)[:, :, None, None]
+        to_mean = sent((1 - factor) * (others == CONTRAST), device)[:, :, None, None]
+        to_grey = sent((1 - factor) * (others == SATURATION), device)[:, :, None, None]
+        shift = sent(factors[:, HUE], device)[:, None, None]
         for step in range(4):
             group = slice(bounds[step], bounds[step + 1])
             if group.start < group.stop and draws.policy.jitter[HUE]:
@@ -320,14 +307,14 @@ def _blur_(planes: Tensor, draws: Draws) -> None:
     distance = torch.arange(radius + 1)
     kernel = torch.exp(-0.5 * (distance / draws.sigma[at, None]) ** 2)  # (b, radius + 1)
     kernel /= kernel[:, :1] + 2 * kernel[:, 1:].sum(1, keepdim=True)
-    at = at.to(planes.device)
-    matrix = (kernel.to(planes.device) @ _taps(size, radius, str(planes.device))).view(-1, size, size)
+    at = sent(at, planes.device)
+    matrix = (sent(kernel, planes.device) @ _taps(size, radius, str(planes.device))).view(-1, size, size)
     for plane in planes:
         plane.index_copy_(0, at, matrix @ plane[at] @ matrix.mT)
 
 
 def _solarize_(planes: Tensor, draws: Draws) -> None:
-    at = draws.solarize.nonzero()[:, 0].to(planes.device)
+    at = sent(draws.solarize.nonzero()[:, 0], planes.device)
     if len(at):
         part = planes[:, at]
         planes[:, at] = torch.where(part >= draws.policy.solarize_threshold, 1 - part, part)

@@ -26,8 +26,9 @@ NOTEBOOKS = sorted([*(ROOT / "notebooks").glob("*.ipynb"), *(ROOT / "notebooks" 
 DEMANDED = [f"{number:02d}" for number in range(11)]  # lessons
 
 # The order in which data meets the files: each imports only from those before it.
-ORDER = ["shapes", "storage", "archives", "images", "policies", "views", "networks", "methods.base"]
-ORDER += ["methods.recipes", "methods.*", "optimisers", "records", "meters", "training", "probes", "evaluate"]
+ORDER = ["shapes", "storage", "archives", "images", "feed", "policies", "views", "networks", "methods.base"]
+ORDER += ["methods.recipes", "methods.*", "optimisers", "devices", "records", "meters"]
+ORDER += ["training", "profiling", "probes", "evaluate"]
 ORDER += ["diagnose", "inside", "gaze", "diagrams", "figures", "portraits", "checks", "experiments"]
 ORDER += ["leaderboard", "printing", "charts", "lab", "jobs", "plans", "grid", "doctor", "commands", "cli"]
 ORDER += ["__main__"]

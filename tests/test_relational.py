@@ -90,22 +90,23 @@ def test_pairs_of_any_number(number, count):
 
 
 def without_roll(monkeypatch):
-    monkeypatch.setattr(torch.Tensor, "roll", lambda self, shift: self)
+    unrolled = faulty(relational.relation_index, "row - shift[:, None]", "row - 0 * shift[:, None]")
+    monkeypatch.setattr(relational, "relation_index", unrolled)
 
 
 def roll_that_stands_still(monkeypatch):
-    plain = torch.Tensor.roll
-    monkeypatch.setattr(torch.Tensor, "roll", lambda self, shift: plain(self, 1))
+    still = faulty(relational.relation_index, "% (batch - 1) + 1", "* 0 + 1")
+    monkeypatch.setattr(relational, "relation_index", still)
 
 
 def roll_that_never_returns(monkeypatch):
     """The shift grows on: at a multiple of the batch every image meets itself."""
-    endless = faulty(relational.relation_index, "if shift + 1 < batch else 1", "")
+    endless = faulty(relational.relation_index, "% (batch - 1) + 1", "+ 1")
     monkeypatch.setattr(relational, "relation_index", endless)
 
 
 def roll_that_returns_late(monkeypatch):
-    late = faulty(relational.relation_index, "shift + 1 < batch", "shift < batch")
+    late = faulty(relational.relation_index, "% (batch - 1)", "% batch")
     monkeypatch.setattr(relational, "relation_index", late)
 
 

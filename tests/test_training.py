@@ -14,7 +14,7 @@ import pytest
 import torch
 from tiny import CPU, HERE, losses, moco, noise
 
-from ssl_lessons import evaluate, networks, training
+from ssl_lessons import devices, evaluate, networks, training
 from ssl_lessons.methods.base import Recipe
 from ssl_lessons.methods.simsiam import SimSiam
 from ssl_lessons.training import (
@@ -174,7 +174,7 @@ def test_auto_follows_the_machine(monkeypatch):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, c=capability: c)
         assert pick_precision("auto", gpu) == precision
     for has, precision in ((True, "bf16"), (False, "fp32")):
-        monkeypatch.setattr(training, "_cpu_has_bf16", lambda has=has: has)
+        monkeypatch.setattr(devices, "_cpu_has_bf16", lambda has=has: has)
         assert pick_precision("auto", torch.device("cpu")) == precision
     assert pick_precision("fp32", gpu) == "fp32"
 

@@ -34,16 +34,14 @@ def relation_index(
         raise ValueError(
             f"{views} views of {batch} images make no positive and negative pairs; give 2 of each"
         )
-    first, second, targets = [], [], []
-    row, shift = torch.arange(batch, device=device), 1
-    for i in range(views - 1):
-        for j in range(i + 1, views):
-            for other, target in ((row, 1.0), (row.roll(shift), 0.0)):
-                first.append(i * batch + row)
-                second.append(j * batch + other)
-                targets.append(torch.full((batch,), target, device=device))
-            shift = shift + 1 if shift + 1 < batch else 1
-    return torch.cat(first), torch.cat(second), torch.cat(targets)
+    i, j = torch.triu_indices(views, views, 1, device=device)  # (pairs,), in the order of two nested loops
+    shift = torch.arange(len(i), device=device) % (batch - 1) + 1  # (pairs,)
+    row = torch.arange(batch, device=device)
+    rolled = (row - shift[:, None]) % batch  # (pairs, B)
+    first = (i * batch)[:, None, None] + row.expand(2, batch)  # (pairs, 2, B): positives, negatives
+    second = (j * batch)[:, None, None] + torch.stack([row.expand_as(rolled), rolled], dim=1)
+    targets = torch.arange(1.0, -1.0, -1.0, device=device)[:, None].expand_as(second)  # 1, 0
+    return first.flatten(), second.flatten(), targets.flatten()
 
 
 def relation_pairs(features: Tensor, views: int) -> tuple[Tensor, Tensor]:

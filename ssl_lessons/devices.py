@@ -1,0 +1,100 @@
+"""Where a run computes and in which arithmetic, what makes it fast there, and the parts of a step."""
+
+import ctypes
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from ssl_lessons.optimisers import TrainingError
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# The parts of a training step, in their order; `profiling.py` measures them by these names.
+PARTS = ("read", "views", "forward", "backward", "optimizer", "after_step")
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # glibc, malloc.h
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """The device meant by a name; "auto" is the GPU where there is one, else the CPU."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise TrainingError(f"device {name!r} is not known; choose auto, cpu, cuda or cuda:0") from None
+    if device.type == "cuda" and (device.index or 0) >= (seen := torch.cuda.device_count()):
+        raise TrainingError(
+            f"device {name!r} is a GPU, and PyTorch sees {seen or 'none'}; choose auto or cpu"
+        )
+    return device
+
+
+def pick_precision(name: str, device: torch.device) -> str:
+    """The arithmetic for the passes: "fp32", "bf16" or "fp16".
+
+    "auto" takes what the device computes natively: bf16 on GPUs from compute capability 8 and on CPUs with
+    AVX512-BF16; fp16 with loss scaling on older GPUs (a T4 only emulates bf16); else fp32.
+    """
+    if name == "auto":
+        if device.type == "cuda":
+            return "bf16" if torch.cuda.get_device_capability(device)[0] >= 8 else "fp16"
+        return "bf16" if device.type == "cpu" and _cpu_has_bf16() else "fp32"
+    if name not in PRECISIONS:
+        raise TrainingError(f"precision {name!r} is not known; choose one of: auto, {', '.join(PRECISIONS)}")
+    if name == "fp16" and device.type == "cpu":
+        raise TrainingError("precision 'fp16' needs a GPU; choose fp32 or bf16 on a CPU")
+    return name
+
+
+def _cpu_has_bf16() -> bool:
+    flags = Path("/proc/cpuinfo")  # elsewhere than on Linux: fp32, which is never wrong
+    return flags.exists() and "avx512_bf16" in flags.read_text()
+
+
+def autocast(device: torch.device, precision: str):
+    """The context in which forward passes run at that precision."""
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(device.type, dtype=PRECISIONS[precision])
+
+
+def prepare(device: torch.device) -> None:
+    """Set what makes training on this device faster and changes no result beyond rounding; for the process.
+
+    A CPU: freed memory stays with the process (`_keep_freed_memory`). A GPU: cuDNN tries its algorithms once
+    for each shape of a convolution, and a run has few shapes.
+    """
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = True
+    elif device.type == "cpu" and sys.platform == "linux":
+        _keep_freed_memory()
+
+
+@cache
+def _keep_freed_memory() -> bool:
+    """Let glibc reuse the memory of a step's activations in the next step; True where it will.
+
+    By default it gives blocks of 32 MB and more back to the kernel at once, and each step pays again for
+    pages that the kernel must map and clear: `ssl-lessons bench memory` records what that costs.
+    """
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):  # another C library, such as musl
+        return False
+    return bool(mallopt(_M_MMAP_THRESHOLD, 1 << 30)) and bool(mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1))
+
+
+@contextmanager
+def part(name: str, device: torch.device) -> Iterator[None]:
+    """Mark a part of a training step for PyTorch's profiler; costs microseconds when none is watching.
+
+    Under a profiler a GPU is waited for at the end of each part, so that the time of a part is that of its
+    kernels: truthful shares, and a step that is slower as a whole.
+    """
+    with torch.autograd.profiler.record_function(f"step: {name}"):
+        yield
+        if device.type == "cuda" and torch.autograd._profiler_enabled():
+            torch.cuda.synchronize(device)
