@@ -143,6 +143,17 @@ def results(pattern: str = "*") -> dict[str, Run]:
     return found
 
 
+def benchmark(name: str) -> dict:
+    """The committed figures of `ssl-lessons bench NAME`, with the machine they were measured on."""
+    path = results_folder() / f"bench-{name}.json"
+    if not path.exists():
+        known = ", ".join(
+            p.stem.removeprefix("bench-") for p in sorted(results_folder().glob("bench-*.json"))
+        )
+        raise LessonError(f"no benchmark {name!r} is in {path.parent.name}; choose one of: {known}")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
 def compare(lab: SimpleNamespace, run: Run) -> None:
     """Print a lesson's run beside the committed records of all methods on the same images and profile."""
     runs = {name[:2]: other for name, other in results(f"0[2-6]-{lab.dataset}-{lab.profile}").items()}
