@@ -77,14 +77,14 @@ def prepare(device: torch.device) -> None:
 def _keep_freed_memory() -> bool:
     """Let glibc reuse the memory of a step's activations in the next step; True where it will.
 
-    By default it gives blocks of 32 MB and more back to the kernel at once, and each step pays again for
-    pages that the kernel must map and clear: `ssl-lessons bench memory` records what that costs.
+    By default it gives large blocks back to the kernel at once, and each step pays again for pages that the
+    kernel must map and clear: `ssl-lessons bench memory` records what either costs.
     """
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):  # another C library, such as musl
         return False
-    return bool(mallopt(_M_MMAP_THRESHOLD, 1 << 30)) and bool(mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1))
+    return bool(mallopt(_M_MMAP_THRESHOLD, 1 << 30)) and bool(mallopt(_M_TRIM_THRESHOLD, -1))  # -1: never
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
-from ssl_lessons import images
+from ssl_lessons import images, speed
 from ssl_lessons.checks import attempt, check  # noqa: F401  what a notebook calls is in one place
 from ssl_lessons.experiments import add_judgement, baselines, knn_of, runs_folder, trained, trial  # noqa: F401
 from ssl_lessons.leaderboard import results_folder
@@ -145,13 +145,10 @@ def results(pattern: str = "*") -> dict[str, Run]:
 
 def benchmark(name: str) -> dict:
     """The committed figures of `ssl-lessons bench NAME`, with the machine they were measured on."""
-    path = results_folder() / f"bench-{name}.json"
-    if not path.exists():
-        known = ", ".join(
-            p.stem.removeprefix("bench-") for p in sorted(results_folder().glob("bench-*.json"))
-        )
-        raise LessonError(f"no benchmark {name!r} is in {path.parent.name}; choose one of: {known}")
-    return json.loads(path.read_text(encoding="utf-8"))
+    if found := speed.committed(name):
+        return found
+    known = ", ".join(p.stem.removeprefix("bench-") for p in sorted(results_folder().glob("bench-*.json")))
+    raise LessonError(f"no benchmark {name!r} is committed; choose one of: {known}")
 
 
 def compare(lab: SimpleNamespace, run: Run) -> None:
@@ -174,13 +171,13 @@ def compare(lab: SimpleNamespace, run: Run) -> None:
 
 
 def measured_minutes(lesson: str) -> list[str]:
-    """How long the whole lesson took where it was measured, a line for each committed record of it."""
-    lines = []
-    for name, run in results(f"{lesson}-*").items():
-        if "lesson_seconds" in run.record:
-            where = f"in profile {run.record.get('profile')} on {run.record['device']} ({name})"
-            lines.append(f"measured: {run.record['lesson_seconds'] / 60:.1f} min {where}")
-    return lines
+    """How long the whole lesson took where it was measured, a line for each profile, dataset and device."""
+    rows = [row for row in speed.lesson_minutes(results_folder()) if row["lesson"] == lesson]
+    lines = [
+        f"measured: {r['seconds'] / 60:.1f} min in profile {r['profile']} ({r['dataset']}) on {r['device']}"
+        for r in rows
+    ]
+    return list(dict.fromkeys(lines))
 
 
 def finish(lab: SimpleNamespace, run: Run) -> None:

@@ -15,7 +15,6 @@ from ssl_lessons.records import TITLES, RecordError, Run, atomically
 
 LABELS = {"knn": "kNN", "linear_100": "linear", "linear_10": "linear 10 %", "linear_1": "linear 1 %"}
 LABELS |= {"finetune_100": "fine-tuned", "finetune_10": "fine-tuned 10 %", "finetune_1": "fine-tuned 1 %"}
-START, END = "<!-- results -->", "<!-- /results -->"
 
 
 def is_share(rows: Sequence[Row], metric: str) -> bool:
@@ -156,19 +155,20 @@ def as_csv(found: Sequence[Table], metric: str = "knn") -> str:
 # ---- README.md ---------------------------------------------------------------------------------------------
 
 
-def put_into(file: str | Path, content: str) -> None:
-    """Replace what stands between `<!-- results -->` and `<!-- /results -->` in a file, atomically.
+def put_into(file: str | Path, content: str, name: str = "results") -> None:
+    """Replace what stands between `<!-- NAME -->` and `<!-- /NAME -->` in a file, atomically.
 
     Raises:
         ValueError: the file does not have each marker once, in this order.
     """
+    start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
     whole = Path(file).read_text(encoding="utf-8")
-    if whole.count(START) != 1 or whole.count(END) != 1 or whole.index(START) > whole.index(END):
-        raise ValueError(f"{file} must have the line {START} once and, after it, {END} once")
-    before, after = whole[: whole.index(START)], whole[whole.index(END) :]
+    if whole.count(start) != 1 or whole.count(end) != 1 or whole.index(start) > whole.index(end):
+        raise ValueError(f"{file} must have the line {start} once and, after it, {end} once")
+    before, after = whole[: whole.index(start)], whole[whole.index(end) :]
     atomically(
         Path(file),
-        lambda path: path.write_text(f"{before}{START}\n{content}\n{after}", encoding="utf-8"),
+        lambda path: path.write_text(f"{before}{start}\n{content}\n{after}", encoding="utf-8"),
     )
 
 

@@ -229,13 +229,13 @@ def test_an_attempt_never_stops_the_notebook(capsys):
 def test_results_skip_a_damaged_record_and_name_it(tmp_path, capsys):
     record = Run.in_memory(seed=0, profile="class").record
     for name in ("03-imagenette-class", "03-shapes-smoke", "04-stl10-class"):
-        text = json.dumps({**record, "lesson_seconds": 90.0})
+        text = json.dumps({**record, "dataset": {"name": name.split("-")[1]}, "lesson_seconds": 90.0})
         (tmp_path / "results" / f"{name}.json").write_text(text, encoding="utf-8")
     (tmp_path / "results" / "03-broken.json").write_text("{", encoding="utf-8")
     assert list(lab.results("03-*")) == ["03-imagenette-class", "03-shapes-smoke"]
     assert "left out: " in (out := capsys.readouterr().out) and "03-broken.json is damaged" in out
     lines = lab.measured_minutes("04")
-    assert lines == [f"measured: 1.5 min in profile class on {record['device']} (04-stl10-class)"]
+    assert lines == [f"measured: 1.5 min in profile class (stl10) on {record['device']}"]
 
 
 def test_the_end_of_a_lesson_says_where_its_numbers_came_from(tmp_path, capsys):

@@ -23,6 +23,7 @@ import pytest
 from ssl_lessons import charts, cli, leaderboard, printing
 
 ROOT = Path(__file__).resolve().parent.parent
+START, END = "<!-- results -->", "<!-- /results -->"
 PROBE = "linear probe (L-BFGS, L2 {l2} chosen on train), 10% of the labels, seed {seed}, backbone, 32 px"
 
 
@@ -394,17 +395,17 @@ def test_numbers_that_are_no_shares_are_left_as_they_are(board):
 
 def test_into_replaces_what_stands_between_the_markers(write, tmp_path, capsys):
     folder, page = write(record()), tmp_path / "page.md"
-    page.write_text(f"before\n{printing.START}\nold\n{printing.END}\nafter é\n", encoding="utf-8")
+    page.write_text(f"before\n{START}\nold\n{END}\nafter é\n", encoding="utf-8")
     for _ in range(2):  # again changes nothing
         assert cli.main(["leaderboard", str(folder), "--into", str(page)]) == 0
         entries, _ = leaderboard.read([folder])
         own = printing.markdown(leaderboard.tables(entries))
-        whole = f"before\n{printing.START}\n{own}\n{printing.END}\nafter é\n"
+        whole = f"before\n{START}\n{own}\n{END}\nafter é\n"
         assert page.read_text(encoding="utf-8") == whole
     assert capsys.readouterr().out == ""
 
 
-@pytest.mark.parametrize("text", ["", printing.START, f"{printing.END}{printing.START}", 2 * printing.START])
+@pytest.mark.parametrize("text", ["", START, f"{END}{START}", 2 * START])
 def test_a_file_without_its_two_markers_stays_as_it_is(write, tmp_path, capsys, text):
     page = tmp_path / "page.md"
     page.write_text(text)

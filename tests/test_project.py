@@ -30,7 +30,19 @@ ORDER = ["shapes", "storage", "archives", "images", "feed", "policies", "views",
 ORDER += ["methods.recipes", "methods.*", "optimisers", "devices", "records", "meters"]
 ORDER += ["training", "profiling", "probes", "evaluate"]
 ORDER += ["diagnose", "inside", "gaze", "diagrams", "figures", "portraits", "checks", "experiments"]
-ORDER += ["leaderboard", "printing", "charts", "lab", "jobs", "plans", "grid", "doctor", "commands", "cli"]
+ORDER += [
+    "leaderboard",
+    "printing",
+    "speed",
+    "charts",
+    "lab",
+    "jobs",
+    "plans",
+    "grid",
+    "doctor",
+    "commands",
+    "cli",
+]
 ORDER += ["__main__"]
 
 

@@ -1,6 +1,6 @@
 """Views a second: ours beside torchvision v2, lightly and Kornia, on the same images and MoCo v2's policy.
 
-    python tests/benchmarks/bench_views.py [--sizes 64 128] [--repeats 5] [--json FILE] [--data NAME]
+    ssl-lessons bench views [--sizes 64 128] [--repeats 5] [--json FILE] [--figure FILE] [--data NAME]
 
 Everyone starts from decoded images in memory and ends with normalised float32 views; all cores are used by
 all: torchvision and lightly in a pool of one process a core (each image transformed where it already lies,
@@ -10,18 +10,16 @@ A peer that is not installed is skipped with the reason. `--data`: a dataset's n
 is on disk, else shapes) or "noise" (smooth random images; nothing of ours is needed for them).
 """
 
-import argparse
-import json
 import multiprocessing
-import os
-import platform
 import sys
 import time
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from statistics import median
 
+import harness
 import torch
+
+from ssl_lessons import charts
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _worker = {}  # filled in each process of a pool
@@ -165,45 +163,38 @@ def measure(images, size: int, repeats: int, cores: int) -> dict:
 
 
 def main(argv=None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--sizes", type=int, nargs="+", default=[64, 128], help="sides of a view, pixels")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--count", type=int, default=256, help="images in a batch")
+    parser = harness.options(__doc__.splitlines()[0], sizes=[64, 128], repeats=5, count=256)
     parser.add_argument("--data", default="auto", help="a dataset's name, auto, or noise")
-    parser.add_argument("--json", metavar="FILE", help="also write the figures here")
     args = parser.parse_args(argv)
     if min(args.repeats, args.count, *args.sizes) < 1:
         parser.error("--repeats, --count and --sizes must be at least 1")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = harness.cores()
     torch.set_num_threads(cores)
-    names = ("torch", "torchvision", "lightly", "kornia")
-    report = {"policy": "moco_v2", "cores": cores, "processor": platform.processor() or platform.machine()}
-    report["versions"] = {"python": platform.python_version()}
-    for name in names:
-        try:
-            report["versions"][name] = version(name)
-        except PackageNotFoundError:
-            report["versions"][name] = None
-    report["sizes"] = {}
-    print(f"views a second, MoCo v2's policy, {cores} cores, median of {args.repeats} runs")
+    report = {"machine": harness.machine("cpu"), "policy": "moco_v2", "sizes": {}}
     for size in args.sizes:
         images, source = images_for(args.data, args.count, size)
-        load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-        results = measure(images, size, args.repeats, cores)
-        report["sizes"][str(size)] = {"data": source, "load_before": load, "results": results}
-        print(f"\n{size} px from {source}" + (f"; load average {load:.1f}" if load is not None else ""))
-        best = results["ours"]["views_per_second"]
-        for name, result in results.items():
+        report["sizes"][str(size)] = {"data": source, "results": measure(images, size, args.repeats, cores)}
+    rows = [("", "views a second", "ours is")]
+    for size, one in report["sizes"].items():
+        rows.append((f"{size} px", one["data"], ""))
+        best = one["results"]["ours"]["views_per_second"]
+        for name, result in one["results"].items():
             if "skipped" in result:
-                print(f"  {name:12} skipped: {result['skipped']}")
+                rows.append((name, "skipped", result["skipped"]))
             else:
                 rate = result["views_per_second"]
-                times = "" if name == "ours" else f"   ours is {best / rate:.2f} x"
-                print(f"  {name:12} {rate:8.0f}{times}")
-    if args.json:
-        Path(args.json).write_text(json.dumps(report, indent=1) + "\n")
-        print(f"\nwritten: {args.json}")
+                rows.append((name, f"{rate:.0f}", "" if name == "ours" else f"{best / rate:.2f} x"))
+    title = f"views a second, MoCo v2's policy, {cores} cores, median of {args.repeats} runs"
+    harness.publish(args, report, rows, title, lambda: figure(report))
     return 0
+
+
+def figure(report: dict):
+    groups = {
+        f"{size} px": {name: one.get("views_per_second") for name, one in found["results"].items()}
+        for size, found in report["sizes"].items()
+    }
+    return charts.grouped(groups, "views a second")
 
 
 if __name__ == "__main__":
