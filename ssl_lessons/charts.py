@@ -198,16 +198,15 @@ def _on(colour: str) -> str:
 def grouped(groups: Mapping[str, Mapping[str, float | None]], ylabel: str, height: float = 3.6) -> Figure:
     """Bars side by side in named groups, each with its number; a None leaves its place empty."""
     names = list(dict.fromkeys(name for bars in groups.values() for name in bars))
-    width = 0.82 / len(names)
+    width, crowded = 0.82 / len(names), len(groups) * len(names) > 16
     figure, (axis,) = _axes(1, min(11.0, 2.2 + 0.55 * len(groups) * len(names)), height)
     for i, name in enumerate(names):
         places = [g + (i - (len(names) - 1) / 2) * width for g in range(len(groups))]
         values = [bars.get(name) for bars in groups.values()]
         shown = [(place, value) for place, value in zip(places, values, strict=True) if value is not None]
         drawn = axis.bar(*zip(*shown, strict=True), 0.94 * width, color=COLOURS[i % len(COLOURS)], label=name)
-        axis.bar_label(
-            drawn, [f"{value:.3g}" if value < 100 else f"{value:.0f}" for _, value in shown], fontsize=8
-        )
+        words = [f"{value:.3g}" if value < 100 else f"{value:.0f}" for _, value in shown]
+        axis.bar_label(drawn, words, fontsize=8, rotation=90 if crowded else 0, padding=2)
     axis.set_xticks(range(len(groups)), list(groups))
     axis.set_ylabel(ylabel)
     axis.margins(y=0.1)

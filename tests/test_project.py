@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 SLUG = PROJECT["urls"]["Repository"].removeprefix("https://github.com/")
 NOTEBOOKS = sorted([*(ROOT / "notebooks").glob("*.ipynb"), *(ROOT / "notebooks" / "grids").glob("*.ipynb")])
-DEMANDED = [f"{number:02d}" for number in range(11)]  # lessons
+DEMANDED = [f"{number:02d}" for number in range(12)]  # lessons
 
 # The order in which data meets the files: each imports only from those before it.
 ORDER = ["shapes", "storage", "archives", "images", "feed", "policies", "views", "networks", "methods.base"]
