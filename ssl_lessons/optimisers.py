@@ -56,7 +56,7 @@ def optimiser(method: Method) -> torch.optim.Optimizer:
         {"params": some, "constant": constant, **({"weight_decay": 0.0} if plain else {})}
         for (plain, constant), some in groups.items()
     ]
-    # One kernel for all weights, where there is one: on a CPU half the time of a loop over them.
+    # One kernel for all weights, where there is one, instead of a loop over them.
     device = next(method.parameters()).device.type
     settings = {
         "lr": recipe.lr,
