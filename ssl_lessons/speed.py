@@ -20,9 +20,8 @@ def _rows(heads: Sequence[str], rows: Sequence[Sequence]) -> str:
     return "\n".join([lines[0], "|---|" + "--:|" * (len(heads) - 1), *lines[1:]])
 
 
-def _where(found: dict) -> str:
-    machine = found["machine"]
-    names = ("torch", "torchvision", "lightly", "byol-pytorch", "kornia")
+def _where(found: dict, *names: str) -> str:
+    machine, names = found["machine"], ("torch", *names)
     versions = ", ".join(f"{n} {v}" for n in names if (v := machine["versions"].get(n)))
     load = machine.get("load_before")
     busy = f", load average before {load:.1f}" if load is not None else ""
@@ -55,7 +54,7 @@ def step(found: dict) -> str:
         f"Source images a second, {s['data']}, {s['network']}, views of {s['size']} px, batch {s['batch']} "
         f"(relational reasoning: half of it, four views each), medians of {s['rounds'] * s['turns']} turns; "
         f"lightly with {s['workers']} loader processes on its JPEG files, byol-pytorch on ready tensors. "
-        f"{_where(found)}."
+        f"*Over bare* is the median of paired turns. {_where(found, 'torchvision', 'lightly', 'byol-pytorch')}."
     )
     return f"{text}\n\n{_rows(heads, rows)}"
 
@@ -67,7 +66,8 @@ def views(found: dict) -> str:
         rate = {name: r.get("views_per_second") for name, r in one["results"].items()}
         rows.append((f"{size} px", *(f"{rate[name]:,.0f}" if rate.get(name) else "–" for name in rate)))
     names = list(next(iter(found["sizes"].values()))["results"])
-    return f"Views a second, MoCo v2's policy. {_where(found)}.\n\n{_rows(('', *names), rows)}"
+    text = f"Views a second, MoCo v2's policy. {_where(found, 'torchvision', 'lightly', 'kornia')}."
+    return f"{text}\n\n{_rows(('', *names), rows)}"
 
 
 def scale(found: dict) -> str:
