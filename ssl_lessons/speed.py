@@ -54,7 +54,8 @@ def step(found: dict) -> str:
         f"Source images a second, {s['data']}, {s['network']}, views of {s['size']} px, batch {s['batch']} "
         f"(relational reasoning: half of it, four views each), medians of {s['rounds'] * s['turns']} turns; "
         f"lightly with {s['workers']} loader processes on its JPEG files, byol-pytorch on ready tensors. "
-        f"*Over bare* is the median of paired turns. {_where(found, 'torchvision', 'lightly', 'byol-pytorch')}."
+        "*Over bare* is the median of paired turns. "
+        f"{_where(found, 'torchvision', 'lightly', 'byol-pytorch')}."
     )
     return f"{text}\n\n{_rows(heads, rows)}"
 
