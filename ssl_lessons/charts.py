@@ -7,6 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation, Text
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from matplotlib.transforms import Bbox
 
 from ssl_lessons.diagrams import BLUE, COLOURS, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION
@@ -217,6 +218,13 @@ def grouped(groups: Mapping[str, Mapping[str, float | None]], ylabel: str, heigh
     return figure
 
 
+def _short(value: float) -> str:
+    """1000 and 1024 as 1k."""
+    if value >= 1000:
+        return f"{value / (1024 if value % 1024 == 0 else 1000):g}k"
+    return f"{value:g}"
+
+
 def growth(series: Sequence[dict]) -> Figure:
     """How time and memory grow: a panel for each series, both axes logarithmic, the slopes in its title.
 
@@ -230,9 +238,12 @@ def growth(series: Sequence[dict]) -> Figure:
         axis.loglog(one["x"], one["seconds"], "o-", color=BLUE)
         beside.loglog(one["x"], [size / 2**20 for size in one["bytes"]], "s--", color=VERMILION)
         axis.set_xlabel(one["label"])
-        axis.set_xticks(one["x"], [f"{x:g}" if x < 1000 else f"{x / 1000:g}k" for x in one["x"]])
+        axis.set_xticks(one["x"], [_short(x) for x in one["x"]])
+        axis.xaxis.set_minor_locator(NullLocator())
         for each in (axis, beside):
-            each.minorticks_off()
+            each.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            each.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            each.yaxis.set_minor_locator(NullLocator())
         slopes = one["slopes"]
         axis.set_title(f"time ∝ x^{slopes['seconds']:.2f}\nmemory ∝ x^{slopes['bytes']:.2f}", fontsize=10)
         axis.tick_params(axis="y", colors=BLUE)

@@ -43,9 +43,15 @@ def step_profile(
         takes; together they are the whole step. Kinds split the time of forward and backward by what the
         operations are: `KINDS` and `OTHER`. On a GPU a part's time is that of its kernels (see
         `devices.part`), a kind's that of its kernels alone.
+    Raises:
+        ValueError: fewer images than that.
     """
     device = pick_device(device)
     batch_size = batch_size or min(method.recipe.batch_size, len(store) // steps)
+    if len(store) < steps * batch_size:
+        raise ValueError(
+            f"{store.name} has {len(store)} images, less than {steps} steps of {batch_size}; lower one"
+        )
     learner, some = copy.deepcopy(method), store.subset(range(steps * batch_size))
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
     watch = profile(activities=activities, acc_events=True)

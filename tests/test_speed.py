@@ -95,6 +95,11 @@ def test_a_profile_accounts_for_the_whole_step_and_leaves_the_method_alone(make)
     assert 0.5 * passes < sum(kinds.values()) < 1.05 * passes
 
 
+def test_too_few_images_to_profile_are_refused():
+    with pytest.raises(ValueError, match="noise has 24 images, less than 4 steps of 8; lower one"):
+        profiling.step_profile(moco(), noise(24), steps=4, batch_size=8)
+
+
 def test_operations_have_the_kind_that_their_names_say():
     told = {
         "aten::mkldnn_convolution": "convolution",

@@ -108,7 +108,12 @@ def ours(spec: dict, device) -> dict:
     seconds["ours"] = [row["seconds"] / spec["steps"] for row in record["history"]]
     found = {name: each[1:] for name, each in seconds.items()}  # the first turn of both is the warm-up
     if spec["profile"]:
-        profiled = {"steps": 3, "batch_size": batch, "device": str(device), "precision": spec["precision"]}
+        profiled = {
+            "steps": min(3, spec["steps"]),
+            "batch_size": batch,
+            "device": str(device),
+            "precision": spec["precision"],
+        }
         found["profile"] = profiling.step_profile(method, store, **profiled)
     return found
 
@@ -192,7 +197,8 @@ def main(argv=None) -> int:
                         seconds[precision].setdefault(name, []).extend(each)
                     print(f"# {method} {precision} {who}: {each}", file=sys.stderr, flush=True)
         for precision, each in seconds.items():
-            rates = {name: harness.rate(times, batch) for name, times in each.items()}
+            names = [name for name in ("ours", "bare", *args.peers) if name in each]
+            rates = {name: harness.rate(each[name], batch) for name in names}
             # ours and the bare model ran in turns: the ratio of each turn, then the median
             over = median(a / b for a, b in zip(each["ours"], each["bare"], strict=True)) - 1
             row = {"method": method, "precision": precision, "batch": batch, "images_per_second": rates}
