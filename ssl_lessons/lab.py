@@ -18,7 +18,7 @@ from ssl_lessons.networks import NETWORKS
 from ssl_lessons.records import RecordError, Run, device_name
 from ssl_lessons.training import pick_device, pick_precision
 
-PROFILES = ("smoke", "class", "full")
+PROFILES = speed.PROFILES
 METHODS = {"02": "SimCLR", "03": "MoCo v2", "04": "relational reasoning", "05": "BYOL", "06": "SimSiam"}
 
 
