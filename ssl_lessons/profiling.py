@@ -14,7 +14,7 @@ from ssl_lessons.training import pretrain
 
 # What the operations of the forward and backward pass are, by words in PyTorch's names for them.
 KINDS = {
-    "convolution": ("convolution", "conv2d", "cudnn"),
+    "convolution": ("convolution", "conv2d"),
     "normalisation": ("batch_norm", "group_norm", "layer_norm"),
     "activation, pooling": ("relu", "clamp_min", "threshold", "pool", "mean"),
     "linear, loss": ("mm", "linear", "softmax", "nll_loss", "cross_entropy", "cosine", "norm", "sigmoid"),

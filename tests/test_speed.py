@@ -105,6 +105,7 @@ def test_operations_have_the_kind_that_their_names_say():
         "aten::mkldnn_convolution": "convolution",
         "aten::cudnn_convolution": "convolution",
         "aten::native_batch_norm_backward": "normalisation",
+        "aten::cudnn_batch_norm": "normalisation",
         "aten::threshold_backward": "activation, pooling",
         "aten::max_pool2d_with_indices": "activation, pooling",
         "aten::addmm": "linear, loss",
