@@ -197,8 +197,12 @@ def _on(colour: str) -> str:
 
 
 def grouped(groups: Mapping[str, Mapping[str, float | None]], ylabel: str, height: float = 3.6) -> Figure:
-    """Bars side by side in named groups, each with its number; a None leaves its place empty."""
-    names = list(dict.fromkeys(name for bars in groups.values() for name in bars))
+    """Bars side by side in named groups, each with its number.
+
+    A None leaves its place empty; a name without any number (a peer that is not installed) has no place.
+    """
+    given = (name for bars in groups.values() for name, value in bars.items() if value is not None)
+    names = list(dict.fromkeys(given))
     width, crowded = 0.82 / len(names), len(groups) * len(names) > 16
     figure, (axis,) = _axes(1, min(11.0, 2.2 + 0.55 * len(groups) * len(names)), height)
     for i, name in enumerate(names):

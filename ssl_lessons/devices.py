@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from ssl_lessons.optimisers import TrainingError
+from ssl_lessons.small_maps import SmallMaps
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # The parts of a training step, in their order; `profiling.py` measures them by these names.
@@ -59,6 +60,16 @@ def autocast(device: torch.device, precision: str):
     if precision == "fp32":
         return nullcontext()
     return torch.autocast(device.type, dtype=PRECISIONS[precision])
+
+
+@contextmanager
+def passes(device: torch.device, precision: str) -> Iterator[None]:
+    """`autocast`, and on a CPU convolutions that leave out the padding of small maps; for training.
+
+    Judging goes without: an encoder is judged by the operations that its user will run.
+    """
+    with autocast(device, precision), SmallMaps() if device.type == "cpu" else nullcontext():
+        yield
 
 
 def prepare(device: torch.device) -> None:

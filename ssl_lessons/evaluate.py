@@ -13,12 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_lessons import networks
+from ssl_lessons.devices import autocast, pick_device, pick_precision
 from ssl_lessons.images import ImageStore
 from ssl_lessons.methods.base import Method, Objective, Recipe
 from ssl_lessons.networks import Encoder, at_rest
 from ssl_lessons.probes import DECAYS, FEW, K, T, confusion, knn, linear_probe, stratified  # noqa: F401
 from ssl_lessons.records import RecordError, Run, atomically
-from ssl_lessons.training import Monitor, autocast, pick_device, pick_precision, pretrain
+from ssl_lessons.training import Monitor, pretrain
 from ssl_lessons.views import CROP_ONLY, centre, in_channels
 
 FINE_TUNE_EPOCHS = {1.0: 3, 0.1: 20, 0.01: 40}  # {share of the labels: epochs}; fewer images, more of them

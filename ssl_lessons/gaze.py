@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.transforms.functional import gaussian_blur
 
+from ssl_lessons.devices import pick_device
 from ssl_lessons.inside import BATCH
 from ssl_lessons.networks import at_rest
-from ssl_lessons.training import pick_device
 from ssl_lessons.views import centre, in_channels
 
 

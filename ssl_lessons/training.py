@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ssl_lessons.devices import autocast, part, pick_device, pick_precision, prepare
+from ssl_lessons.devices import part, passes, pick_device, pick_precision, prepare
 from ssl_lessons.feed import AHEAD, batches, resident
 from ssl_lessons.images import ImageStore, sent
 from ssl_lessons.meters import joules, peak_memory
@@ -152,7 +152,6 @@ def pretrain(
 
     steps = len(store) // batch_size
     shown = _Progress(progress, len(history), epochs, steps)
-    context = autocast(target, precision)
     for epoch in shown.outer:
         started, view_seconds, totals = time.perf_counter(), 0.0, {}
         energy = joules(target)
@@ -170,7 +169,7 @@ def pretrain(
                 with part("views", target):
                     seen = method.augment(images, generator)
                 view_seconds += time.perf_counter() - clock
-                with part("forward", target), context:
+                with part("forward", target), passes(target, precision):
                     extra = {"labels": sent(store.labels[rows], target)} if method.supervised else {}
                     loss, diagnostics = method(seen, **extra)
                 with part("backward", target):

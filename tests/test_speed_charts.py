@@ -49,6 +49,13 @@ def test_grouped_has_a_number_on_each_bar_and_none_for_what_is_missing():
     assert [bar.get_height() for bar in axis.patches] == [120.0, 9.0, 55.5]
 
 
+def test_grouped_leaves_out_a_name_without_any_number():
+    figure = charts.grouped({"A": {"ours": 1.0, "gone": None, "peer": 2.0}, "B": {"gone": None}}, "y")
+    (axis,) = figure.axes
+    assert [bar.get_height() for bar in axis.patches] == [1.0, 2.0]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["ours", "peer"]
+
+
 def test_growth_tells_the_slopes_and_names_both_axes():
     series = {"label": "images", "x": [1, 10, 100], "seconds": [1.0, 10.0, 100.0], "bytes": [2**20] * 3}
     series |= {"slopes": {"seconds": 1.0, "bytes": 0.0}, "timed": "an epoch"}
