@@ -3,7 +3,8 @@
 The last stage of a ResNet sees 2 x 2 pixels when a view has 64, and 1 x 1 when it has 32. A 3 x 3 kernel
 with a border of zeros then spends 20 of its 36 products, or 8 of its 9, on zeros, and kernels made for large
 maps are slow there besides. Here each output pixel is one matrix product: the input pixels that it sees
-(B, n·C) by the taps that meet them (n·C, O). What that gains is measured by `ssl-lessons bench step`.
+(B, n·C) by the taps that meet them (n·C, O). `ssl-lessons bench convolution` measures what that gains, and
+`bench step` what a training step has of it.
 """
 
 import torch
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-# Where this was quicker than PyTorch's own kernel, of 128 to 512 channels and batches of 64 and more.
+# Where `bench convolution` found this quicker than PyTorch's own kernel.
 MOST_PIXELS = {torch.float32: 4, torch.bfloat16: 9}  # of the output
 LEAST_CHANNELS = 64  # of input and output: below, there is little to save
 
@@ -40,8 +41,7 @@ def _conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1)
         narrow = pad[0] < weight.shape[2] and pad[1] < weight.shape[3]  # no output pixel sees padding alone
         if narrow and min(rows, columns) > 0 and rows * columns <= MOST_PIXELS.get(dtype, 0):
             # autocast casts for the operations it knows by name
-            cast = (each if each is None else each.to(dtype) for each in (input, weight, bias))
-            return small_conv2d(*cast, stride, pad)
+            return small_conv2d(input.to(dtype), weight, bias, stride, pad)
     return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
 
 
@@ -51,16 +51,19 @@ def small_conv2d(
     """`F.conv2d`, one matrix product for each output pixel: (B, C, H, W) -> (B, O, Ho, Wo), channels-last.
 
     Args:
-        x, weight, bias: of one dtype; weight (O, C, kh, kw), bias (O,) or None. Quickest where their memory
-            is channels-last.
+        weight, bias: (O, C, kh, kw) and (O,) or None, in the dtype of `x` or to be cast to it. Quickest where
+            the memory of `x` and `weight` is channels-last.
         padding: of zeros, on each side; less than the kernel's side.
     """
     batch, _, height, width = x.shape
     out, _, _, side = weight.shape
     flat = x.permute(0, 2, 3, 1).reshape(batch, height * width, -1)  # (B, H·W, C)
     pixels = flat.unbind(1)  # H·W of (B, C)
-    taps = weight.permute(0, 2, 3, 1).flatten(1, 2).unbind(1)  # kh·kw of (O, C)
     rows, columns = (_reach(x.shape[i], weight.shape[i], stride[i - 2], padding[i - 2]) for i in (2, 3))
+    meet = {a * side + b for row in rows for _, a in row for column in columns for _, b in column}
+    taps = weight.permute(0, 2, 3, 1).flatten(1, 2).unbind(1)  # kh·kw of (O, C)
+    taps = [tap.to(x.dtype) if t in meet else None for t, tap in enumerate(taps)]
+    bias = bias if bias is None else bias.to(x.dtype)
     made = []
     for row in rows:
         for column in columns:

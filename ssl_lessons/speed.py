@@ -31,8 +31,8 @@ def _where(found: dict, *names: str) -> str:
 def step(found: dict) -> str:
     """A training step of each method beside the bare model and the peers."""
     s, plain = found["settings"], {}
-    heads = ("method", "precision", "ours", "bare model", "over bare", "lightly", "ours / lightly")
-    heads += ("… / lightly fp32", "byol-pytorch", "ours / byol-pytorch")
+    heads = ("method", "precision", "ours", "bare model", "over bare", "bare, our kernels", "over it")
+    heads += ("lightly", "ours / lightly", "… / lightly fp32", "byol-pytorch", "ours / byol-pytorch")
     for row in found["rows"]:
         if row["precision"] == "fp32":
             plain[row["method"]] = row["images_per_second"].get("lightly")
@@ -40,7 +40,9 @@ def step(found: dict) -> str:
     for row in found["rows"]:
         rate = row["images_per_second"]
         peer, other, base = rate.get("lightly"), rate.get("byol-pytorch"), plain.get(row["method"])
-        shown = [f"{rate['ours']:.0f}", f"{rate['bare']:.0f}", f"{row['over_bare']:+.1%}"]
+        shown = [f"{rate['ours']:.0f}"]
+        for name in ("bare", "bare, our kernels"):  # a GPU has but one
+            shown += [f"{rate[name]:.0f}", f"{row['over'][name]:+.1%}"] if name in rate else ["–", "–"]
         for value, form in (
             (peer, ".0f"),
             (peer and rate["ours"] / peer, ".2f"),
@@ -117,7 +119,32 @@ def far(found: dict) -> str:
     return f"{text}\n\n{_rows(('', 'images a second', 'of resident'), rows)}"
 
 
-SECTIONS = {"step": step, "views": views, "far": far, "scale": scale, "memory": memory}
+def convolution(found: dict) -> str:
+    """Convolutions on maps of few pixels beside PyTorch's own."""
+    s, rows = found["settings"], []
+    for name in dict.fromkeys(row["convolution"] for row in found["rows"]):
+        cells = []
+        for row in (row for row in found["rows"] if row["convolution"] == name):
+            theirs, mine = row["PyTorch"], row["ours"]
+            text = f"{1e3 * theirs:.1f} / {1e3 * mine:.1f} = {theirs / mine:.1f}"
+            cells.append(f"**{text}**" if row["used"] else text)
+        rows.append((name, *cells))
+    heads = ("channels, input", *dict.fromkeys(row["precision"] for row in found["rows"]))
+    text = (
+        f"A convolution on a map of few pixels, forward and backward, batch {s['batch']}: PyTorch's ms / "
+        f"ours; in bold where `pretrain` takes ours. {_where(found)}."
+    )
+    return f"{text}\n\n{_rows(heads, rows)}"
+
+
+SECTIONS = {
+    "step": step,
+    "convolution": convolution,
+    "views": views,
+    "far": far,
+    "scale": scale,
+    "memory": memory,
+}
 
 
 def readme(folder: Path | None = None) -> str:

@@ -49,8 +49,9 @@ def test_step_has_ours_and_the_bare_model_of_every_method(tmp_path):
     for row in found["rows"]:
         rates = row["images_per_second"]
         assert rates["ours"] > 0 and rates["bare"] > 0 and row["method"] in told
-        (ours,), (bare,) = row["seconds"]["ours"], row["seconds"]["bare"]
-        assert row["over_bare"] == pytest.approx(ours / bare - 1)
+        for name in ("bare", "bare, our kernels"):
+            (ours,), (bare,) = row["seconds"]["ours"], row["seconds"][name]
+            assert row["over"][name] == pytest.approx(ours / bare - 1)
         assert rates["ours"] == pytest.approx(row["batch"] / ours)
         parts = found["profiles"][f"{row['method']}, fp32"]["parts"]
         assert parts["forward"] > 0 and parts["views"] > 0
@@ -76,6 +77,16 @@ def test_a_slope_is_the_exponent():
     )
     linear, flat = map(float, done.stdout.split())
     assert linear == pytest.approx(1) and flat == pytest.approx(0, abs=1e-9)
+
+
+def test_convolution_has_both_ways_of_every_case(tmp_path):
+    found, told = bench("convolution", tmp_path, "--batch", "2", "--rounds", "1", "--channels", "256")
+    assert len(found["rows"]) == 2 * 3 and all(
+        row["PyTorch"] > 0 and row["ours"] > 0 for row in found["rows"]
+    )
+    by_precision = {p: [r["used"] for r in found["rows"] if r["precision"] == p] for p in ("fp32", "bf16")}
+    assert by_precision == {"fp32": [True, False, False], "bf16": [True, True, False]}  # 4, 9 and 16 pixels
+    assert speed.convolution(found).count("\n|") == 2 + 3
 
 
 def test_memory_names_its_parts(tmp_path):
