@@ -143,7 +143,7 @@ _STEP = {
     "convolution": ("convolution", BLUE),
     "normalisation": ("normalisation", SKY),
     "activation, pooling": ("activation, pooling", GREEN),
-    "linear, loss": ("linear layers, loss", ORANGE),
+    "linear, loss": ("linear layers, small maps, loss", ORANGE),
     "other": ("other in both passes", "0.8"),
     "optimizer": ("optimiser", PURPLE),
     "after_step": ("moving average, queue", GREY),

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
+from ssl_lessons.kernels import Kernels
 from ssl_lessons.optimisers import TrainingError
-from ssl_lessons.small_maps import SmallMaps
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # The parts of a training step, in their order; `profiling.py` measures them by these names.
@@ -62,35 +62,40 @@ def autocast(device: torch.device, precision: str):
     return torch.autocast(device.type, dtype=PRECISIONS[precision])
 
 
-@contextmanager
-def passes(device: torch.device, precision: str) -> Iterator[None]:
-    """`autocast`, and on a CPU convolutions that leave out the padding of small maps; for training.
+def kernels(device: torch.device, module: torch.nn.Module):
+    """The context in which a module goes through both passes of training: on a CPU, `Kernels`. Judging goes
+    without: an encoder is judged by the operations that its user will run."""
+    return Kernels(module) if device.type == "cpu" else nullcontext()
 
-    Judging goes without: an encoder is judged by the operations that its user will run.
-    """
-    with autocast(device, precision), SmallMaps() if device.type == "cpu" else nullcontext():
+
+@contextmanager
+def passes(device: torch.device, precision: str, module: torch.nn.Module) -> Iterator[None]:
+    """`autocast` and `kernels`: the context of a module's forward pass in training."""
+    with autocast(device, precision), kernels(device, module):
         yield
 
 
 def prepare(device: torch.device) -> None:
     """Set what makes training on this device faster and changes no result beyond rounding; for the process.
 
-    A CPU: freed memory stays with the process (`_keep_freed_memory`). A GPU: cuDNN tries its algorithms once
+    A CPU: freed memory stays with the process (`keep_freed_memory`). A GPU: cuDNN tries its algorithms once
     for each shape of a convolution, and a run has few shapes.
     """
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True
-    elif device.type == "cpu" and sys.platform == "linux":
-        _keep_freed_memory()
+    elif device.type == "cpu":
+        keep_freed_memory()
 
 
 @cache
-def _keep_freed_memory() -> bool:
+def keep_freed_memory() -> bool:
     """Let glibc reuse the memory of a step's activations in the next step; True where it will.
 
     By default it gives large blocks back to the kernel at once, and each step pays again for pages that the
     kernel must map and clear: `ssl-lessons bench memory` records what either costs.
     """
+    if sys.platform != "linux":
+        return False
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):  # another C library, such as musl

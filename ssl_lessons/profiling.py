@@ -7,7 +7,7 @@ from collections import defaultdict
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from ssl_lessons.devices import PARTS, pick_device
+from ssl_lessons.devices import PARTS, keep_freed_memory, pick_device
 from ssl_lessons.images import ImageStore
 from ssl_lessons.methods.base import Method
 from ssl_lessons.training import pretrain
@@ -20,9 +20,9 @@ KINDS = {
     "linear, loss": ("mm", "linear", "softmax", "nll_loss", "cross_entropy", "cosine", "norm", "sigmoid"),
 }
 OTHER = "other operations"
-# Bytes that a CPU's process takes up and frees before it is watched, in four blocks. What the profiler keeps
-# breaks the blocks of freed memory that a step would use again; new ones then lie here, and not on pages that
-# the kernel must first clear: float32's normalisation seemed four times as long by that.
+# Bytes that a CPU's process takes up and frees before it is watched, in four blocks, where freed memory is
+# kept. What the profiler notes down breaks the blocks that a step would use again; new ones then lie here,
+# and not on pages that the kernel must first clear, which would be counted as the operation's time.
 ROOM = 1 << 30
 
 
@@ -45,8 +45,9 @@ def step_profile(
     Returns:
         {"parts": {name: ms}, "kinds": {name: ms}}. Parts are `devices.PARTS` and "rest", what the loop itself
         takes; together they are the whole step. Kinds split the time of forward and backward by what the
-        operations are: `KINDS` and `OTHER`. On a GPU a part's time is that of its kernels (see
-        `devices.part`), a kind's that of its kernels alone.
+        operations are: `KINDS` and `OTHER`, as they were computed: by `kernels` a convolution on a small map
+        is a matrix product in bfloat16, and a linear layer may be a convolution in float32. On a GPU a part's
+        time is that of its kernels (see `devices.part`), a kind's that of its kernels alone.
     Raises:
         ValueError: fewer images than that.
     """
@@ -65,8 +66,9 @@ def step_profile(
     def between_epochs(_encoder) -> dict:
         if not started:
             started.append(True)
-            if device.type == "cpu":
-                _ = [torch.ones(ROOM // 4, dtype=torch.uint8) for _ in range(4)]
+            if device.type == "cpu" and keep_freed_memory():
+                blocks = [torch.ones(ROOM // 4, dtype=torch.uint8) for _ in range(4)]
+                del blocks
             watch.start()
         return {}
 

@@ -31,7 +31,7 @@ def _where(found: dict, *names: str) -> str:
 def step(found: dict) -> str:
     """A training step of each method beside the bare model and the peers."""
     s, plain = found["settings"], {}
-    heads = ("method", "precision", "ours", "bare model", "over bare", "bare, our kernels", "over it")
+    heads = ("method", "precision", "ours", "bare model", "over bare", "bare, our kernels", "over these")
     heads += ("lightly", "ours / lightly", "… / lightly fp32", "byol-pytorch", "ours / byol-pytorch")
     for row in found["rows"]:
         if row["precision"] == "fp32":
@@ -56,7 +56,8 @@ def step(found: dict) -> str:
         f"Source images a second, {s['data']}, {s['network']}, views of {s['size']} px, batch {s['batch']} "
         f"(relational reasoning: half of it, four views each), medians of {s['rounds'] * s['turns']} turns; "
         f"lightly with {s['workers']} loader processes on its JPEG files, byol-pytorch on ready tensors. "
-        "*Over bare* is the median of paired turns. "
+        "*Over*: how much longer our step takes than the bare model in the column before, the median of "
+        "paired turns. "
         f"{_where(found, 'torchvision', 'lightly', 'byol-pytorch')}."
     )
     return f"{text}\n\n{_rows(heads, rows)}"
@@ -121,18 +122,22 @@ def far(found: dict) -> str:
 
 def convolution(found: dict) -> str:
     """Convolutions on maps of few pixels beside PyTorch's own."""
-    s, rows = found["settings"], []
+    columns = list(dict.fromkeys((row["precision"], row["batch"]) for row in found["rows"]))
+    rows = []
     for name in dict.fromkeys(row["convolution"] for row in found["rows"]):
         cells = []
-        for row in (row for row in found["rows"] if row["convolution"] == name):
-            theirs, mine = row["PyTorch"], row["ours"]
-            text = f"{1e3 * theirs:.1f} / {1e3 * mine:.1f} = {theirs / mine:.1f}"
-            cells.append(f"**{text}**" if row["used"] else text)
+        for precision, batch in columns:
+            where = (name, precision, batch)
+            found_here = [r for r in found["rows"] if (r["convolution"], r["precision"], r["batch"]) == where]
+            theirs, mine = (found_here[0][who] for who in ("PyTorch", "ours")) if found_here else (0, 0)
+            text = f"{1e3 * theirs:.1f} / {1e3 * mine:.1f} = {theirs / mine:.1f}" if found_here else "–"
+            cells.append(f"**{text}**" if found_here and found_here[0]["used"] else text)
         rows.append((name, *cells))
-    heads = ("channels, input", *dict.fromkeys(row["precision"] for row in found["rows"]))
+    heads = ("channels, input", *(f"{precision}, batch {batch}" for precision, batch in columns))
     text = (
-        f"A convolution on a map of few pixels, forward and backward, batch {s['batch']}: PyTorch's ms / "
-        f"ours; in bold where `pretrain` takes ours. {_where(found)}."
+        "Convolutions on maps of few pixels, and linear layers, forward and backward: PyTorch's ms / ours; "
+        "in bold where "
+        f"`pretrain` takes ours. {_where(found)}."
     )
     return f"{text}\n\n{_rows(heads, rows)}"
 

@@ -80,13 +80,13 @@ def test_a_slope_is_the_exponent():
 
 
 def test_convolution_has_both_ways_of_every_case(tmp_path):
-    found, told = bench("convolution", tmp_path, "--batch", "2", "--rounds", "1", "--channels", "256")
-    assert len(found["rows"]) == 2 * 3 and all(
-        row["PyTorch"] > 0 and row["ours"] > 0 for row in found["rows"]
-    )
-    by_precision = {p: [r["used"] for r in found["rows"] if r["precision"] == p] for p in ("fp32", "bf16")}
-    assert by_precision == {"fp32": [True, False, False], "bf16": [True, True, False]}  # 4, 9 and 16 pixels
-    assert speed.convolution(found).count("\n|") == 2 + 3
+    found, told = bench("convolution", tmp_path, "--batches", "2", "--rounds", "1", "--channels", "256")
+    rows = found["rows"]
+    assert all(row["PyTorch"] > 0 and row["ours"] > 0 and row["convolution"] in told for row in rows)
+    used = {p: [row["used"] for row in rows if row["precision"] == p] for p in ("fp32", "bf16")}
+    # 4, 9 and 16 pixels of 256 channels; 4 pixels of 128 and of 64
+    assert used == {"fp32": [True, False, False, True, False], "bf16": [True, True, False, True, False]}
+    assert speed.convolution(found).count("\n|") == 2 + 5
 
 
 def test_memory_names_its_parts(tmp_path):

@@ -1,9 +1,11 @@
-"""A convolution on a map of few pixels: `small_conv2d` beside PyTorch's own, forward and backward.
+"""A convolution on a map of few pixels, as `pretrain` computes it beside PyTorch's own, forward and backward.
 
-    ssl-lessons bench convolution [--batch 256] [--rounds 3] [--json FILE] [--figure FILE]
+    ssl-lessons bench convolution [--batches 32 256] [--rounds 3] [--json FILE] [--figure FILE]
 
-The convolutions of ResNet-18's last stages at views of 32 to 128 pixels. The two take turns in one process.
-Where ours is the quicker one decides `small_maps.MOST_PIXELS`, which is for CPUs alone.
+Mostly the convolutions of ResNet-18's last stages at views of 32 to 128 pixels; and linear layers of the
+heads, as convolutions. The two take turns in one process, both from float32 weights (cast under autocast
+where the precision says so). Where ours is quicker decides `MOST_PIXELS`, `LEAST_CHANNELS` and
+`products_are_slow` of `kernels`, which is for CPUs alone; other cases are shown too.
 """
 
 import json
@@ -14,15 +16,21 @@ from statistics import median
 import harness
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from ssl_lessons import charts, devices
-from ssl_lessons.small_maps import MOST_PIXELS, small_conv2d
+from ssl_lessons.kernels import LEAST_CHANNELS, MOST_PIXELS, product, products_are_slow, small_conv2d
 
 # channels in, channels out, side of the input, side of the kernel, stride
 CASES = [(512, 512, side, 3, 1) for side in (1, 2, 3, 4)] + [(256, 512, 2, 3, 2), (256, 512, 4, 3, 2)]
-CASES += [(256, 512, 4, 1, 2), (256, 256, 2, 3, 1), (256, 256, 3, 3, 1), (256, 256, 4, 3, 1)]
+CASES += [(256, 256, side, 3, 1) for side in (2, 3, 4)] + [(128, 128, 2, 3, 1), (64, 64, 2, 3, 1)]
+CASES += [(256, 512, 4, 1, 2), (2048, 512, 2, 1, 1)]
+# a linear layer is a kernel of one tap on one pixel
+CASES += [(512, 2048, 1, 1, 1), (512, 4096, 1, 1, 1), (2048, 2048, 1, 1, 1)]
 REPEATS = 6  # of each way in a turn, two of them to warm up
+
+
+def is_linear(case) -> bool:
+    return case[2:] == (1, 1, 1)
 
 
 def pixels(case) -> int:
@@ -33,27 +41,30 @@ def pixels(case) -> int:
 
 def label(case) -> str:
     into, out, side, kernel, stride = case
+    if is_linear(case):
+        return f"linear {into}→{out}"
     return f"{into}→{out}, {side} x {side}, kernel {kernel}" + (f", stride {stride}" if stride > 1 else "")
 
 
 def turns(case, batch: int, precision: str, rounds: int, device) -> dict[str, list[float]]:
     into, out, side, kernel, stride = case
-    dtype, layout = devices.PRECISIONS[precision], torch.channels_last
-    x = torch.randn(batch, into, side, side).to(device, dtype, memory_format=layout).requires_grad_()
-    weight = nn.Parameter(torch.randn(out, into, kernel, kernel).to(device, memory_format=layout))
-    step, border = (stride, stride), (kernel // 2, kernel // 2)
-    ways = {
-        "PyTorch": lambda: F.conv2d(x, weight.to(dtype), None, step, border),
-        "ours": lambda: small_conv2d(x, weight.to(dtype), None, step, border),
-    }
-    gradient = torch.randn_like(ways["PyTorch"]())
+    layout = {"memory_format": torch.channels_last}
+    x = torch.randn(batch, into, side, side).to(device, devices.PRECISIONS[precision], **layout)
+    weight = torch.randn(out, into, kernel, kernel).to(device, **layout)
+    where = (None, (stride, stride), (kernel // 2, kernel // 2))
+    ways = {"PyTorch": lambda: F.conv2d(x, weight, *where), "ours": lambda: small_conv2d(x, weight, *where)}
+    if is_linear(case):
+        x, weight = x.flatten(1), weight.flatten(1)
+        ways = {"PyTorch": lambda: F.linear(x, weight), "ours": lambda: product(x, weight, None)}
+    x.requires_grad_(), weight.requires_grad_()
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds):
         for name, way in ways.items():
             for repeat in range(REPEATS):
-                weight.grad = None
                 started = time.perf_counter()
-                way().backward(gradient)
+                with devices.autocast(device, precision):
+                    output = way()
+                torch.autograd.grad(output, (x, weight), torch.ones_like(output))
                 if device.type == "cuda":
                     torch.cuda.synchronize(device)
                 if repeat >= 2:
@@ -61,38 +72,46 @@ def turns(case, batch: int, precision: str, rounds: int, device) -> dict[str, li
     return seconds
 
 
+def used(case, precision: str) -> bool:
+    """Whether a training step on a CPU takes ours."""
+    into, out, _, kernel, stride = case
+    if is_linear(case):
+        return precision == "fp32" and products_are_slow()
+    few = pixels(case) <= MOST_PIXELS.get(devices.PRECISIONS[precision], 0)
+    return few and min(into, out) >= LEAST_CHANNELS and (kernel > 1 or stride > 1)
+
+
 def child(spec: dict) -> None:
     device = devices.pick_device(spec["device"])
     devices.prepare(device)
-    print(
-        json.dumps(
-            [turns(c, spec["batch"], spec["precision"], spec["rounds"], device) for c in spec["cases"]]
-        )
-    )
+    settings = (spec["batch"], spec["precision"], spec["rounds"], device)
+    print(json.dumps([turns(tuple(case), *settings) for case in spec["cases"]]))
 
 
 def main(argv=None) -> int:
-    parser = harness.options(__doc__.splitlines()[0], batch=256, rounds=3, channels=512)
+    parser = harness.options(__doc__.splitlines()[0], batches=[32, 256], rounds=3, channels=2048)
     parser.add_argument("--precisions", nargs="+", default=["fp32", "bf16"], choices=["fp32", "bf16", "fp16"])
     args = parser.parse_args(argv)
     if args.child:
         child(json.loads(args.child))
         return 0
-    settings = {"batch": args.batch, "rounds": args.rounds, "device": args.device}
+    settings = {"rounds": args.rounds, "device": args.device}
     report = {"machine": harness.machine(args.device), "settings": settings, "rows": []}
     cases = [case for case in CASES if max(case[:2]) <= args.channels]
     for precision in args.precisions:
-        found = harness.in_process(__file__, {**settings, "precision": precision, "cases": cases})
-        for case, seconds in zip(cases, found, strict=True):
-            row = {"convolution": label(case), "pixels": pixels(case), "precision": precision}
-            row |= {name: median(each) for name, each in seconds.items()}
-            row["used"] = row["pixels"] <= MOST_PIXELS.get(devices.PRECISIONS[precision], 0)
-            report["rows"].append(row)
-    rows = [("forward and backward, ms", "", "PyTorch", "ours", "PyTorch / ours", "used on a CPU")]
+        for batch in args.batches:
+            some = [case for case in cases if precision == "fp32" or not is_linear(case)]
+            spec = {**settings, "batch": batch, "precision": precision, "cases": some}
+            for case, seconds in zip(some, harness.in_process(__file__, spec), strict=True):
+                row = {"convolution": label(case), "batch": batch, "precision": precision}
+                row |= {name: median(each) for name, each in seconds.items()}
+                report["rows"].append({**row, "used": used(case, precision)})
+    rows = [("forward and backward, ms", "", "batch", "PyTorch", "ours", "PyTorch / ours", "used on a CPU")]
     for row in report["rows"]:
         times = [f"{1e3 * row[name]:.2f}" for name in ("PyTorch", "ours")]
         ratio = f"{row['PyTorch'] / row['ours']:.2f}"
-        rows.append((row["convolution"], row["precision"], *times, ratio, "yes" if row["used"] else "no"))
+        case = (row["convolution"], row["precision"], str(row["batch"]))
+        rows.append((*case, *times, ratio, "yes" if row["used"] else "no"))
     harness.publish(args, report, rows, __doc__.splitlines()[0], lambda: figure(report))
     return 0
 
@@ -101,7 +120,8 @@ def figure(report: dict):
     bars: dict[str, dict[str, float]] = {}
     for row in report["rows"]:
         name = row["convolution"].replace(", ", "\n")
-        bars.setdefault(name, {})[row["precision"]] = row["PyTorch"] / row["ours"]
+        ratio = row["PyTorch"] / row["ours"]
+        bars.setdefault(name, {})[f"{row['precision']}, batch {row['batch']}"] = ratio
     return charts.grouped(bars, "PyTorch's time / ours")
 
 

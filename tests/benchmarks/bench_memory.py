@@ -21,7 +21,7 @@ from ssl_lessons.training import pretrain
 def child(spec: dict) -> None:
     device = devices.pick_device(spec["device"])
     if not spec["keep"]:
-        devices._keep_freed_memory = lambda: False
+        devices.keep_freed_memory = lambda: False
     devices.prepare(device)
     batch = spec["batch"]
     store = harness.store_for(spec["data"], spec["stored"])

@@ -99,7 +99,7 @@ def ours(spec: dict, device) -> dict:
     store = harness.store_for(spec["data"], spec["stored"], spec["steps"] * batch)
     contexts = {"bare": lambda: autocast(device, spec["precision"])}
     if device.type == "cpu":
-        contexts["bare, our kernels"] = lambda: passes(device, spec["precision"])
+        contexts["bare, our kernels"] = lambda: passes(device, spec["precision"], bare)
     seconds: dict[str, list] = {name: [] for name in contexts}
 
     def bare_turn(_encoder) -> dict:
