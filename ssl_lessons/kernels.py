@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 # Where `bench convolution` found this quicker than PyTorch's own kernel.
 MOST_PIXELS = {torch.float32: 4, torch.bfloat16: 9}  # of the output
+LEAST_BATCH = {torch.float32: 64, torch.bfloat16: 1}  # images; to lay out the taps costs the same for few
 LEAST_CHANNELS = 128  # of input and output
 
 
@@ -27,8 +28,9 @@ class Kernels:
     checkpoints too; results differ by rounding.
 
     An `nn.Conv2d` with zeros around its map takes `small_conv2d` where the output has few pixels
-    (`MOST_PIXELS`), channels are many, and a border or a stride leaves something out. An `nn.Linear` in
-    float32 is a convolution where products are slow. Layers whose `forward` is their own are left alone.
+    (`MOST_PIXELS`), images and channels are many (`LEAST_BATCH`, `LEAST_CHANNELS`), and a border or a stride
+    leaves something out. An `nn.Linear` in float32 is a convolution where products are slow. Layers whose
+    `forward` is their own are left alone.
     """
 
     def __init__(self, module: nn.Module):
@@ -58,8 +60,8 @@ def _conv2d(layer: nn.Conv2d, input: Tensor) -> Tensor:
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else input.dtype
         room = (input.shape[i] + 2 * border[i - 2] - weight.shape[i] for i in (2, 3))
         rows, columns = (left // s + 1 for left, s in zip(room, step, strict=True))
-        saves = max(border) > 0 or max(step) > 1
-        if saves and min(rows, columns) > 0 and rows * columns <= MOST_PIXELS.get(dtype, 0):
+        small = rows > 0 and columns > 0 and rows * columns <= MOST_PIXELS.get(dtype, 0)
+        if small and (max(border) > 0 or max(step) > 1) and len(input) >= LEAST_BATCH[dtype]:
             # autocast casts for the operations it knows by name, and this is none of them
             return small_conv2d(input.to(dtype), weight, layer.bias, step, border)
     return nn.Conv2d.forward(layer, input)
@@ -139,7 +141,8 @@ def _linear(layer: nn.Linear, input: Tensor) -> Tensor:
     """The layer's output; as a convolution where products are slow: two-dimensional, float32, no autocast."""
     given = [each for each in (input, layer.weight, layer.bias) if each is not None]
     plain = all(each.device.type == "cpu" and each.dtype == torch.float32 for each in given)
-    usual = input.ndim == 2 and input.shape[1] == layer.weight.shape[1] and input.numel() > 0
+    usual = input.ndim == 2 and input.shape[1] == layer.weight.shape[1]
+    usual = usual and len(input) >= LEAST_BATCH[torch.float32]
     if plain and usual and products_are_slow() and not torch.is_autocast_enabled("cpu"):
         return product(input, layer.weight, layer.bias)
     return nn.Linear.forward(layer, input)

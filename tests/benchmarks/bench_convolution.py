@@ -1,11 +1,11 @@
 """A convolution on a map of few pixels, as `pretrain` computes it beside PyTorch's own, forward and backward.
 
-    ssl-lessons bench convolution [--batches 32 256] [--rounds 3] [--json FILE] [--figure FILE]
+    ssl-lessons bench convolution [--batches 32 64 256] [--rounds 3] [--json FILE] [--figure FILE]
 
 Mostly the convolutions of ResNet-18's last stages at views of 32 to 128 pixels; and linear layers of the
 heads, as convolutions. The two take turns in one process, both from float32 weights (cast under autocast
-where the precision says so). Where ours is quicker decides `MOST_PIXELS`, `LEAST_CHANNELS` and
-`products_are_slow` of `kernels`, which is for CPUs alone; other cases are shown too.
+where the precision says so). Where ours is quicker decides the limits and `products_are_slow` of `kernels`,
+which is for CPUs alone; other cases are shown too.
 """
 
 import json
@@ -17,8 +17,7 @@ import harness
 import torch
 import torch.nn.functional as F
 
-from ssl_lessons import charts, devices
-from ssl_lessons.kernels import LEAST_CHANNELS, MOST_PIXELS, product, products_are_slow, small_conv2d
+from ssl_lessons import charts, devices, kernels
 
 # channels in, channels out, side of the input, side of the kernel, stride
 CASES = [(512, 512, side, 3, 1) for side in (1, 2, 3, 4)] + [(256, 512, 2, 3, 2), (256, 512, 4, 3, 2)]
@@ -52,10 +51,13 @@ def turns(case, batch: int, precision: str, rounds: int, device) -> dict[str, li
     x = torch.randn(batch, into, side, side).to(device, devices.PRECISIONS[precision], **layout)
     weight = torch.randn(out, into, kernel, kernel).to(device, **layout)
     where = (None, (stride, stride), (kernel // 2, kernel // 2))
-    ways = {"PyTorch": lambda: F.conv2d(x, weight, *where), "ours": lambda: small_conv2d(x, weight, *where)}
+    ways = {
+        "PyTorch": lambda: F.conv2d(x, weight, *where),
+        "ours": lambda: kernels.small_conv2d(x, weight, *where),
+    }
     if is_linear(case):
         x, weight = x.flatten(1), weight.flatten(1)
-        ways = {"PyTorch": lambda: F.linear(x, weight), "ours": lambda: product(x, weight, None)}
+        ways = {"PyTorch": lambda: F.linear(x, weight), "ours": lambda: kernels.product(x, weight, None)}
     x.requires_grad_(), weight.requires_grad_()
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds):
@@ -72,13 +74,16 @@ def turns(case, batch: int, precision: str, rounds: int, device) -> dict[str, li
     return seconds
 
 
-def used(case, precision: str) -> bool:
+def used(case, batch: int, precision: str) -> bool:
     """Whether a training step on a CPU takes ours."""
     into, out, _, kernel, stride = case
+    dtype = devices.PRECISIONS[precision]
+    if batch < kernels.LEAST_BATCH.get(dtype, 1):
+        return False
     if is_linear(case):
-        return precision == "fp32" and products_are_slow()
-    few = pixels(case) <= MOST_PIXELS.get(devices.PRECISIONS[precision], 0)
-    return few and min(into, out) >= LEAST_CHANNELS and (kernel > 1 or stride > 1)
+        return precision == "fp32" and kernels.products_are_slow()
+    few = pixels(case) <= kernels.MOST_PIXELS.get(dtype, 0)
+    return few and min(into, out) >= kernels.LEAST_CHANNELS and (kernel > 1 or stride > 1)
 
 
 def child(spec: dict) -> None:
@@ -89,7 +94,7 @@ def child(spec: dict) -> None:
 
 
 def main(argv=None) -> int:
-    parser = harness.options(__doc__.splitlines()[0], batches=[32, 256], rounds=3, channels=2048)
+    parser = harness.options(__doc__.splitlines()[0], batches=[32, 64, 256], rounds=3, channels=4096)
     parser.add_argument("--precisions", nargs="+", default=["fp32", "bf16"], choices=["fp32", "bf16", "fp16"])
     args = parser.parse_args(argv)
     if args.child:
@@ -105,7 +110,7 @@ def main(argv=None) -> int:
             for case, seconds in zip(some, harness.in_process(__file__, spec), strict=True):
                 row = {"convolution": label(case), "batch": batch, "precision": precision}
                 row |= {name: median(each) for name, each in seconds.items()}
-                report["rows"].append({**row, "used": used(case, precision)})
+                report["rows"].append({**row, "used": used(case, batch, precision)})
     rows = [("forward and backward, ms", "", "batch", "PyTorch", "ours", "PyTorch / ours", "used on a CPU")]
     for row in report["rows"]:
         times = [f"{1e3 * row[name]:.2f}" for name in ("PyTorch", "ours")]

@@ -166,7 +166,7 @@ def child(spec: dict) -> None:
 
 
 def main(argv=None) -> int:
-    parser = harness.options(__doc__.splitlines()[0], size=64, stored=80, batch=128, steps=5, turns=3)
+    parser = harness.options(__doc__.splitlines()[0], size=64, stored=80, batch=128, steps=5, turns=2)
     parser.add_argument("--rounds", type=int, default=2, help="processes for each figure (default: 2)")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--precisions", nargs="+", default=["fp32", "bf16"], choices=["fp32", "bf16", "fp16"])
