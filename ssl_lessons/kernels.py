@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 # Where `bench convolution` found this quicker than PyTorch's own kernel.
 MOST_PIXELS = {torch.float32: 4, torch.bfloat16: 9}  # of the output
-LEAST_BATCH = {torch.float32: 64, torch.bfloat16: 1}  # images; to lay out the taps costs the same for few
+LEAST_BATCH = {torch.float32: 128, torch.bfloat16: 1}  # images; to lay out the taps costs the same for few
 LEAST_CHANNELS = 128  # of input and output
 
 

@@ -80,7 +80,7 @@ def test_a_slope_is_the_exponent():
 
 
 def test_convolution_has_both_ways_of_every_case(tmp_path):
-    found, told = bench("convolution", tmp_path, "--batches", "64", "--rounds", "1", "--channels", "256")
+    found, told = bench("convolution", tmp_path, "--batches", "128", "--rounds", "1", "--channels", "256")
     rows = found["rows"]
     assert all(row["PyTorch"] > 0 and row["ours"] > 0 and row["convolution"] in told for row in rows)
     used = {p: [row["used"] for row in rows if row["precision"] == p] for p in ("fp32", "bf16")}

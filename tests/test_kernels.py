@@ -79,7 +79,7 @@ def taken(monkeypatch):
 
 def test_a_resnet_of_torchvision_computes_the_same_and_is_left_as_it_was(taken):
     network = networks.build("resnet18", 64, "imagenet").to(memory_format=torch.channels_last)
-    images = torch.randn(64, 3, 64, 64).to(memory_format=torch.channels_last)
+    images = torch.randn(128, 3, 64, 64).to(memory_format=torch.channels_last)
     plain = network.train()(images)
     expected = torch.autograd.grad(plain.square().sum(), list(network.parameters()), allow_unused=True)
     before = [set(vars(module)) for module in network.modules()]
@@ -127,19 +127,19 @@ class Halved(nn.Conv2d):
 
 
 LEFT = {
-    "large": (layer(), (64, 128, 4, 4)),
-    "few images": (layer(), (63, 128, 2, 2)),
-    "narrow": (layer(127), (64, 127, 2, 2)),
-    "groups": (layer(groups=128), (64, 128, 2, 2)),
-    "dilation": (layer(padding=2, dilation=2), (64, 128, 2, 2)),
-    "same": (layer(padding="same"), (64, 128, 2, 2)),
-    "circular": (layer(stride=2, padding_mode="circular"), (64, 128, 2, 2)),
-    "float64": (layer().double(), (64, 128, 2, 2)),
+    "large": (layer(), (128, 128, 4, 4)),
+    "few images": (layer(), (127, 128, 2, 2)),
+    "narrow": (layer(127), (128, 127, 2, 2)),
+    "groups": (layer(groups=128), (128, 128, 2, 2)),
+    "dilation": (layer(padding=2, dilation=2), (128, 128, 2, 2)),
+    "same": (layer(padding="same"), (128, 128, 2, 2)),
+    "circular": (layer(stride=2, padding_mode="circular"), (128, 128, 2, 2)),
+    "float64": (layer().double(), (128, 128, 2, 2)),
     "no batch": (layer(), (128, 2, 2)),
     "no image": (layer(), (0, 128, 2, 2)),
-    "all padding": (layer(kernel=1), (64, 128, 1, 1)),  # output pixels that see nothing else
-    "nothing saved": (layer(kernel=1, padding=0), (64, 128, 2, 2)),
-    "its own way": (Halved(128, 128, 3, padding=1), (64, 128, 2, 2)),
+    "all padding": (layer(kernel=1), (128, 128, 1, 1)),  # output pixels that see nothing else
+    "nothing saved": (layer(kernel=1, padding=0), (128, 128, 2, 2)),
+    "its own way": (Halved(128, 128, 3, padding=1), (128, 128, 2, 2)),
 }
 
 
@@ -157,15 +157,15 @@ def test_a_forward_that_somebody_has_replaced_stays(taken):
     module = layer()
     module.forward = lambda images: images + 1
     with Kernels(module):
-        assert torch.equal(module(torch.zeros(64, 128, 2, 2)), torch.ones(64, 128, 2, 2))
+        assert torch.equal(module(torch.zeros(128, 128, 2, 2)), torch.ones(128, 128, 2, 2))
     assert "forward" in vars(module) and not taken
 
 
 WRONG = {
-    "kernel": (layer(padding=0), (64, 128, 2, 2), torch.float32),
-    "channels": (layer(), (64, 100, 2, 2), torch.float32),
-    "dtype": (layer(), (64, 128, 2, 2), torch.bfloat16),
-    "double": (layer(), (64, 128, 2, 2), torch.float64),
+    "kernel": (layer(padding=0), (128, 128, 2, 2), torch.float32),
+    "channels": (layer(), (128, 100, 2, 2), torch.float32),
+    "dtype": (layer(), (128, 128, 2, 2), torch.bfloat16),
+    "double": (layer(), (128, 128, 2, 2), torch.float64),
 }
 
 
@@ -181,7 +181,7 @@ def test_a_wrong_call_gets_pytorchs_own_error(taken, name):
 
 
 def test_under_autocast_a_float64_input_is_left_to_pytorch(taken):
-    module, images = layer().double(), torch.randn(64, 128, 2, 2).double()
+    module, images = layer().double(), torch.randn(128, 128, 2, 2).double()
     with torch.autocast("cpu", torch.bfloat16), Kernels(module):
         assert module(images).dtype == torch.float64 and not taken
 
@@ -207,7 +207,7 @@ class Checkpointed(nn.Module):
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_network_that_computes_its_activations_again_trains(taken, precision):
     method = SimCLR(Checkpointed(), image_size=16, recipe="lesson")
-    pretrain(method, noise(64), epochs=1, batch_size=32, **{**TINY, "precision": precision})
+    pretrain(method, noise(128), epochs=1, batch_size=64, **{**TINY, "precision": precision})
     assert len(taken) >= 2 * 2  # steps, of both views at once: forward, and again in the backward pass
     assert all("forward" not in vars(module) for module in method.modules())
 
@@ -219,7 +219,7 @@ def products_are(monkeypatch, slow):
 @pytest.mark.parametrize("bias", [True, False])
 def test_a_linear_layer_is_the_same_as_a_convolution(monkeypatch, bias):
     products_are(monkeypatch, slow=True)
-    module, x = nn.Linear(12, 5, bias=bias), torch.randn(70, 12, requires_grad=True)
+    module, x = nn.Linear(12, 5, bias=bias), torch.randn(140, 12, requires_grad=True)
     inputs, expected = (x, *module.parameters()), module(x)
     with Kernels(module):
         found = module(x)
@@ -237,17 +237,17 @@ def test_other_linear_layers_are_left_to_pytorch(monkeypatch, slow):
     monkeypatch.setattr(kernels, "product", lambda *_: pytest.fail("taken"))
     module = nn.Linear(12, 5)
     with Kernels(module):
-        for shape in ((12,), (64, 3, 12), (0, 12), (63, 12)) if slow else ((12,), (64, 12)):
+        for shape in ((12,), (128, 3, 12), (0, 12), (127, 12)) if slow else ((12,), (128, 12)):
             assert module(torch.randn(shape)).shape == (*shape[:-1], 5)
         with torch.autocast("cpu", torch.bfloat16):
-            assert module(torch.randn(64, 12)).dtype == torch.bfloat16
+            assert module(torch.randn(128, 12)).dtype == torch.bfloat16
         with pytest.raises(RuntimeError, match="cannot be multiplied"):
-            module(torch.randn(64, 11))
-        assert module.double()(torch.randn(64, 12).double()).dtype == torch.float64
+            module(torch.randn(128, 11))
+        assert module.double()(torch.randn(128, 12).double()).dtype == torch.float64
 
 
 def test_training_computes_so_on_a_cpu_and_judging_does_not(taken):
-    module, images = layer(), torch.randn(64, 128, 2, 2)
+    module, images = layer(), torch.randn(128, 128, 2, 2)
     with devices.passes(CPU, "fp32", module):
         module(images)
     assert len(taken) == 1
