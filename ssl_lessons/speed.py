@@ -136,7 +136,7 @@ def convolution(found: dict) -> str:
     heads = ("channels, input", *(f"{precision}, batch {batch}" for precision, batch in columns))
     text = (
         "Convolutions on maps of few pixels, and linear layers, forward and backward: PyTorch's ms / ours; "
-        "in bold where "
+        "in strong type where "
         f"`pretrain` takes ours. {_where(found)}."
     )
     return f"{text}\n\n{_rows(heads, rows)}"
