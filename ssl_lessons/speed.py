@@ -122,24 +122,26 @@ def far(found: dict) -> str:
 
 def convolution(found: dict) -> str:
     """Convolutions on maps of few pixels beside PyTorch's own."""
-    columns = list(dict.fromkeys((row["precision"], row["batch"]) for row in found["rows"]))
-    rows = []
-    for name in dict.fromkeys(row["convolution"] for row in found["rows"]):
-        cells = []
-        for precision, batch in columns:
-            where = (name, precision, batch)
-            found_here = [r for r in found["rows"] if (r["convolution"], r["precision"], r["batch"]) == where]
-            theirs, mine = (found_here[0][who] for who in ("PyTorch", "ours")) if found_here else (0, 0)
-            text = f"{1e3 * theirs:.1f} / {1e3 * mine:.1f} = {theirs / mine:.1f}" if found_here else "–"
-            cells.append(f"**{text}**" if found_here and found_here[0]["used"] else text)
-        rows.append((name, *cells))
+    rows = {(row["convolution"], row["precision"], row["batch"]): row for row in found["rows"]}
+    columns = list(dict.fromkeys(where[1:] for where in rows))
+    lines = [
+        (name, *(_beside(rows.get((name, *column))) for column in columns))
+        for name in dict.fromkeys(where[0] for where in rows)
+    ]
     heads = ("channels, input", *(f"{precision}, batch {batch}" for precision, batch in columns))
     text = (
         "Convolutions on maps of few pixels, and linear layers, forward and backward: PyTorch's ms / ours; "
-        "in strong type where "
-        f"`pretrain` takes ours. {_where(found)}."
+        f"in strong type where `pretrain` takes ours. {_where(found)}."
     )
-    return f"{text}\n\n{_rows(heads, rows)}"
+    return f"{text}\n\n{_rows(heads, lines)}"
+
+
+def _beside(row: dict | None) -> str:
+    if row is None:
+        return "–"
+    theirs, mine = row["PyTorch"], row["ours"]
+    text = f"{1e3 * theirs:.1f} / {1e3 * mine:.1f} = {theirs / mine:.1f}"
+    return f"**{text}**" if row["used"] else text
 
 
 SECTIONS = {
