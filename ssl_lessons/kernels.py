@@ -129,12 +129,24 @@ def _reach(length: int, kernel: int, stride: int, padding: int) -> list[list[tup
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """x (B, K) by weight (O, K), transposed: (B, O); in float32 a 1 x 1 convolution over a row of pixels."""
+    """x (B, K) by weight (O, K), transposed: (B, O); in float32 by a 1 x 1 convolution over a row of pixels.
+
+    The pixels are the rows of the larger matrix: a convolution copies its kernel into an order of its own,
+    in each pass, but reads its map as it lies.
+    """
     if x.dtype != torch.float32:
         return F.linear(x, weight, bias)
-    row = x.reshape(1, 1, *x.shape).permute(0, 3, 1, 2)  # (1, K, 1, B), channels-last
-    kernel = weight.reshape(len(weight), 1, 1, -1).permute(0, 3, 1, 2)  # (O, K, 1, 1)
-    return F.conv2d(row, kernel, bias).permute(0, 2, 3, 1).reshape(len(x), -1)
+    if len(x) >= len(weight):
+        return _over_row(x, weight, bias)
+    found = _over_row(weight, x).t()  # (B, O), not contiguous
+    return found if bias is None else found + bias
+
+
+def _over_row(pixels: Tensor, kernel: Tensor, bias: Tensor | None = None) -> Tensor:
+    """(n, K) and (m, K) -> (n, m): pixels with K channels each, under m kernels."""
+    row = pixels.reshape(1, 1, *pixels.shape).permute(0, 3, 1, 2)  # (1, K, 1, n), channels-last
+    taps = kernel.reshape(len(kernel), 1, 1, -1).permute(0, 3, 1, 2)  # (m, K, 1, 1)
+    return F.conv2d(row, taps, bias).permute(0, 2, 3, 1).reshape(len(pixels), -1)
 
 
 def _linear(layer: nn.Linear, input: Tensor) -> Tensor:
@@ -144,7 +156,7 @@ def _linear(layer: nn.Linear, input: Tensor) -> Tensor:
     usual = input.ndim == 2 and input.shape[1] == layer.weight.shape[1]
     usual = usual and len(input) >= LEAST_BATCH[torch.float32]
     if plain and usual and products_are_slow() and not torch.is_autocast_enabled("cpu"):
-        return product(input, layer.weight, layer.bias)
+        return product(input, layer.weight, layer.bias).contiguous()
     return nn.Linear.forward(layer, input)
 
 
