@@ -228,14 +228,15 @@ def products_are(monkeypatch, slow):
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_a_linear_layer_is_the_same_as_a_convolution(monkeypatch, bias):
+@pytest.mark.parametrize("out", [5, 140, 200])  # fewer than images, as many, more: the larger is the map
+def test_a_linear_layer_is_the_same_as_a_convolution(monkeypatch, out, bias):
     products_are(monkeypatch, slow=True)
-    module, x = nn.Linear(12, 5, bias=bias), torch.randn(140, 12, requires_grad=True)
+    module, x = nn.Linear(12, out, bias=bias), torch.randn(140, 12, requires_grad=True)
     inputs, expected = (x, *module.parameters()), module(x)
     with Kernels(module):
         found = module(x)
         turned = module(x.T.contiguous().T)  # memory in another order
-    assert type(found.grad_fn) is not type(expected.grad_fn)
+    assert type(found.grad_fn) is not type(expected.grad_fn) and found.is_contiguous()
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(turned, expected)
     for one, two in zip(gradients(found, inputs), gradients(expected, inputs), strict=True):
