@@ -80,7 +80,7 @@ def _level(axis: Axes, name: str, mean: float, std: float) -> None:
 
 
 def _label(axis: Axes, named: list[tuple[str, tuple[float, float], tuple[float, float]]]) -> None:
-    """A name beside each point, at the first of `PLACES` where it covers no point, bar or other text."""
+    """A name beside each point, at the first of `PLACES` where it covers no point, bar, level or text."""
     figure = axis.figure
     renderer, pixel = figure.canvas.get_renderer(), figure.dpi / 72
     inside = axis.get_window_extent(renderer)
@@ -90,6 +90,8 @@ def _label(axis: Axes, named: list[tuple[str, tuple[float, float], tuple[float, 
             ends = axis.transData.transform([(x - dx, y - dy), (x + dx, y + dy)])
             crosses.append(Bbox(ends).padded(4 * pixel))
     taken = [text.get_window_extent(renderer) for text in axis.texts]
+    levels = (line for line in axis.lines if line.get_linestyle() == "--")
+    taken += [level.get_window_extent(renderer).padded(pixel) for level in levels]
     for name, point, (across, _) in named:
         right = (axis.transData.transform((across, 0)) - axis.transData.transform((0, 0)))[0] / pixel
         for x, y, ha, va in PLACES:
