@@ -1,6 +1,6 @@
 """Exercises: each has a collapsed hint and solution; the stub says "not solved yet", the solution is solved.
 
-One kernel stands for each notebook: the cell tagged `imports`, then stub + check and solution + check.
+One kernel stands for each notebook: the cells tagged `imports`, then stub + check and solution + check.
 """
 
 import contextlib
@@ -40,10 +40,12 @@ def exercises(cells) -> list[tuple[str, str, str, str]]:
 
 
 def imports(cells) -> dict:
-    """The names that the notebook's cell tagged `imports` defines."""
-    (source,) = [cell.source for cell in cells if "imports" in cell.metadata.get("tags", [])]
+    """The names that the notebook's cells tagged `imports` define, one or more of them, in their order."""
+    sources = [cell.source for cell in cells if "imports" in cell.metadata.get("tags", [])]
+    assert sources, "no cell is tagged `imports`"
     names = {"__name__": "__main__"}
-    exec(source, names)
+    for source in sources:
+        exec(source, names)
     return names
 
 
@@ -98,3 +100,10 @@ def test_this_test_sees_a_stub_a_wrong_solution_and_a_missing_part():
     ):
         with pytest.raises(AssertionError):
             exercises(broken)
+
+
+def test_names_come_from_every_cell_of_imports():
+    names = imports([cell("code", "import math", "imports"), *GOOD])
+    assert names["math"].sqrt(4) == 2 and names["lab"].__name__ == "ssl_lessons.lab"
+    with pytest.raises(AssertionError, match="imports"):
+        imports(GOOD[1:])
