@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# Where `bench convolution` found this quicker than PyTorch's own kernel.
+# About where `bench convolution` found this quicker than PyTorch's own kernel: one simple rule, not the best
+# choice for each shape (its table marks what is used, and shows both sides of the limits).
 MOST_PIXELS = {torch.float32: 4, torch.bfloat16: 9}  # of the output
 LEAST_BATCH = {torch.float32: 128, torch.bfloat16: 1}  # images; to lay out the taps costs the same for few
 LEAST_CHANNELS = 128  # of input and output

@@ -157,7 +157,7 @@ def compare(lab: SimpleNamespace, run: Run) -> None:
     runs[lab.lesson] = run
     print(f"{lab.dataset}, profile {lab.profile}; kNN and linear probe with 10 % of the labels, last epoch")
     heads = ("px", "epochs", "minutes", "kNN", "random", "gain", "10 %", "random")
-    print(f"{'':<24}" + "".join(f"{head:>9}" for head in heads))
+    print(f"{'':<32}" + "".join(f"{head:>8}" for head in heads))
     for lesson, other in sorted(runs.items()):
         row = other.record
         value = {name: metric["value"] for name, metric in row["metrics"].items()}
@@ -165,7 +165,7 @@ def compare(lab: SimpleNamespace, run: Run) -> None:
         judged.insert(2, f"{100 * (value['knn'] - value['knn_random']):+.1f}")
         cells = [row["view_size"], row["epochs"], f"{row['seconds'] / 60:.1f}", *judged]
         title = METHODS.get(lesson, f"lesson {lesson}") + (" (this run)" if other is run else "")
-        print(f"{title:<24}" + "".join(f"{cell!s:>9}" for cell in cells) + f"   seed {row['seed']}")
+        print(f"{title:<32}" + "".join(f"{cell!s:>8}" for cell in cells) + f"   seed {row['seed']}")
     for device in sorted({f"{r.record['device']}, {r.record['precision']}" for r in runs.values()}):
         print(f"on {device}")
 

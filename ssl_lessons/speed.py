@@ -54,7 +54,8 @@ def step(found: dict) -> str:
         rows.append((row["method"], row["precision"], *shown))
     text = (
         f"Source images a second, {s['data']}, {s['network']}, views of {s['size']} px, batch {s['batch']} "
-        f"(relational reasoning: half of it, four views each), medians of {s['rounds'] * s['turns']} turns; "
+        f"(relational reasoning: half of it, four views each), medians of {s['rounds'] * s['turns']} turns "
+        f"(the peers': of {s['rounds'] * s['turns'] * s['steps']} single steps); "
         f"lightly with {s['workers']} loader processes on its JPEG files, byol-pytorch on ready tensors. "
         "*Over*: how much longer our step takes than the bare model in the column before, the median of "
         "paired turns. "
@@ -82,11 +83,17 @@ def scale(found: dict) -> str:
         time = " → ".join(f"{one['seconds'][i]:.2f}" for i in (0, -1))
         size = " → ".join(f"{one['bytes'][i] / 2**20:,.0f}" for i in (0, -1))
         slopes = [f"{one['slopes'][what]:.2f}" for what in ("seconds", "bytes")]
-        rows.append((one["label"], ends, f"{one['timed']}: {time}", slopes[0], size, slopes[1]))
-    heads = ("what grows", "from → to", "seconds", "exponent", "memory, MiB", "exponent")
-    return (
-        f"How a run grows, synthetic images (1 is linear, 0 flat). {_where(found)}.\n\n{_rows(heads, rows)}"
+        kept = {name: one["fixed"][name] for name in ("size", "batch") if name != one["name"]}
+        said = {"size": "{} px", "batch": "batch {}"}
+        fixed = ", ".join([one["fixed"]["network"], *(said[name].format(v) for name, v in kept.items())])
+        rows.append((one["label"], ends, fixed, f"{one['timed']}: {time}", slopes[0], size, slopes[1]))
+    heads = ("what grows", "from → to", "of", "seconds", "exponent", "memory added, MiB", "exponent")
+    s = found["settings"]
+    text = (
+        f"How a run grows, synthetic images, {s['precision']} (1 is linear, 0 flat); the smallest of "
+        f"{s['rounds']} processes. {_where(found)}."
     )
+    return f"{text}\n\n{_rows(heads, rows)}"
 
 
 def memory(found: dict) -> str:
@@ -97,12 +104,13 @@ def memory(found: dict) -> str:
         sizes = [f"{kept[name] / 2**20:,.0f}" for name in ("images", "weights", "gradients", "host")]
         sizes.append(f"{kept['device'] / 2**20:,.0f}" if kept["device"] else "–")
         rows.append((row["method"], *sizes, f"{back['host'] / 2**20:,.0f}", f"{row['gain']:+.1%}"))
-    heads = ("MiB", "images", "weights", "gradients, momentum", "process peak", "device peak")
-    heads += ("peak, freed memory given back", "time then")
+    heads = ("MiB", "images", "weights", "gradients, moments", "added by the run", "device peak")
+    heads += ("added, freed memory given back", "time then")
     text = (
         f"Peak memory of training, {s['data']} stored at {s['stored']} px, views of {s['size']} px, batch "
-        f"{s['batch']}, {s['precision']}; the images' file lies in the system's cache beside it. "
-        f"{_where(found)}."
+        f"{s['batch']} (relational reasoning: half of it, four views each), {s['precision']}; the images' "
+        "file lies in the system's cache beside it. Moments: SGD's momentum, or the two of Adam, with which "
+        f"relational reasoning trains. {_where(found)}."
     )
     return f"{text}\n\n{_rows(heads, rows)}"
 
@@ -111,13 +119,18 @@ def far(found: dict) -> str:
     """Images beyond the budget beside images on the device."""
     s = found["settings"]
     names = ("resident", "far", "far, not ahead")
-    rows = [(n, f"{found[n]:,.0f}", f"{found[n] / found['resident']:.1%}") for n in names]
+    rows = []
+    for name in names:
+        turns = found["turns"][name]
+        spread = f"{min(turns):,.0f} to {max(turns):,.0f}"
+        rows.append((name, f"{found[name]:,.0f}", spread, f"{found[name] / found['resident']:.1%}"))
     text = (
         f"Training from a file of {found['bytes'] / 2**20:,.0f} MiB with a budget of "
         f"{found['budget'] / 2**20:,.0f} MiB, dropped from the system's cache before each epoch; "
-        f"{s['network']}, views of {s['size']} px. {_where(found)}."
+        f"{s['network']}, views of {s['size']} px, batch {s['batch']}, {s['precision']}; medians of "
+        f"{s['rounds']} turns. {_where(found)}."
     )
-    return f"{text}\n\n{_rows(('', 'images a second', 'of resident'), rows)}"
+    return f"{text}\n\n{_rows(('', 'images a second', 'turns from … to', 'of resident'), rows)}"
 
 
 def convolution(found: dict) -> str:

@@ -112,9 +112,9 @@ def pretrain(
     target = pick_device(device)
     precision = pick_precision(precision, target)
     torch.manual_seed(seed)
-    if target.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(target)  # the history's is this run's
     method.to(target, memory_format=torch.channels_last).train()
+    if target.type == "cuda":  # after the first tensor there: resetting does not initialise CUDA by itself
+        torch.cuda.reset_peak_memory_stats(target)  # the history's is this run's
     prepare(target)
     store = store.to(target, budget)
     ahead = 0 if resident(store, target, budget) else AHEAD

@@ -370,3 +370,10 @@ def test_methods_are_compared_from_the_committed_records_of_the_same_images(tmp_
     assert [line for line in lines if line.startswith("SimCLR") and "50.0%" in line and "+25.0" in line]
     assert [line for line in lines if line.startswith("MoCo v2 (this run)") and "40.0%" in line]
     assert not [line for line in lines if "60.0%" in line or "90.0%" in line]
+
+    s.lesson = "04"  # the longest name of a method
+    lab.compare(s, record("again", 0.4))
+    lines = capsys.readouterr().out.splitlines()
+    rows = [line for line in lines if "seed 0" in line]
+    assert [line for line in rows if line.startswith("relational reasoning (this run) ")]
+    assert len(rows) == 3 and len({line.index("seed 0") for line in rows}) == 1, "the columns are aligned"

@@ -4,8 +4,8 @@
 
 Mostly the convolutions of ResNet-18's last stages at views of 32 to 128 pixels; and linear layers of the
 heads, as convolutions. The two take turns in one process, both from float32 weights (cast under autocast
-where the precision says so). Where ours is quicker decides the limits and `products_are_slow` of `kernels`,
-which is for CPUs alone; other cases are shown too.
+where the precision says so). The limits of `kernels`, and its `products_are_slow`, are drawn about
+where ours is quicker, for CPUs alone; cases beyond them are shown too.
 """
 
 import json

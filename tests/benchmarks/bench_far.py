@@ -19,7 +19,7 @@ import harness
 import torch
 
 from ssl_lessons import charts, feed, training
-from ssl_lessons.devices import pick_device, prepare
+from ssl_lessons.devices import pick_device, pick_precision, prepare
 from ssl_lessons.training import pretrain
 
 
@@ -68,6 +68,7 @@ def main(argv=None) -> int:
         return 0
     names = ("images", "stored", "size", "batch", "part", "rounds", "network", "device")
     settings = {name: getattr(args, name) for name in names}
+    settings["precision"] = pick_precision("auto", pick_device(args.device))
     report = {"machine": harness.machine(args.device), "settings": settings}
     report["bytes"] = args.images * 3 * args.stored**2
     report["budget"] = report["bytes"] // args.part

@@ -33,12 +33,14 @@ def child(spec: dict) -> None:
         record = pretrain(method, some, epochs=3, **settings)
     weights = sum(t.numel() * t.element_size() for t in method.state_dict().values())
     learnt = sum(p.numel() * p.element_size() for p in method.parameters() if p.requires_grad)
+    copies = 3 if method.recipe.optimizer.startswith("adam") else 2  # the gradient; one moment, or Adam's two
+    lying = some if device.type == "cuda" else store  # what is sent there; the whole file is mapped
     found = {
         "host": peak.bytes,
         "device": record["history"][-1]["peak_memory"] if device.type == "cuda" else None,
-        "images": store.images.numel(),
+        "images": lying.images.numel(),
         "weights": weights,
-        "gradients": 2 * learnt,  # and SGD's momentum
+        "gradients": copies * learnt,
         "seconds": [row["seconds"] / spec["steps"] for row in record["history"][1:]],
     }
     print(json.dumps(found))
@@ -75,7 +77,7 @@ def main(argv=None) -> int:
         row["gain"] = row["given_back"]["step"] / row["kept"]["step"] - 1
         report["rows"].append(row)
         print(f"# {row}", file=sys.stderr, flush=True)
-    heads = ("images", "weights", "gradients, momentum", "host peak", "given back", "device peak")
+    heads = ("images", "weights", "gradients, moments", "host peak", "given back", "device peak")
     rows = [("MiB", *heads, "a step, s", "given back, s")]
     for row in report["rows"]:
         kept, back = row["kept"], row["given_back"]
@@ -87,13 +89,13 @@ def main(argv=None) -> int:
 
 
 def figure(report: dict):
-    """What a process holds; the images' file lies in the system's cache (or on the device) beside it."""
+    """What a run adds; the images' file lies in the system's cache (or on the device) beside it."""
     bars = {}
     for row in report["rows"]:
         kept = row["kept"]
         most = kept["device"] or kept["host"] + kept["images"]
         parts = {"images": kept["images"], "weights": kept["weights"]}
-        parts["gradients, momentum"] = kept["gradients"]
+        parts["gradients, moments"] = kept["gradients"]
         parts["activations and the rest"] = max(0, most - sum(parts.values()))
         bars[row["method"]] = {name: size / 2**20 for name, size in parts.items()}
     return charts.stacked(bars, "peak memory of training, images included (MiB)")

@@ -5,7 +5,8 @@
 Synthetic images (random bytes in a memory-mapped file), each point in a process of its own: `pretrain` warms
 up, then trains on. Memory is the most that the process held of its own above what it held before the images
 were opened; pages of the images' file are not counted, they are the system's cache. A slope is that of a
-straight line through the logarithms: 1 is linear, 0 is flat.
+straight line through the logarithms: 1 is linear, 0 is flat. A point is the smallest of its processes (and of
+their epochs): what else the machine does can only add.
 """
 
 import json
@@ -19,7 +20,7 @@ import numpy as np
 import torch
 
 from ssl_lessons import charts, networks
-from ssl_lessons.devices import pick_device, prepare
+from ssl_lessons.devices import pick_device, pick_precision, prepare
 from ssl_lessons.images import ImageStore
 from ssl_lessons.methods.moco import MoCo
 from ssl_lessons.methods.relational import Relational
@@ -77,12 +78,11 @@ def child(spec: dict) -> None:
     images = spec.get("images") or spec["steps"] * spec["batch"]
     settings = {"batch_size": spec["batch"], "device": str(device), "progress": "none"}
     settings |= {"stop_on_collapse": False}
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, harness.Peak() as peak:
         store = synthetic(images, spec["size"], folder)
         some = store.subset(range(2 * spec["batch"]))
-        with harness.Peak() as peak:
-            pretrain(method, some, epochs=1, **settings)  # warm-up: first calls cost more
-            record = pretrain(method, store, epochs=spec["epochs"], **settings)
+        pretrain(method, some, epochs=1, **settings)  # warm-up: first calls cost more
+        record = pretrain(method, store, epochs=spec["epochs"], **settings)
     seconds = min(row["seconds"] for row in record["history"])
     whole = spec.get("images")  # an epoch; else a step
     memory = record["history"][-1]["peak_memory"] if device.type == "cuda" else peak.bytes
@@ -101,7 +101,8 @@ def main(argv=None) -> int:
     if args.child:
         child(json.loads(args.child))
         return 0
-    report = {"machine": harness.machine(args.device), "settings": {"rounds": args.rounds}, "series": []}
+    settings = {"rounds": args.rounds, "precision": pick_precision("auto", pick_device(args.device))}
+    report = {"machine": harness.machine(args.device), "settings": settings, "series": []}
     for name in args.series:
         label, values, fixed = SERIES[name]
         points: dict[float, list] = {value: [] for value in values if value <= args.most}

@@ -1,7 +1,8 @@
 """What the benchmarks share: options, the machine, measurements in a fresh process, table, JSON, figure.
 
-Each measurement runs in a process of its own, so that no peer's threads, workers or freed memory stay for the
-next; contenders take turns, and a figure is the median of its turns. Nothing here asserts on seconds.
+Measurements run in processes of their own, so that no peer's threads, workers or freed memory stay for the
+next (of `bench views`, the peers' pools); contenders take turns, and a figure is the median of its turns, if
+the benchmark does not say otherwise. Nothing here asserts on seconds.
 """
 
 import argparse
@@ -87,10 +88,10 @@ def in_process(script: str, spec: dict) -> dict:
 
 
 class Peak:
-    """The most memory that this process, and the processes it started, held of their own while this ran.
+    """The most memory that this process held of its own while this ran.
 
     Bytes above the moment of entry; pages of files (a memory-mapped store) belong to the system's cache and
-    are not counted. Looked at every 10 ms.
+    are not counted, nor are processes that it started. Looked at every 10 ms, which takes microseconds.
     """
 
     def __enter__(self):
@@ -111,17 +112,11 @@ class Peak:
 
 
 def held() -> int:
-    """Bytes of anonymous memory of this process and its children."""
+    """Bytes of anonymous memory of this process."""
     import psutil
 
-    this, total = psutil.Process(), 0
-    for one in (this, *this.children(recursive=True)):
-        try:
-            memory = one.memory_info()
-        except psutil.Error:  # it has just ended
-            continue
-        total += memory.rss - getattr(memory, "shared", 0)
-    return total
+    memory = psutil.Process().memory_info()
+    return memory.rss - getattr(memory, "shared", 0)
 
 
 def rate(seconds: list[float], batch: int) -> float:
