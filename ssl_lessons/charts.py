@@ -80,7 +80,8 @@ def _level(axis: Axes, name: str, mean: float, std: float) -> None:
 
 
 def _label(axis: Axes, named: list[tuple[str, tuple[float, float], tuple[float, float]]]) -> None:
-    """A name beside each point, at the first of `PLACES` where it covers no point, bar, level or text."""
+    """A name beside each point, at the first of `PLACES` where it covers no point, bar, level, text or line,
+    and its own line crosses no text."""
     figure = axis.figure
     renderer, pixel = figure.canvas.get_renderer(), figure.dpi / 72
     inside = axis.get_window_extent(renderer)
@@ -89,9 +90,9 @@ def _label(axis: Axes, named: list[tuple[str, tuple[float, float], tuple[float, 
         for dx, dy in ((across, 0), (0, up)):
             ends = axis.transData.transform([(x - dx, y - dy), (x + dx, y + dy)])
             crosses.append(Bbox(ends).padded(4 * pixel))
-    taken = [text.get_window_extent(renderer) for text in axis.texts]
-    levels = (line for line in axis.lines if line.get_linestyle() == "--")
-    taken += [level.get_window_extent(renderer).padded(pixel) for level in levels]
+    texts = [text.get_window_extent(renderer) for text in axis.texts]
+    dashed = (line for line in axis.lines if line.get_linestyle() == "--")
+    levels = [level.get_window_extent(renderer).padded(pixel) for level in dashed]
     for name, point, (across, _) in named:
         right = (axis.transData.transform((across, 0)) - axis.transData.transform((0, 0)))[0] / pixel
         for x, y, ha, va in PLACES:
@@ -100,14 +101,23 @@ def _label(axis: Axes, named: list[tuple[str, tuple[float, float], tuple[float, 
             style = {"ha": ha, "va": va, "fontsize": 9, "color": INK, "arrowprops": line}
             text = axis.annotate(name, point, (out, y), textcoords="offset points", **style)
             box = text.get_window_extent(renderer) if line is None else _words(text, renderer)
+            path = _path(axis.transData.transform(point), box, pixel) if line else []
             free = inside.x0 <= box.x0 and box.x1 <= inside.x1 and inside.y0 <= box.y0 and box.y1 <= inside.y1
-            if free and not any(box.overlaps(other) for other in (*taken, *crosses)):
+            free = free and not any(box.overlaps(other) for other in (*texts, *levels, *crosses))
+            if free and not any(dot.overlaps(text) for dot in path for text in texts):
                 break
             text.remove()
         else:  # a crowd: beside the point, rather than nowhere
             text = axis.annotate(name, point, (8, 0), textcoords="offset points", fontsize=9, color=INK)
-            box = text.get_window_extent(renderer)
-        taken.append(box)
+            box, path = text.get_window_extent(renderer), []
+        texts += [box, *path]
+
+
+def _path(start, box: Bbox, pixel: float) -> list[Bbox]:
+    """The line from a point (x, y) to the middle of a text's box, in pixels, as small boxes along it."""
+    end = ((box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2)
+    steps = [[a + t / 16 * (b - a) for a, b in zip(start, end, strict=True)] for t in range(3, 16)]
+    return [Bbox([where, where]).padded(2 * pixel) for where in steps if not box.contains(*where)]
 
 
 def _words(text: Annotation, renderer) -> Bbox:

@@ -468,6 +468,24 @@ def test_labels_do_not_lie_on_one_another(board):
     plt.close("all")
 
 
+def test_no_line_to_a_label_crosses_another_label():
+    """In README.md's own picture, where one did."""
+    figure = charts.leaderboard(
+        leaderboard.tables(leaderboard.read([ROOT / "data" / "results" / "leaderboard"])[0])
+    )
+    renderer = figure.canvas.get_renderer()
+    for axis in figure.axes:
+        boxes = {text: charts._words(text, renderer) for text in axis.texts}
+        for text, box in boxes.items():
+            if text.arrow_patch is None:
+                continue
+            start, end = axis.transData.transform(text.xy), box.get_points().mean(0)
+            along = [start + t * (end - start) for t in np.linspace(0.1, 1, 50)]
+            others = [other for key, other in boxes.items() if key is not text]
+            assert not any(other.contains(*where) for where in along for other in others), text.get_text()
+    plt.close("all")
+
+
 def test_seeds_are_dots_and_several_have_a_mean_with_whiskers():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
