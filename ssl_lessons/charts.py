@@ -6,6 +6,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.path import Path
 from matplotlib.text import Annotation, Text
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from matplotlib.transforms import Bbox
@@ -90,7 +91,7 @@ def _label(axis: Axes, named: list[tuple[str, tuple[float, float], tuple[float, 
         for dx, dy in ((across, 0), (0, up)):
             ends = axis.transData.transform([(x - dx, y - dy), (x + dx, y + dy)])
             crosses.append(Bbox(ends).padded(4 * pixel))
-    texts = [text.get_window_extent(renderer) for text in axis.texts]
+    texts, lines = [text.get_window_extent(renderer) for text in axis.texts], []
     dashed = (line for line in axis.lines if line.get_linestyle() == "--")
     levels = [level.get_window_extent(renderer).padded(pixel) for level in dashed]
     for name, point, (across, _) in named:
@@ -101,23 +102,19 @@ def _label(axis: Axes, named: list[tuple[str, tuple[float, float], tuple[float, 
             style = {"ha": ha, "va": va, "fontsize": 9, "color": INK, "arrowprops": line}
             text = axis.annotate(name, point, (out, y), textcoords="offset points", **style)
             box = text.get_window_extent(renderer) if line is None else _words(text, renderer)
-            path = _path(axis.transData.transform(point), box, pixel) if line else []
+            # from the point to the middle of the words, as matplotlib draws it
+            way = [Path([axis.transData.transform(point), box.get_points().mean(0)])] if line else []
             free = inside.x0 <= box.x0 and box.x1 <= inside.x1 and inside.y0 <= box.y0 and box.y1 <= inside.y1
             free = free and not any(box.overlaps(other) for other in (*texts, *levels, *crosses))
-            if free and not any(dot.overlaps(text) for dot in path for text in texts):
+            free = free and not any(each.intersects_bbox(box) for each in lines)
+            if free and not any(each.intersects_bbox(other) for each in way for other in texts):
                 break
             text.remove()
         else:  # a crowd: beside the point, rather than nowhere
             text = axis.annotate(name, point, (8, 0), textcoords="offset points", fontsize=9, color=INK)
-            box, path = text.get_window_extent(renderer), []
-        texts += [box, *path]
-
-
-def _path(start, box: Bbox, pixel: float) -> list[Bbox]:
-    """The line from a point (x, y) to the middle of a text's box, in pixels, as small boxes along it."""
-    end = ((box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2)
-    steps = [[a + t / 16 * (b - a) for a, b in zip(start, end, strict=True)] for t in range(3, 16)]
-    return [Bbox([where, where]).padded(2 * pixel) for where in steps if not box.contains(*where)]
+            box, way = text.get_window_extent(renderer), []
+        texts.append(box)
+        lines += way
 
 
 def _words(text: Annotation, renderer) -> Bbox:

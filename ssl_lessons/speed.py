@@ -7,6 +7,7 @@ from pathlib import Path
 from ssl_lessons.leaderboard import results_folder
 
 PROFILES = ("smoke", "class", "full")
+_HALF = "(relational reasoning: half of it, four views each)"  # what its batch is, in the captions
 
 
 def committed(name: str, folder: Path | None = None) -> dict | None:
@@ -54,7 +55,7 @@ def step(found: dict) -> str:
         rows.append((row["method"], row["precision"], *shown))
     text = (
         f"Source images a second, {s['data']}, {s['network']}, views of {s['size']} px, batch {s['batch']} "
-        f"(relational reasoning: half of it, four views each), medians of {s['rounds'] * s['turns']} turns "
+        f"{_HALF}, medians of {s['rounds'] * s['turns']} turns "
         f"(the peers': of {s['rounds'] * s['turns'] * s['steps']} single steps); "
         f"lightly with {s['workers']} loader processes on its JPEG files, byol-pytorch on ready tensors. "
         "*Over*: how much longer our step takes than the bare model in the column before, the median of "
@@ -83,9 +84,8 @@ def scale(found: dict) -> str:
         time = " → ".join(f"{one['seconds'][i]:.2f}" for i in (0, -1))
         size = " → ".join(f"{one['bytes'][i] / 2**20:,.0f}" for i in (0, -1))
         slopes = [f"{one['slopes'][what]:.2f}" for what in ("seconds", "bytes")]
-        kept = {name: one["fixed"][name] for name in ("size", "batch") if name != one["name"]}
-        said = {"size": "{} px", "batch": "batch {}"}
-        fixed = ", ".join([one["fixed"]["network"], *(said[name].format(v) for name, v in kept.items())])
+        said = {"network": "{}", "size": "{} px", "batch": "batch {}"}
+        fixed = ", ".join(said[name].format(one["fixed"][name]) for name in said if name != one["name"])
         rows.append((one["label"], ends, fixed, f"{one['timed']}: {time}", slopes[0], size, slopes[1]))
     heads = ("what grows", "from → to", "of", "seconds", "exponent", "memory added, MiB", "exponent")
     s = found["settings"]
@@ -108,7 +108,7 @@ def memory(found: dict) -> str:
     heads += ("added, freed memory given back", "time then")
     text = (
         f"Peak memory of training, {s['data']} stored at {s['stored']} px, views of {s['size']} px, batch "
-        f"{s['batch']} (relational reasoning: half of it, four views each), {s['precision']}; the images' "
+        f"{s['batch']} {_HALF}, {s['precision']}; the images' "
         "file lies in the system's cache beside it. Moments: SGD's momentum, or the two of Adam, with which "
         f"relational reasoning trains. {_where(found)}."
     )
