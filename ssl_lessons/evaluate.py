@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ssl_lessons import networks
@@ -178,6 +179,35 @@ def load_encoder(run: Run | str | Path) -> Encoder:
         )
     plain = networks.build(network["name"], network["image_size"], network.get("stem"))
     run.load_encoder(plain)
+    return networks.tap(plain, network.get("layer"), network["image_size"])
+
+
+def weights_folder() -> Path:
+    """data/weights of the checkout: encoders of long runs, each with its record."""
+    return Path(__file__).resolve().parent.parent / "data" / "weights"
+
+
+def pretrained(name: str, folder: str | Path | None = None) -> Encoder:
+    """An encoder that comes with the project, trained in a long run: see data/weights/README.md for the names.
+
+    Args:
+        name: of the file, "moco-imagenette". folder: where it lies; None for the checkout's data/weights.
+    Raises:
+        RecordError: no such weights (the message lists what is there), or a file whose sha256 is not the one
+            that its record gives.
+    """
+    place = Path(folder or weights_folder())
+    path = place / f"{name}.safetensors"
+    if not path.exists():
+        known = ", ".join(sorted(p.stem for p in place.glob("*.safetensors"))) or "none"
+        raise RecordError(f"no weights {name!r} in {place}; there are: {known}")
+    record = Run.open(path.with_suffix(".json")).record
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    if found != record.get("sha256"):
+        raise RecordError(f"{path} has sha256 {found}, not its record's {record.get('sha256')}; fetch it again")
+    network = record["network"]
+    plain = networks.build(network["name"], network["image_size"], network.get("stem"))
+    plain.load_state_dict(load_file(path))  # half precision is widened as it is copied
     return networks.tap(plain, network.get("layer"), network["image_size"])
 
 

@@ -52,7 +52,7 @@ def trained(
 
     Args:
         method: one of `METHODS`, "supervised" (`lab.supervised_epochs` passes over one view of each image,
-            with all labels), or "random" (nothing is trained).
+            with all labels), "random" (nothing is trained), or "pixels" and "colours" (there is no network).
         folder: where the run is kept; None for one in runs/ that all lessons share.
     Raises:
         ValueError: an unknown method (the message lists the known ones).
@@ -60,7 +60,8 @@ def trained(
     if method not in TITLES:
         raise ValueError(f"method {method!r} is not known; choose one of: {', '.join(TITLES)}")
     torch.manual_seed(lab.seed)  # the initial weights are the same for every method
-    plain = networks.build(lab.network, lab.view, lab.stem)
+    built = method if method in networks.RULERS else lab.network
+    plain = networks.build(built, lab.view, lab.stem)
     epochs, batch_size = lab.epochs, lab.batch_size
     if method in METHODS:
         learner = METHODS[method](plain, image_size=lab.view, recipe=lab.recipe)
@@ -69,7 +70,7 @@ def trained(
         learner = evaluate.Supervised(plain, len(store.classes), lab.view, batch_size=128)
     else:
         epochs, learner = 0, None
-    network = {"name": lab.network, "image_size": lab.view, "stem": lab.stem, "layer": None}
+    network = {"name": built, "image_size": lab.view, "stem": lab.stem, "layer": None}
     if folder is None:
         what = (learner and learner.recipe, network, store.fingerprint, len(store), epochs, batch_size)
         shared = lab.run_dir if lab.profile == "smoke" else runs_folder()
@@ -84,7 +85,7 @@ def trained(
     if learner is None:
         dataset = {name: getattr(store, name) for name in ("name", "split", "size", "fingerprint", "origin")}
         settings = {"epochs": 0, "batch_size": None, "precision": lab.precision, "seed": lab.seed}
-        run.update(method="random", dataset={**dataset, "images": len(store)}, view_size=lab.view, **settings)
+        run.update(method=method, dataset={**dataset, "images": len(store)}, view_size=lab.view, **settings)
         run.save_encoder(plain)
     else:
         same = {"seed": lab.seed, "precision": lab.precision, "stop_on_collapse": False}

@@ -13,7 +13,34 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
+from ssl_lessons.views import unnormalise
+
 STEMS = ("imagenet", "small")
+
+
+class Pixels(nn.Module):
+    """No network at all: the pixels of a view themselves, float (B, 3, H, W) -> (B, 3·H·W)."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.flatten(1)
+
+
+class Colours(nn.Module):
+    """Counted colours, lesson 00's ruler: the root of the share of pixels in each of 8 x 8 x 8 boxes of RGB.
+
+    Normalised float (B, 3, H, W) -> float32 (B, 512). The root makes many pixels of one colour count less.
+    """
+
+    levels = 8
+
+    def forward(self, images: Tensor) -> Tensor:
+        values = (unnormalise(images.float()) * 255).round().long()  # 0 … 255
+        level = values * self.levels // 256  # 0 … 7
+        box = (level[:, 0] * self.levels + level[:, 1]) * self.levels + level[:, 2]  # (B, H, W)
+        box = box.flatten(1)
+        counts = torch.zeros(len(box), self.levels**3, device=box.device)
+        counts.scatter_add_(1, box, torch.ones(box.shape, device=box.device))
+        return (counts / box.shape[1]).sqrt()
 
 
 class Conv4(nn.Module):
@@ -68,11 +95,48 @@ def resnet50(image_size: int = 224, stem: str | None = None) -> nn.Module:
     return _resnet(torchvision.models.resnet50, image_size, stem)
 
 
-NETWORKS = {"conv4": conv4, "resnet18": resnet18, "resnet50": resnet50}
+def slim_resnet(blocks: Sequence[int] = (1, 1, 1, 1), width: int = 32, stem: str = "pool") -> nn.Module:
+    """A narrow ResNet for views of 32 to 64 pixels, made of torchvision's blocks; 8 · `width` features.
+
+    `blocks` in each of the four stages ((2, 2, 2, 2) is ResNet-18's depth, ones are ResNet-10's), whose
+    channels are 1, 2, 4 and 8 times `width` (64 in the published networks). Its stem is a 3×3 convolution
+    and halves the side once: with stride 1 and 2×2 pooling ("pool") or by its stride ("stride"). ImageNet's
+    divides the side by four, so that a view of 32 pixels ends in maps of one pixel.
+    """
+    if stem not in ("pool", "stride"):
+        raise ValueError(f"stem {stem!r} is not known to a slim ResNet; choose one of: pool, stride")
+    network = torchvision.models.ResNet(torchvision.models.resnet.BasicBlock, list(blocks))
+    network.conv1 = nn.Conv2d(3, width, 3, stride=1 if stem == "pool" else 2, padding=1, bias=False)
+    network.bn1 = nn.BatchNorm2d(width)
+    network.maxpool = nn.MaxPool2d(2) if stem == "pool" else nn.Identity()
+    network.inplanes = width  # what torchvision's own method for a stage starts from
+    for i, count in enumerate(blocks):
+        stage = network._make_layer(torchvision.models.resnet.BasicBlock, width * 2**i, count, 1 + (i > 0))
+        setattr(network, f"layer{i + 1}", stage)
+    network.fc = nn.Linear(network.inplanes, 1000)
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):  # as torchvision
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    return network
+
+
+def resnet10_half(image_size: int = 32, stem: str | None = None) -> nn.Module:
+    """The network for runs of minutes: `slim_resnet()`, one block a stage, 1.2 million weights, 256 features.
+
+    Of a dozen networks it learnt most a minute on a CPU (data/results/TRIALS.md). `image_size` is ignored, and
+    there so that it can stand for a ResNet; `stem` is "pool" (None) or "stride".
+    """
+    return slim_resnet(stem=stem or "pool")
+
+
+NETWORKS = {"conv4": conv4, "resnet10_half": resnet10_half, "resnet18": resnet18, "resnet50": resnet50}
+RULERS = {"pixels": Pixels, "colours": Colours}  # what no network has to learn: a method must beat them
 
 
 def build(name: str, image_size: int, stem: str | None = None) -> nn.Module:
     """A freshly initialised network by name, for square views of `image_size` pixels."""
+    if name in RULERS:
+        return RULERS[name]()
     if name not in NETWORKS:
         raise ValueError(f"network {name!r} is not known; choose one of: {', '.join(NETWORKS)}")
     return NETWORKS[name](image_size, stem)

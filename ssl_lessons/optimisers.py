@@ -50,12 +50,16 @@ def optimiser(method: Method) -> torch.optim.Optimizer:
     for name, parameter in method.named_parameters():
         if parameter.requires_grad:
             plain = recipe.plain_norms and parameter.ndim <= 1
-            constant = name.split(".")[0] in method.constant_lr
-            groups.setdefault((plain, constant), []).append(parameter)
-    parameters = [
-        {"params": some, "constant": constant, **({"weight_decay": 0.0} if plain else {})}
-        for (plain, constant), some in groups.items()
-    ]
+            part = name.split(".")[0]
+            groups.setdefault((plain, part in method.constant_lr, part == "predictor"), []).append(parameter)
+    parameters = []
+    for (plain, constant, predictor), some in groups.items():
+        group = {"params": some, "constant": constant, "scale": recipe.predictor_lr if predictor else 1.0}
+        if predictor and recipe.predictor_weight_decay is not None:
+            group["weight_decay"] = recipe.predictor_weight_decay
+        if plain:
+            group["weight_decay"] = 0.0
+        parameters.append(group)
     # One kernel for all weights, where there is one, instead of a loop over them.
     device = next(method.parameters()).device.type
     settings = {

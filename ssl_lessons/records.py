@@ -11,6 +11,7 @@ weights are: a leaderboard of a thousand records does not wait for it.
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import json
 import math
@@ -36,6 +37,8 @@ TITLES = {
     "simsiam": "SimSiam",
     "supervised": "supervised",
     "random": "random encoder",
+    "pixels": "raw pixels",
+    "colours": "counted colours",
 }
 
 
@@ -209,6 +212,24 @@ class Run:
         except RuntimeError as error:
             kind = type(network).__name__
             raise RecordError(f"{self.encoder_path} is not of this {kind}, stem included: {error}") from None
+
+    def publish(self, folder: str | Path, name: str, network: torch.nn.Module) -> Path:
+        """Write a trained network for others: NAME.safetensors, floats in half precision, and NAME.json beside
+        it, this run's record with the weights' sha256. Judge what `evaluate.pretrained` reads, not the run."""
+        import torch
+        from safetensors.torch import save_file
+
+        path = Path(folder, f"{name}.safetensors")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tensors = {}
+        for key, tensor in network.state_dict().items():
+            half = tensor.detach().to("cpu", torch.float16 if tensor.is_floating_point() else tensor.dtype)
+            tensors[key] = half.contiguous().clone()
+        atomically(path, lambda temporary: save_file(tensors, temporary))
+        record = {**self.record, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+        text = json.dumps(_plain(record), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+        atomically(path.with_suffix(".json"), lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        return path
 
     def save_resume(self, state: dict) -> None:
         """Write everything needed to go on after this moment, atomically."""

@@ -151,6 +151,7 @@ def pretrain(
     history: list[dict] = run.record["history"]
 
     steps = len(store) // batch_size
+    method.steps = epochs * steps
     shown = _Progress(progress, len(history), epochs, steps)
     for epoch in shown.outer:
         started, view_seconds, totals = time.perf_counter(), 0.0, {}
@@ -161,7 +162,7 @@ def pretrain(
             moment = epoch + step / steps
             rate = learning_rate(recipe, batch_size, moment, epochs)
             for group in optimizer.param_groups:
-                group["lr"] = peak_rate(recipe, batch_size) if group["constant"] else rate
+                group["lr"] = group["scale"] * (peak_rate(recipe, batch_size) if group["constant"] else rate)
             clock = time.perf_counter()
             with part("read", target):
                 rows, images = next(feed)  # (B,), (B, 3, H, W) uint8

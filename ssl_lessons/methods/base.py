@@ -43,6 +43,8 @@ class Recipe:
     lr_batch: int | None = 256
     sgd_momentum: float = 0.9
     weight_decay: float = 1e-4
+    predictor_lr: float = 1.0  # the predictor's rate, as a multiple of the others'
+    predictor_weight_decay: float | None = None  # the predictor's; None: that of the others
     plain_norms: bool = (
         False  # biases and normalisation layers: no weight decay, and no layer-wise rate (LARS)
     )
@@ -103,6 +105,7 @@ class Method(nn.Module):
     channels: int = 3
     supervised: bool = False  # a baseline that asks for the batch's labels, `forward(views, labels=…)`
     constant_lr: tuple[str, ...] = ()  # submodules whose learning rate stays at its peak
+    steps: int | None = None  # optimiser steps of the whole run; `pretrain` sets it
 
     def wrap(
         self,

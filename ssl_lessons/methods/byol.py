@@ -100,10 +100,14 @@ class BYOL(Method):
     def after_step(self, progress: float = 0.0) -> None:
         """Move the target towards the online network (equation 1); `progress` in [0, 1] sets τ.
 
-        In a loop of one's own that passes no progress, τ stays at its base.
+        In a loop of one's own that passes no progress, τ stays at its base; where `pretrain` has said how many
+        steps the run has, that base follows from the recipe's `lag`.
         """
         if self.recipe.momentum is None:
             return
-        momentum = momentum_at(self.recipe.momentum, progress, self.recipe.momentum_schedule)
+        base = self.recipe.momentum
+        if self.recipe.lag is not None and self.steps is not None:
+            base = 1 - 1 / max(1.0, self.recipe.lag * self.steps)  # a memory of less than a step is none
+        momentum = momentum_at(base, progress, self.recipe.momentum_schedule)
         ema_update(self.target_encoder, self.encoder, momentum)
         ema_update(self.target_projector, self.projector, momentum)

@@ -1,0 +1,254 @@
+"""Trials of settings, judged on a held-out fifth of the training images; a test image is never opened.
+
+    python notebooks/grids/trials.py PLAN.json [--workers 1] [--seconds 3600]
+    python notebooks/grids/trials.py --table
+
+PLAN.json is a list of trials: dicts whose keys are those of `DEFAULTS`; "fields" replace those of the recipe,
+"policy" and "policy_prime" those of the recipe's policies. Each that ends is a line of
+data/results/trials.jsonl, a failed one too; `--table` writes data/results/TRIALS.md from them.
+"""
+
+import argparse
+import dataclasses
+import datetime
+import json
+import multiprocessing
+import os
+import queue
+import time
+from pathlib import Path
+
+RESULTS = Path(__file__).resolve().parents[2] / "data" / "results"
+DEFAULTS = {
+    "method": "simclr",
+    "note": "",  # what this trial changes
+    "dataset": "imagenette",
+    "size": 48,  # of the stored images, pixels
+    "view": 32,
+    "network": {},  # of networks.slim_resnet; or {"name": "resnet18", "stem": "imagenet"}
+    "recipe": "lesson",
+    "fields": {},
+    "policy": {},
+    "policy_prime": {},
+    "epochs": 25,
+    "batch_size": 128,
+    "seed": 0,
+    "every": 5,  # epochs between two looks at the held-out kNN
+}
+
+
+def direct_predictor(width: int, memory: float = 0.3, epsilon: float = 0.1):
+    """BYOL's predictor in closed form: DirectPred, Tian et al. 2021 (arXiv:2102.06810), section 5.
+
+    A symmetric matrix with the eigenvectors of the correlation of z, and eigenvalues √s + ε·max s of its own s.
+    """
+    import torch
+
+    class Direct(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("correlation", torch.eye(width) / width)
+            self.register_buffer("matrix", torch.eye(width))
+            self.calls = 0
+
+        def forward(self, z):
+            if self.training:
+                with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
+                    now = z.float().T @ z.float() / len(z)
+                    self.correlation.lerp_(now, 1 - memory)
+                    if self.calls % 10 == 0:  # both views; every fifth step
+                        values, vectors = torch.linalg.eigh(self.correlation)
+                        values = (values / values.max()).clamp_min(0)
+                        scale = values.sqrt() + epsilon
+                        self.matrix.copy_(vectors * scale @ vectors.T)
+                    self.calls += 1
+            return z @ self.matrix.to(z.dtype)
+
+    return Direct()
+
+
+def network(trial: dict):
+    """The trial's network, freshly drawn from the global generator."""
+    from ssl_lessons import networks
+
+    settings = trial["network"]
+    if "name" in settings:
+        return networks.build(settings["name"], trial["view"], settings.get("stem"))
+    return networks.slim_resnet(**settings)
+
+
+def build(trial: dict):
+    """The method of a trial, on a fresh network."""
+    import torch
+
+    from ssl_lessons.experiments import METHODS
+
+    torch.manual_seed(trial["seed"])
+    method = METHODS[trial["method"]]
+    recipes = __import__(method.__module__, fromlist=["RECIPES"]).RECIPES
+    recipe = recipes[trial["recipe"]]
+    fields = {name: tuple(v) if isinstance(v, list) else v for name, v in trial["fields"].items()}
+    for name in ("policy", "policy_prime"):
+        if hasattr(recipe, name):
+            changes = trial[name] or (trial["policy"] if name == "policy_prime" else {})
+            changes = {key: tuple(v) if isinstance(v, list) else v for key, v in changes.items()}
+            fields[name] = dataclasses.replace(getattr(recipe, name), **changes)
+    direct = fields.pop("direct", False)
+    made = method(network(trial), image_size=trial["view"], recipe=recipe, **fields)
+    if direct:
+        made.predictor = direct_predictor(made.recipe.head[-1])
+    return made
+
+
+def held_out(dataset: str, size: int):
+    """Four fifths of the training images to learn from, one fifth to judge by: the same in every trial."""
+    import torch
+
+    from ssl_lessons import evaluate, images
+
+    store = images.load(dataset, "train", size, progress=False)
+    rows = evaluate.stratified(store.labels, 0.2, seed=0)
+    kept = torch.ones(len(store), dtype=torch.bool)
+    kept[rows] = False
+    return store.subset(kept.nonzero()[:, 0]), store.subset(rows)
+
+
+def run(trial: dict, device: str = "auto") -> dict:
+    """Train and judge one trial: its line for trials.jsonl."""
+    import torch
+
+    from ssl_lessons import evaluate, pretrain
+    from ssl_lessons.records import device_name
+    from ssl_lessons.training import TrainingError, pick_device
+
+    trial = {**DEFAULTS, **trial}
+    train, test = held_out(trial["dataset"], trial["size"])
+    line = {**trial, "date": datetime.date.today().isoformat(), "device": device_name(pick_device(device))}
+    line |= {"torch": torch.__version__.split("+")[0], "train": len(train), "held_out": len(test)}
+
+    def knn(encoder) -> dict[str, float]:
+        x, y = (evaluate.features(encoder, store, trial["view"], device, "auto") for store in (train, test))
+        return {"knn": (evaluate.knn(x, train.labels, y) == test.labels).float().mean().item()}
+
+    started = time.perf_counter()
+    try:
+        method = build(trial)
+        line["knn_random"] = knn(method.encoder)["knn"]
+        settings = {"epochs": trial["epochs"], "batch_size": trial["batch_size"], "seed": trial["seed"]}
+        settings |= {"monitor": knn, "monitor_every": trial["every"], "stop_on_collapse": False}
+        record = pretrain(method, train, device=device, progress="none", **settings)
+        history = record["history"]
+        line["knn"] = history[-1]["knn"]
+        line["curve"] = [[row["epoch"], round(row["knn"], 4)] for row in history if "knn" in row]
+        line["spread"] = round(history[-1]["embedding_std"], 3)
+        line["loss"] = round(history[-1]["loss"], 4)
+        line["precision"] = record["precision"]
+        line["images_seen"] = trial["epochs"] * (len(train) // trial["batch_size"]) * trial["batch_size"]
+    except (TrainingError, ValueError, RuntimeError) as error:
+        line["error"] = str(error)
+    line["minutes"] = round((time.perf_counter() - started) / 60, 2)
+    return line
+
+
+def table(lines: list[dict]) -> str:
+    """TRIALS.md: a line a trial, by method, best first."""
+    methods = dict.fromkeys(line["method"] for line in lines)
+    text = [
+        "# Trials",
+        "",
+        "Written by `python notebooks/grids/trials.py --table` from [trials.jsonl](trials.jsonl), which holds all "
+        "settings. Each is judged by weighted kNN (k 20, t 0.07, backbone, last epoch) on a held-out fifth of the "
+        "training images; no test image is opened. Beside it the same network before training. One seed each "
+        "unless said: two settings closer than about two points are not told apart (the standard error of a "
+        "held-out accuracy is 1.1 points).",
+        "",
+        "Without a network named, it is `slim_resnet()` at 32 px from images stored at 48 px. Images are in "
+        "thousands, counted once however many views are made of each. Minutes include judging; on a GPU several "
+        "trials ran at once (\"graphs\": by together.py), and those say nothing about speed.",
+        "",
+        "Words: \"lesson\" is the recipe of that name; K views of each image; \"standard\" colours are jitter 0.4, 0.4, "
+        "0.4, 0.1 and greyscale 0.2, \"gentle\" ones 0.2, 0.2, 0.2, 0.05 and none; \"half\" ones are gentle with the "
+        "greyscale; \"x10\" is the predictor's rate as a multiple of the others'. BYOL's trials start from AdamW 2e-3, "
+        "τ 0.97 rising to 1, heads 512–128, predictor 512 and standard colours; \"P\" is that with rate 1e-3 and x10.",
+    ]
+    for method in methods:
+        rows = [line for line in lines if line["method"] == method]
+        rows.sort(key=lambda line: -line.get("knn", 0))
+        text += ["", f"## {method}", "", "| date | what changed | epochs | images, k | kNN | random | gain | min | device |"]
+        text += ["|---|---|--:|--:|--:|--:|--:|--:|---|"]
+        for line in rows:
+            where = line.get("device", "").replace("NVIDIA ", "").replace(" 80GB HBM3", "")
+            where += ", graphs" if line.get("loop") == "graphs" else ""
+            what = line["note"] + ("" if line["dataset"] == "imagenette" else f" ({line['dataset']})")
+            what += f", seed {line['seed']}" if line["seed"] else ""
+            if "error" in line:
+                failed = line["error"].splitlines()[0][:70].replace("|", "/")
+                text.append(f"| {line.get('date', '')} | {what} | {line['epochs']} | – | failed: {failed} | | | | {where} |")
+                continue
+            knn, random = 100 * line["knn"], 100 * line["knn_random"]
+            text.append(
+                f"| {line['date']} | {what} | {line['epochs']} | {line['images_seen'] / 1000:.0f} | {knn:.1f} | "
+                f"{random:.1f} | {knn - random:+.1f} | {line['minutes']:.1f} | {where} |"
+            )
+    return "\n".join(text) + "\n"
+
+
+def told(line: dict) -> str:
+    """A line for the terminal."""
+    found = line.get("error") or f"kNN {line['knn']:.1%} (random {line['knn_random']:.1%})"
+    return f"{line['method']:<11}{line['note']:<44}{found}   {line.get('minutes', 0):.2f} min"
+
+
+def _work(trials, lines, ends: float, threads: int) -> None:
+    import torch
+
+    torch.set_num_threads(threads)
+    while time.time() < ends:
+        try:
+            trial = trials.get(timeout=1)
+        except queue.Empty:
+            break
+        lines.put(run(trial))
+    lines.put(None)
+
+
+def run_all(plan: list[dict], out: Path, workers: int, seconds: float) -> None:
+    """Run a plan in `workers` processes, in its order, and write each line when it is there."""
+    spawn = multiprocessing.get_context("spawn")
+    trials, lines = spawn.Queue(), spawn.Queue()
+    for trial in plan:
+        trials.put(trial)
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    ends = time.time() + seconds
+    trials.cancel_join_thread()  # what nobody took when time was up is not waited for
+    some = [
+        spawn.Process(target=_work, args=(trials, lines, ends, threads), daemon=True) for _ in range(workers)
+    ]
+    for process in some:
+        process.start()
+    working = workers
+    while working:
+        line = lines.get()
+        if line is None:
+            working -= 1
+            continue
+        with out.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        print(told(line), flush=True)
+    for process in some:
+        process.join()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("plan", nargs="?")
+    parser.add_argument("--table", action="store_true", help="write TRIALS.md from trials.jsonl")
+    parser.add_argument("--out", type=Path, default=RESULTS / "trials.jsonl")
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=float("inf"))
+    arguments = parser.parse_args()
+    if arguments.table:
+        found = (RESULTS / "trials.jsonl").read_text(encoding="utf-8").splitlines()
+        (RESULTS / "TRIALS.md").write_text(table([json.loads(line) for line in found]), encoding="utf-8")
+        raise SystemExit
+    run_all(json.loads(Path(arguments.plan).read_text()), arguments.out, arguments.workers, arguments.seconds)
