@@ -188,7 +188,7 @@ def weights_folder() -> Path:
 
 
 def pretrained(name: str, folder: str | Path | None = None) -> Encoder:
-    """An encoder that comes with the project, trained in a long run: see data/weights/README.md for the names.
+    """An encoder that comes with the project, trained in a long run; data/weights/README.md has the names.
 
     Args:
         name: of the file, "moco-imagenette". folder: where it lies; None for the checkout's data/weights.
@@ -204,7 +204,9 @@ def pretrained(name: str, folder: str | Path | None = None) -> Encoder:
     record = Run.open(path.with_suffix(".json")).record
     found = hashlib.sha256(path.read_bytes()).hexdigest()
     if found != record.get("sha256"):
-        raise RecordError(f"{path} has sha256 {found}, not its record's {record.get('sha256')}; fetch it again")
+        raise RecordError(
+            f"{path} has sha256 {found}, not its record's {record.get('sha256')}; fetch it again"
+        )
     network = record["network"]
     plain = networks.build(network["name"], network["image_size"], network.get("stem"))
     plain.load_state_dict(load_file(path))  # half precision is widened as it is copied

@@ -121,10 +121,10 @@ def slim_resnet(blocks: Sequence[int] = (1, 1, 1, 1), width: int = 32, stem: str
 
 
 def resnet10_half(image_size: int = 32, stem: str | None = None) -> nn.Module:
-    """The network for runs of minutes: `slim_resnet()`, one block a stage, 1.2 million weights, 256 features.
+    """The network for runs of minutes: `slim_resnet()`, 1.2 million weights, 256 features.
 
-    Of a dozen networks it learnt most a minute on a CPU (data/results/TRIALS.md). `image_size` is ignored, and
-    there so that it can stand for a ResNet; `stem` is "pool" (None) or "stride".
+    Of a dozen networks it learnt most a minute on a CPU (data/results/TRIALS.md). `image_size` is ignored,
+    and there so that it can stand for a ResNet; `stem` is "pool" (None) or "stride".
     """
     return slim_resnet(stem=stem or "pool")
 

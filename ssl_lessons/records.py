@@ -214,8 +214,8 @@ class Run:
             raise RecordError(f"{self.encoder_path} is not of this {kind}, stem included: {error}") from None
 
     def publish(self, folder: str | Path, name: str, network: torch.nn.Module) -> Path:
-        """Write a trained network for others: NAME.safetensors, floats in half precision, and NAME.json beside
-        it, this run's record with the weights' sha256. Judge what `evaluate.pretrained` reads, not the run."""
+        """Write a trained network for others: NAME.safetensors, floats in half precision, and NAME.json
+        beside it, this run's record with the weights' sha256. `evaluate.pretrained` reads them."""
         import torch
         from safetensors.torch import save_file
 

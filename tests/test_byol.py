@@ -13,6 +13,7 @@ from by_hand import cosine, descend, faulty, parameters, slopes, twins
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_moco import batch, step
+from tiny import CPU, noise
 from torch import nn
 from torch.testing import assert_close
 
@@ -21,6 +22,7 @@ from ssl_lessons import views as v
 from ssl_lessons.methods import byol
 from ssl_lessons.methods.byol import BYOL, byol_loss, momentum_at
 from ssl_lessons.methods.simsiam import negative_cosine
+from ssl_lessons.training import pretrain
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SIDE = 16
@@ -230,6 +232,28 @@ def test_the_target_moves_by_the_momentum_of_the_moment(schedule, progress):
     for old, (target, online) in zip(before, averaged(m), strict=True):
         expected = momentum * old + (1 - momentum) * online.detach().double()
         assert_close(target.double(), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("lag", "steps", "base"), [(0.02, 1000, 0.95), (0.5, 8, 0.75), (0.01, 50, 0.0)])
+def test_a_lag_is_the_targets_memory_as_a_share_of_the_runs_steps(lag, steps, base):
+    """τ = 1 − 1 / (lag · steps); a memory of less than a step is none. Without a run's length: τ as given."""
+    m = method(momentum=0.6, lag=lag, momentum_schedule="constant")
+    for known, momentum in ((None, 0.6), (steps, base)):
+        m.steps = known
+        with torch.no_grad():
+            for _, online in averaged(m):
+                online += 1
+        before = [target.double() for target, _ in averaged(m)]
+        m.after_step(0.5)
+        for old, (target, online) in zip(before, averaged(m), strict=True):
+            expected = momentum * old + (1 - momentum) * online.detach().double()
+            assert_close(target.double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_pretrain_tells_a_method_how_many_steps_its_run_has():
+    m = method(lag=0.5)
+    pretrain(m, noise(), epochs=2, batch_size=8, **CPU)
+    assert m.steps == 6
 
 
 @settings(max_examples=50, deadline=None)

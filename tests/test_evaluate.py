@@ -462,6 +462,40 @@ def test_a_run_that_does_not_name_its_network_is_an_error_with_a_way_out(tmp_pat
         evaluate.load_encoder(tmp_path / "elsewhere")
 
 
+def test_published_weights_are_small_load_by_name_and_are_refused_when_they_are_others(tmp_path):
+    torch.manual_seed(0)
+    plain = networks.build("conv4", 32)
+    networks.tap(plain, image_size=32).train()(torch.randn(4, 3, 32, 32))  # statistics of its own
+    network = {"name": "conv4", "image_size": 32, "stem": None, "layer": "blocks.2"}
+    run = records.Run.in_memory(network=network, seed=3)
+    path = run.publish(tmp_path / "weights", "mine", plain)
+    assert path.stat().st_size < 0.6 * sum(4 * t.numel() for t in plain.state_dict().values())
+    back = evaluate.pretrained("mine", tmp_path / "weights")
+    assert (back.layer, back.width) == ("blocks.2", 128)
+    for name, value in back.network.state_dict().items():
+        assert value.dtype == plain.state_dict()[name].dtype
+        assert_close(value, plain.state_dict()[name], rtol=1e-3, atol=1e-4)
+    assert records.Run.open(path.with_suffix(".json")).record["seed"] == 3
+    with pytest.raises(records.RecordError, match="no weights 'yours' in .*; there are: mine"):
+        evaluate.pretrained("yours", tmp_path / "weights")
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(records.RecordError, match="mine.safetensors has sha256 .*, not its record's"):
+        evaluate.pretrained("mine", tmp_path / "weights")
+
+
+WEIGHTS = sorted(evaluate.weights_folder().glob("*.safetensors"))
+
+
+@pytest.mark.parametrize("path", WEIGHTS, ids=lambda path: path.stem)
+def test_the_projects_weights_are_those_of_their_records(path):
+    encoder = evaluate.pretrained(path.stem)
+    record = records.Run.open(path.with_suffix(".json")).record
+    assert path.stat().st_size < 6e6 and record["metrics"]["knn"]["value"] > 0
+    assert encoder(torch.zeros(1, 3, record["view_size"], record["view_size"])).isfinite().all()
+
+
 def test_the_supervised_baseline_learns_its_batch():
     torch.manual_seed(0)
     m = evaluate.Supervised(networks.Conv4((4, 8, 8, 12)), 10, 16, lr=3e-3).train()

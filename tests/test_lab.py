@@ -76,7 +76,7 @@ def test_parameters_replace_settings_and_empty_ones_do_not(capsys):
         ({"dataset": "imagenete"}, "dataset 'imagenete' is not known; choose one of: .*shapes, or a folder"),
         (
             {"network": "resnet20"},
-            "network 'resnet20' is not known; choose one of: conv4, resnet18, resnet50",
+            "network 'resnet20' is not known; choose one of: conv4, resnet10_half, resnet18, resnet50",
         ),
         ({"epochs": "10"}, "parameter epochs is '10'; it must be a whole number above 0"),
         ({"epochs": 0}, "parameter epochs is 0; it must be a whole number above 0"),
@@ -332,6 +332,9 @@ def test_a_method_is_trained_once_for_all_lessons_and_comes_back_with_its_weight
     assert not all(torch.equal(learnt[key], fresh[key]) for key in fresh)
     other = lab.trained(a_lesson(epochs=3, recipe="lesson", precision="fp32"), "simclr", noise())
     assert other.folder != runs["simclr"].folder and len(other.record["history"]) == 3
+    for ruler, width in (("colours", 512), ("pixels", 3 * 16 * 16)):  # no network, and judged like one
+        run = lab.trained(s, ruler, noise())
+        assert evaluate.load_encoder(run).width == width and run.record["epochs"] == 0
     with pytest.raises(ValueError, match="'simcrl' is not known.*simclr, moco"):
         lab.trained(s, "simcrl", noise())
 

@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from ssl_lessons import networks
+from ssl_lessons.views import centre
 
 
 class Branched(nn.Module):
@@ -66,15 +68,54 @@ def test_the_stem_follows_the_image_size_and_can_be_chosen(image_size, stem, sma
 def test_unknown_stem_and_network_name_the_known_ones():
     with pytest.raises(ValueError, match="'tiny' is not known; choose one of: imagenet, small"):
         networks.resnet18(32, "tiny")
-    with pytest.raises(ValueError, match="'resnet19' is not known; choose one of: conv4, resnet18, resnet50"):
+    with pytest.raises(ValueError, match="'resnet19' is not known; choose one of: conv4, resnet10_half"):
         networks.build("resnet19", 64)
+    with pytest.raises(
+        ValueError, match="'imagenet' is not known to a slim ResNet; choose one of: pool, str"
+    ):
+        networks.resnet10_half(32, "imagenet")
 
 
-@pytest.mark.parametrize(("name", "width"), [("conv4", 256), ("resnet18", 512), ("resnet50", 2048)])
+@pytest.mark.parametrize(
+    ("name", "width"), [("conv4", 256), ("resnet10_half", 256), ("resnet18", 512), ("resnet50", 2048)]
+)
 def test_every_network_by_name_has_its_width(name, width):
-    encoder = networks.tap(networks.build(name, 32, "imagenet"), image_size=32)
+    encoder = networks.tap(networks.build(name, 32), image_size=32)
     assert encoder.width == width
     assert encoder(torch.randn(2, 3, 32, 32)).shape == (2, width)
+
+
+def test_a_slim_resnet_halves_the_side_once_in_its_stem_and_three_times_after():
+    for stem in ("pool", "stride"):
+        network, shapes = networks.resnet10_half(32, stem).eval(), []
+        for stage in (network.layer1, network.layer2, network.layer3, network.layer4):
+            stage.register_forward_hook(lambda *found, to=shapes: to.append(tuple(found[2].shape[1:])))
+        network(torch.randn(2, 3, 32, 32))
+        assert shapes == [(32, 16, 16), (64, 8, 8), (128, 4, 4), (256, 2, 2)]
+        assert networks.tap(network, image_size=32).width == 256
+    again = networks.resnet10_half()  # weights load into a plain constructor
+    again.load_state_dict(networks.resnet10_half().state_dict(), strict=True)
+
+
+def test_a_slim_resnet_of_full_width_and_depth_is_resnet18_behind_its_stem():
+    ours = networks.slim_resnet((2, 2, 2, 2), 64).state_dict()
+    theirs = torchvision.models.resnet18().state_dict()
+    assert ours.keys() == theirs.keys()
+    assert [name for name in ours if ours[name].shape != theirs[name].shape] == ["conv1.weight"]
+    spread = ours["layer3.0.conv1.weight"].std().item()
+    assert spread == pytest.approx((2 / (256 * 9)) ** 0.5, rel=0.05)  # drawn as torchvision draws it
+
+
+def test_counted_colours_are_numpys_histogram_and_pixels_are_pixels():
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (3, 3, 9, 9), dtype=torch.uint8, generator=generator)
+    views = centre(images, 9)
+    found = networks.build("colours", 9)(views)
+    for image, row in zip(images, found, strict=True):
+        counts, _ = np.histogramdd(image.flatten(1).T.numpy(), bins=8, range=[(0, 256)] * 3)
+        assert_close(row.square() * 81, torch.tensor(counts).flatten().float(), atol=1e-4, rtol=1e-5)
+    assert torch.equal(networks.build("pixels", 9)(views), views.flatten(1))
+    assert networks.tap(networks.build("colours", 9), image_size=9).width == 512
 
 
 def test_resnets_are_torchvisions_own():

@@ -16,6 +16,7 @@ from tiny import CPU, HERE, losses, moco, noise
 
 from ssl_lessons import devices, evaluate, networks, training
 from ssl_lessons.methods.base import Recipe
+from ssl_lessons.methods.byol import BYOL
 from ssl_lessons.methods.simsiam import SimSiam
 from ssl_lessons.training import (
     TrainingError,
@@ -117,6 +118,26 @@ def test_lars_scales_each_layer_and_leaves_biases_and_norms_alone():
         if name in wanted:
             torch.testing.assert_close(p.detach(), wanted[name], atol=1e-6, rtol=1e-5)
     assert {p.ndim for name, p in method.named_parameters() if name in wanted} >= {1, 2, 4}
+
+
+def test_a_predictor_may_have_a_rate_and_a_decay_of_its_own():
+    """Ten times the rate of the rest, in every step of the cosine; the decay is its own where given."""
+    settings = {"head": (16, 8), "predictor_hidden": 8, "predictor_lr": 10.0, "weight_decay": 0.3}
+    settings |= {"optimizer": "sgd", "lr_batch": None, "lr": 0.01}
+    method = BYOL(networks.conv4(), image_size=16, recipe="lesson", predictor_weight_decay=0.1, **settings)
+    built = optimiser(method)
+    mine = {id(p) for p in method.predictor.parameters()}
+    decays = {id(p): group["weight_decay"] for group in built.param_groups for p in group["params"]}
+    assert all(decay == (0.1 if p in mine else 0.3) for p, decay in decays.items())
+    rates = []
+    method.after_step = lambda progress: rates.append({g["scale"]: g["lr"] for g in built.param_groups})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ssl_lessons.training.optimiser", lambda method: built)
+        pretrain(method, noise(), epochs=2, batch_size=8, **CPU)
+    assert len(rates) == 6 and rates[0][1.0] != rates[-1][1.0]
+    assert all(rate[10.0] == pytest.approx(10 * rate[1.0]) for rate in rates)
+    same = optimiser(BYOL(networks.conv4(), image_size=16, recipe="lesson", **settings))
+    assert {group["weight_decay"] for group in same.param_groups} == {0.3}
 
 
 def test_constant_rate_is_for_the_named_parts_only():

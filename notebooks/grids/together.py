@@ -2,14 +2,15 @@
 
     for i in 1 2 3 4 5 6; do python notebooks/grids/together.py PLAN.json --out FOLDER & done; wait
 
-A step on views of 32 pixels is some 500 kernels of microseconds, and launching them takes longer than they do.
-Here a step is captured once and replayed, and the views of many steps are drawn in one pass of the engine. What is
-computed is what `pretrain` computes; the draws of the views fall in another order. A trial belongs to the process
-that takes it first. A plan is that of trials.py, with two more keys: "judge": "test" trains on all training
-images and judges by `evaluate.report` (nothing may be chosen by it), and "keep": true keeps its record in FOLDER.
+A step on views of 32 pixels is some 500 kernels of microseconds, and launching them takes longer than
+they do. Here a step is captured once and replayed, and the views of many steps are drawn in one pass of
+the engine. What is computed is what `pretrain` computes; the draws of the views fall in another order. A
+trial belongs to the process that takes it first. A plan is that of trials.py, with two more keys:
+"judge": "test" trains on all training images and judges by `evaluate.report` (nothing may be chosen by
+it), "keep": true keeps its record.
 
-(The trials of 26 November 2026 ran in twelve threads of one process, then in six processes of two. Two threads of
-one process cost two of 58 captures; so a process has one now.)
+(The trials of 26 November 2026 ran in twelve threads of one process, then in six processes of two
+threads. Two threads of one process cost two captures in 58; so a process has one now.)
 """
 
 import argparse
@@ -22,7 +23,7 @@ from pathlib import Path
 import torch
 import trials as single
 
-from ssl_lessons import evaluate, images, networks
+from ssl_lessons import evaluate, images
 from ssl_lessons.optimisers import learning_rate, optimiser, peak_rate
 from ssl_lessons.records import Run, device_name
 
@@ -142,7 +143,10 @@ def run(trial: dict, train, test, out: Path) -> dict:
     generator = torch.Generator().manual_seed(trial["seed"])
     history = []
     for epoch in range(epochs):
-        row = {"epoch": epoch + 1, "loss": train_epoch(method, captured, train, generator, epoch, epochs, batch)}
+        row = {
+            "epoch": epoch + 1,
+            "loss": train_epoch(method, captured, train, generator, epoch, epochs, batch),
+        }
         if (epoch + 1) % trial["every"] == 0 or epoch + 1 == epochs:
             row |= {name: float(value) for name, value in captured.watch.items()}  # of the last step
             row["knn"] = accuracy(method.encoder, train, test, view)
@@ -191,7 +195,9 @@ def stores(trial: dict):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("plan", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=float("inf"), help="after these, take no new trial")

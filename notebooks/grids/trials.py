@@ -18,6 +18,7 @@ import queue
 import time
 from pathlib import Path
 
+RAW = argparse.RawDescriptionHelpFormatter
 RESULTS = Path(__file__).resolve().parents[2] / "data" / "results"
 DEFAULTS = {
     "method": "simclr",
@@ -40,7 +41,7 @@ DEFAULTS = {
 def direct_predictor(width: int, memory: float = 0.3, epsilon: float = 0.1):
     """BYOL's predictor in closed form: DirectPred, Tian et al. 2021 (arXiv:2102.06810), section 5.
 
-    A symmetric matrix with the eigenvectors of the correlation of z, and eigenvalues √s + ε·max s of its own s.
+    A symmetric matrix with the eigenvectors of the correlation of z, and eigenvalues √s + ε of its s.
     """
     import torch
 
@@ -65,6 +66,28 @@ def direct_predictor(width: int, memory: float = 0.3, epsilon: float = 0.1):
             return z @ self.matrix.to(z.dtype)
 
     return Direct()
+
+
+HEAD = """# Trials
+
+Written by `python notebooks/grids/trials.py --table` from [trials.jsonl](trials.jsonl), which holds
+all settings. Each is judged by weighted kNN (k 20, t 0.07, backbone, last epoch) on a held-out
+fifth of the training images; no test image is opened. Beside it the same network before training.
+One seed each unless said: two settings closer than about two points are not told apart (the
+standard error of a held-out accuracy is 1.1 points).
+
+Without a network named, it is `slim_resnet()` at 32 px from images stored at 48 px. Images are in
+thousands, counted once however many views are made of each. Minutes include judging; on a GPU
+several trials ran at once ("graphs": by together.py), and those say nothing about speed.
+
+Words: "lesson" is the recipe of that name; K views of each image; "standard" colours are jitter
+0.4, 0.4, 0.4, 0.1 and greyscale 0.2, "gentle" ones 0.2, 0.2, 0.2, 0.05 and none, "half" ones gentle
+with the greyscale; "x10" is the predictor's rate as a multiple of the others'. BYOL's trials start
+from AdamW 2e-3, τ 0.97 rising to 1, heads 512–128, predictor 512 and standard colours; "P" is
+gentle colours, rate 1e-3 and x10."""
+COLUMNS = """
+| date | what changed | epochs | images, k | kNN | random | gain | min | device |
+|---|---|--:|--:|--:|--:|--:|--:|---|"""
 
 
 def network(trial: dict):
@@ -150,46 +173,37 @@ def run(trial: dict, device: str = "auto") -> dict:
     return line
 
 
+def described(line: dict) -> str:
+    """What a trial changes, with its dataset and seed where they are not the usual ones."""
+    where = "" if line["dataset"] == "imagenette" else f" ({line['dataset']})"
+    return line["note"] + where + (f", seed {line['seed']}" if line["seed"] else "")
+
+
 def table(lines: list[dict]) -> str:
     """TRIALS.md: a line a trial, by method, best first."""
     methods = dict.fromkeys(line["method"] for line in lines)
-    text = [
-        "# Trials",
-        "",
-        "Written by `python notebooks/grids/trials.py --table` from [trials.jsonl](trials.jsonl), which holds all "
-        "settings. Each is judged by weighted kNN (k 20, t 0.07, backbone, last epoch) on a held-out fifth of the "
-        "training images; no test image is opened. Beside it the same network before training. One seed each "
-        "unless said: two settings closer than about two points are not told apart (the standard error of a "
-        "held-out accuracy is 1.1 points).",
-        "",
-        "Without a network named, it is `slim_resnet()` at 32 px from images stored at 48 px. Images are in "
-        "thousands, counted once however many views are made of each. Minutes include judging; on a GPU several "
-        "trials ran at once (\"graphs\": by together.py), and those say nothing about speed.",
-        "",
-        "Words: \"lesson\" is the recipe of that name; K views of each image; \"standard\" colours are jitter 0.4, 0.4, "
-        "0.4, 0.1 and greyscale 0.2, \"gentle\" ones 0.2, 0.2, 0.2, 0.05 and none; \"half\" ones are gentle with the "
-        "greyscale; \"x10\" is the predictor's rate as a multiple of the others'. BYOL's trials start from AdamW 2e-3, "
-        "τ 0.97 rising to 1, heads 512–128, predictor 512 and standard colours; \"P\" is that with rate 1e-3 and x10.",
-    ]
+    text = [HEAD]
     for method in methods:
         rows = [line for line in lines if line["method"] == method]
         rows.sort(key=lambda line: -line.get("knn", 0))
-        text += ["", f"## {method}", "", "| date | what changed | epochs | images, k | kNN | random | gain | min | device |"]
+        text += [
+            "",
+            f"## {method}",
+            "",
+            "| date | what changed | epochs | images, k | kNN | random | gain | min | device |",
+        ]
         text += ["|---|---|--:|--:|--:|--:|--:|--:|---|"]
         for line in rows:
+            start = f"| {line.get('date', '')} | {described(line)} | {line['epochs']} |"
             where = line.get("device", "").replace("NVIDIA ", "").replace(" 80GB HBM3", "")
             where += ", graphs" if line.get("loop") == "graphs" else ""
-            what = line["note"] + ("" if line["dataset"] == "imagenette" else f" ({line['dataset']})")
-            what += f", seed {line['seed']}" if line["seed"] else ""
             if "error" in line:
                 failed = line["error"].splitlines()[0][:70].replace("|", "/")
-                text.append(f"| {line.get('date', '')} | {what} | {line['epochs']} | – | failed: {failed} | | | | {where} |")
+                text.append(f"{start} – | failed: {failed} | | | | {where} |")
                 continue
             knn, random = 100 * line["knn"], 100 * line["knn_random"]
-            text.append(
-                f"| {line['date']} | {what} | {line['epochs']} | {line['images_seen'] / 1000:.0f} | {knn:.1f} | "
-                f"{random:.1f} | {knn - random:+.1f} | {line['minutes']:.1f} | {where} |"
-            )
+            cells = f"{line['images_seen'] / 1000:.0f} | {knn:.1f} | {random:.1f} | {knn - random:+.1f}"
+            text.append(f"{start} {cells} | {line['minutes']:.1f} | {where} |")
     return "\n".join(text) + "\n"
 
 
@@ -240,7 +254,9 @@ def run_all(plan: list[dict], out: Path, workers: int, seconds: float) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("plan", nargs="?")
     parser.add_argument("--table", action="store_true", help="write TRIALS.md from trials.jsonl")
     parser.add_argument("--out", type=Path, default=RESULTS / "trials.jsonl")

@@ -100,8 +100,8 @@ class BYOL(Method):
     def after_step(self, progress: float = 0.0) -> None:
         """Move the target towards the online network (equation 1); `progress` in [0, 1] sets τ.
 
-        In a loop of one's own that passes no progress, τ stays at its base; where `pretrain` has said how many
-        steps the run has, that base follows from the recipe's `lag`.
+        In a loop of one's own that passes no progress, τ stays at its base. Where `pretrain` has said how
+        many steps the run has, that base follows from the recipe's `lag`.
         """
         if self.recipe.momentum is None:
             return

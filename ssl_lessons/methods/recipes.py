@@ -33,7 +33,7 @@ _MINUTES = {
 # no blur and τ 0.1 did better, one seed each.
 _NO_BLUR = dataclasses.replace(v.MOCO_V2, name="moco_v2_no_blur", blur_p=0.0)
 
-# Runs of some hundred thousand images on the slim network (networks.resnet10_half): each value was chosen by kNN
+# Runs of some hundred thousand images on the slim network (resnet10_half). Each value was chosen by kNN
 # on a held-out fifth of Imagenette's training images, and every trial is a line of data/results/TRIALS.md.
 _SHORT = {**_MINUTES, "name": "short", "source": "ours, for runs of minutes: data/results/TRIALS.md"}
 
@@ -258,7 +258,7 @@ BYOL: dict[str, BYOLRecipe] = _named(
     # Ten times the rate for the predictor (the paper's appendix multiplies it too, table 21): it must follow
     # what it predicts. How slow the target is made no difference between 0.7 and 14 % of the run.
     BYOLRecipe(
-        **{**_SHORT, "weight_decay": 0.3},
+        **{**_SHORT, "weight_decay": 0.3, "epochs": 60},
         policy=_GENTLE,
         policy_prime=_GENTLE,
         head=(512, 128),
@@ -298,7 +298,7 @@ SIMSIAM: dict[str, SimSiamRecipe] = _named(
         **_MINUTES,
     ),
     SimSiamRecipe(
-        **{**_SHORT, **_SGD, "optimizer": "sgd", "lr": 0.2, "lr_batch": 256, "batch_size": 128},
+        **{**_SHORT, **_SGD, "optimizer": "sgd", "lr": 0.2, "lr_batch": 256, "batch_size": 128, "epochs": 60},
         policy=_GENTLE,
         head=(512, 512, 512),
         predictor_hidden=128,
