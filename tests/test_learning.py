@@ -66,7 +66,7 @@ def knn(encoder, stores) -> float:
 def test_a_short_run_ends_15_points_of_knn_above_the_random_encoder(method, stores):
     epochs, batch, fields = RUNS[method]
     torch.manual_seed(0)
-    m = method(networks.conv4(), image_size=VIEW, recipe="lesson", augment=anew, **fields)
+    m = method(networks.conv4(), image_size=VIEW, recipe="short", augment=anew, **fields)
     random = knn(m.encoder, stores)
     settings = {"device": "cpu", "precision": "fp32", "progress": "none"}
     pretrain(m, stores[0], epochs=epochs, batch_size=batch, **settings)

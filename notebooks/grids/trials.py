@@ -68,6 +68,31 @@ def direct_predictor(width: int, memory: float = 0.3, epsilon: float = 0.1):
     return Direct()
 
 
+def take_away(simsiam, part: str) -> None:
+    """SimSiam without its "stop-gradient", "predictor" or "BatchNorm" (that of the heads), in place."""
+    import torch
+    import torch.nn.functional as F
+
+    from ssl_lessons.methods.base import Objective, embedding_std
+    from ssl_lessons.networks import normalise_by
+
+    def forward(views):
+        z1, z2 = (simsiam.projector(simsiam.encoder(view)).float() for view in views)
+        p1, p2 = (simsiam.predictor(z).float() for z in (z1, z2))
+        loss = -(F.cosine_similarity(p1, z2, dim=1) + F.cosine_similarity(p2, z1, dim=1)).mean() / 2
+        return Objective(loss, {"embedding_std": embedding_std(F.normalize(z1.detach(), dim=1))})
+
+    if part == "predictor":
+        simsiam.predictor = torch.nn.Identity()
+    elif part == "BatchNorm":
+        for head in (simsiam.projector, simsiam.predictor):
+            normalise_by(head, "none")
+    elif part == "stop-gradient":
+        simsiam.forward = forward  # the loss as before, but gradients flow into both sides
+    else:
+        raise ValueError(f"SimSiam has no part {part!r}; choose stop-gradient, predictor or BatchNorm")
+
+
 HEAD = """# Trials
 
 Written by `python notebooks/grids/trials.py --table` from [trials.jsonl](trials.jsonl), which holds
@@ -116,10 +141,12 @@ def build(trial: dict):
             changes = trial[name] or (trial["policy"] if name == "policy_prime" else {})
             changes = {key: tuple(v) if isinstance(v, list) else v for key, v in changes.items()}
             fields[name] = dataclasses.replace(getattr(recipe, name), **changes)
-    direct = fields.pop("direct", False)
+    direct, without = fields.pop("direct", False), fields.pop("without", None)
     made = method(network(trial), image_size=trial["view"], recipe=recipe, **fields)
     if direct:
         made.predictor = direct_predictor(made.recipe.head[-1])
+    if without:
+        take_away(made, without)
     return made
 
 

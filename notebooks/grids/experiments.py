@@ -1,0 +1,276 @@
+"""The lessons' experiments at the scale of minutes: what each asks, its arms, and a verdict over three seeds.
+
+    python notebooks/grids/experiments.py --plan PLAN.json [NAME ...]      what is to be run
+    python notebooks/grids/trials.py PLAN.json --out data/results/experiments.jsonl
+    python notebooks/grids/experiments.py --table                          data/results/EXPERIMENTS.md
+
+(Or together.py, on a GPU.) Judged as trials are, on a held-out fifth of the training images. Arms do equal
+work: as many views go through the network in each. Where a rate may suit one arm and not another, an arm is a
+list of settings, and the one with the best mean stands for it.
+"""
+
+import argparse
+import json
+import math
+import statistics
+from pathlib import Path
+
+import trials
+
+SEEDS = (0, 1, 2)
+EPOCHS = 12  # of two views each: 91,000 images
+PLAIN = {"jitter": [0, 0, 0, 0], "grey_p": 0.0}  # crops and flips alone
+STANDARD = {"jitter": [0.4, 0.4, 0.4, 0.1], "grey_p": 0.2}
+GENTLE = {"jitter": [0.2, 0.2, 0.2, 0.05], "grey_p": 0.0}
+STRONG = {"jitter": [0.8, 0.8, 0.8, 0.2], "grey_p": 0.2}
+BLURRED = {"blur_p": 1.0, "blur_sigma": [0.1, 0.7]}
+RATES = (5e-4, 1e-3, 2e-3)
+
+
+def rates(**settings) -> list[dict]:
+    """The same settings at each of `RATES`."""
+    fields = settings.pop("fields", {})
+    return [{**settings, "fields": {**fields, "lr": rate}} for rate in RATES]
+
+
+def fields(method: str, **values) -> dict:
+    return {"method": method, "fields": values}
+
+
+# name: (lesson, question, {arm: settings of a trial, or a list of them})
+EXPERIMENTS = {
+    "depth": (
+        "02",
+        "Does a deeper network learn more in a short run?",
+        {
+            "ResNet-10, half width": {},
+            "ResNet-18, half width": {"network": {"blocks": [2, 2, 2, 2]}},
+        },
+    ),
+    "batch": (
+        "02",
+        "Do more negatives in the batch help SimCLR?",
+        {str(size): rates(batch_size=size) for size in (32, 128, 512)},
+    ),
+    "temperature": (
+        "02",
+        "How sharp should SimCLR's softmax be?",
+        {str(t): fields("simclr", temperature=t) for t in (0.05, 0.1, 0.2, 0.5)},
+    ),
+    "augmentation": (
+        "05",
+        "Which needs colour jitter and greyscale more, SimCLR or BYOL?",
+        {
+            f"{title}, {name}": {"method": method, "policy": policy}
+            for title, method in (("SimCLR", "simclr"), ("BYOL", "byol"))
+            for name, policy in (("crops alone", PLAIN), ("gentle", GENTLE), ("standard", STANDARD))
+        },
+    ),
+    "queue": (
+        "03",
+        "Does a longer queue help MoCo?",
+        {str(length): fields("moco", queue=length) for length in (256, 1024, 4096)},
+    ),
+    "keys": (
+        "03",
+        "How slow should MoCo's key encoder be?",
+        {str(m): fields("moco", momentum=m) for m in (0.0, 0.9, 0.99, 0.999)},
+    ),
+    "leak": (
+        "03",
+        "Does BatchNorm leak, and do eight parts with shuffled keys stop it?",
+        {f"{n} part{'s' * (n > 1)}": fields("moco", splits=n) for n in (1, 8)},
+    ),
+    "v1 to v2": (
+        "03",
+        "Which of MoCo v2's changes helps?",
+        {
+            "v1: linear head, τ 0.07": fields("moco", head=[128], temperature=0.07),
+            "MLP head, τ 0.07": fields("moco", temperature=0.07),
+            "MLP head, τ 0.1": fields("moco"),
+            "MLP head, τ 0.2": fields("moco", temperature=0.2),
+        },
+    ),
+    "views": (
+        "04",
+        "At equal work, how many views of each image?",
+        {
+            f"K {views}": {"method": "relational", "fields": {"views": views}, "epochs": 2 * EPOCHS // views}
+            for views in (2, 4, 8)
+        },
+    ),
+    "colour trap": (
+        "04",
+        "What if colour may answer 'the same image or not'?",
+        {
+            name: {"method": "relational", "policy": policy, "epochs": EPOCHS // 2}
+            for name, policy in (
+                ("crops alone", PLAIN),
+                ("gentle", GENTLE),
+                ("standard", STANDARD),
+                ("strong", STRONG),
+            )
+        },
+    ),
+    "target": (
+        "05",
+        "How slow should BYOL's target be?",
+        {
+            f"τ {tau}": fields("byol", momentum=tau, lag=None, momentum_schedule="constant")
+            for tau in (0.0, 0.9, 0.97, 0.99, 0.996, 1.0)
+        },
+    ),
+    "predictor's rate": (
+        "05",
+        "How quickly should BYOL's predictor learn?",
+        {f"× {scale}": fields("byol", predictor_lr=float(scale)) for scale in (1, 3, 10, 30)},
+    ),
+    "normalisation": (
+        "05",
+        "Does BYOL need BatchNorm?",
+        {kind: rates(**fields("byol", normalisation=kind)) for kind in ("batch", "group", "none")},
+    ),
+    "two policies": (
+        "05",
+        "Does it help BYOL that T and T′ differ?",
+        {
+            "T = T′": {"method": "byol", "policy": STANDARD},
+            "T ≠ T′": {
+                "method": "byol",
+                "policy": {**STANDARD, **BLURRED},
+                "policy_prime": {**STANDARD, **BLURRED, "blur_p": 0.1, "solarize_p": 0.2},
+            },
+        },
+    ),
+    "small batches": (
+        "05",
+        "Which suffers more from a small batch, SimCLR or BYOL?",
+        {
+            f"{title}, {size}": rates(method=method, batch_size=size)
+            for title, method in (("SimCLR", "simclr"), ("BYOL", "byol"))
+            for size in (32, 256)
+        },
+    ),
+    "parts": (
+        "06",
+        "What of SimSiam can be taken away?",
+        {
+            "whole": fields("simsiam"),
+            "without the stop-gradient": fields("simsiam", without="stop-gradient"),
+            "without the predictor": fields("simsiam", without="predictor"),
+            "without BatchNorm in the heads": fields("simsiam", without="BatchNorm"),
+        },
+    ),
+}
+
+
+def alternatives(arm: dict | list[dict]) -> list[dict]:
+    return arm if isinstance(arm, list) else [arm]
+
+
+def plan(names: list[str]) -> list[dict]:
+    """The trials of some experiments (none named: all), seed by seed."""
+    unknown = [name for name in names if name not in EXPERIMENTS]
+    if unknown:
+        raise SystemExit(f"no experiment {unknown[0]!r}; there are: {', '.join(EXPERIMENTS)}")
+    listed = []
+    for seed in SEEDS:
+        for name in names or EXPERIMENTS:
+            for arm, settings in EXPERIMENTS[name][2].items():
+                for number, setting in enumerate(alternatives(settings)):
+                    mark = {"note": f"{name}: {arm}", "alternative": number, "seed": seed, "every": EPOCHS}
+                    batch = {"batch_size": 64} if setting.get("method") == "relational" else {}
+                    listed.append({"recipe": "short", "epochs": EPOCHS, **batch, **setting, **mark})
+    return listed
+
+
+def mean_error(values: list[float]) -> tuple[float, float]:
+    """Mean and its standard error over seeds, in per cent; of one seed the error is unknown (NaN)."""
+    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    return 100 * statistics.fmean(values), 100 * error
+
+
+def arms(name: str, lines: list[dict]) -> dict[str, list[dict]]:
+    """{arm: the lines of its best setting} of an experiment, of the arms that were run."""
+    found = {}
+    for arm, settings in EXPERIMENTS[name][2].items():
+        tried = []
+        for number in range(len(alternatives(settings))):
+            mark = (f"{name}: {arm}", number)
+            some = [line for line in lines if (line["note"], line["alternative"]) == mark and "knn" in line]
+            if some:
+                tried.append(some)
+        if tried:
+            found[arm] = max(tried, key=lambda some: statistics.fmean(line["knn"] for line in some))
+    return found
+
+
+def verdict(found: dict[str, list[dict]]) -> str:
+    """The best arm against the worst, in words: an effect is more than two standard errors of the gap."""
+    judged = {arm: mean_error([line["knn"] for line in lines]) for arm, lines in found.items()}
+    best = max(judged, key=lambda arm: judged[arm][0])
+    worst = min(judged, key=lambda arm: judged[arm][0])
+    gap = judged[best][0] - judged[worst][0]
+    error = math.hypot(judged[best][1], judged[worst][1])
+    if math.isnan(error):
+        return f"{best} stands {gap:.1f} points above {worst}, one seed each: no verdict."
+    if gap > 2 * error:
+        return f"An effect: {best} stands {gap:.1f} ± {error:.1f} points above {worst}."
+    return f"No effect at this scale: {best} is {gap:.1f} ± {error:.1f} points from {worst}."
+
+
+HEAD = """# Experiments
+
+Written by `python notebooks/grids/experiments.py --table` from
+[experiments.jsonl](experiments.jsonl). Recipes `short`, `resnet10_half` at 32 px, Imagenette; kNN
+(k 20, t 0.07, backbone, last epoch) in per cent on a held-out fifth of the training images, mean ±
+standard error over seeds. Arms do equal work. An effect is a difference between the best and the
+worst arm of more than two of its standard errors; with three seeds that is no strict test, and the
+best arm is chosen after the fact: read a gap of a point as nothing.
+"""
+
+
+COLUMNS = """| arm | kNN | random encoder | seeds | images, k | device |
+|---|--:|--:|--:|--:|---|"""
+
+
+def table(lines: list[dict]) -> str:
+    """EXPERIMENTS.md."""
+    text, missing = [HEAD], []
+    for name, (lesson, question, _) in EXPERIMENTS.items():
+        found = arms(name, lines)
+        if len(found) < 2:
+            missing.append(name)
+            continue
+        text += [f"## {question}", "", f"Lesson {lesson}, `{name}`.", ""]
+        text += [
+            "| arm | kNN | random encoder | seeds | thousand images | device |",
+            "|---|--:|--:|--:|--:|---|",
+        ]
+        for arm, some in found.items():
+            mean, error = mean_error([line["knn"] for line in some])
+            random = 100 * statistics.fmean(line["knn_random"] for line in some)
+            rate = some[0]["fields"].get("lr")
+            title = arm if rate is None else f"{arm}, rate {rate:g}"
+            near = f"{mean:.1f}" if math.isnan(error) else f"{mean:.1f} ± {error:.1f}"
+            work = f"{len(some)} | {some[0]['images_seen'] / 1000:.0f} | {some[0]['device']}"
+            text.append(f"| {title} | {near} | {random:.1f} | {work} |")
+        text += ["", f"**{verdict(found)}**", ""]
+    if missing:
+        text += ["## Not run yet", "", ", ".join(f"`{name}`" for name in missing) + "."]
+    return "\n".join(text).rstrip() + "\n"
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=trials.RAW)
+    parser.add_argument("names", nargs="*", help="experiments; none: all")
+    parser.add_argument("--plan", type=Path, help="write their trials there")
+    parser.add_argument("--table", action="store_true", help="write EXPERIMENTS.md from experiments.jsonl")
+    arguments = parser.parse_args()
+    if arguments.plan:
+        arguments.plan.write_text(json.dumps(plan(arguments.names), indent=1), encoding="utf-8")
+        print(f"{len(plan(arguments.names))} trials")
+    if arguments.table:
+        rows = (trials.RESULTS / "experiments.jsonl").read_text(encoding="utf-8").splitlines()
+        text = table([json.loads(row) for row in rows])
+        (trials.RESULTS / "EXPERIMENTS.md").write_text(text, encoding="utf-8")
