@@ -6,6 +6,7 @@ import csv
 import html
 import io
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -190,8 +191,42 @@ def readme(folder: Path | None = None) -> str:
     entries, problems = read([committed(folder)])
     if problems:
         raise RecordError("; ".join(problems))
-    own = "### The lessons' own runs, one seed each"
-    return f"{markdown(tables(entries))}\n\n{own}\n\n{lessons_table(folder)}"
+    parts = [markdown(tables(entries))]
+    if watched := time_table(committed(folder)):
+        parts += [f"### Time to {LEVEL:.0%}", watched]
+    parts += ["### The lessons' own runs, one seed each", lessons_table(folder)]
+    return "\n\n".join(parts)
+
+
+LEVEL = 0.5  # of kNN accuracy
+
+
+def time_table(folder: Path, dataset: str = "imagenette") -> str:
+    """When the committed runs on a dataset first reach `LEVEL`, as a Markdown table; empty if none was watched.
+
+    kNN is watched after each epoch, on a part of the training images and in the midst of a schedule whose rate
+    has yet to fall: a run that was meant to end there would stand higher.
+    """
+    lines = [
+        "| method | epochs of the run | reached after | images, k | minutes | seed | device |",
+        "|---|--:|--:|--:|--:|--:|---|",
+    ]
+    for path in sorted(folder.glob("*.json")):
+        record = Run.open(path).record
+        watched = [row for row in record["history"] if "knn" in row and "seconds" in row]
+        if record["dataset"]["name"] != dataset or not watched or record["method"] == "Supervised":
+            continue
+        first = next((row["epoch"] for row in watched if row["knn"] >= LEVEL), None)
+        start = f"| {TITLES[record['method'].lower()]} | {record['epochs']} |"
+        end = f"{record['seed']} | {record['device']}, {record['precision']} |"
+        if first is None:
+            lines.append(f"{start} not; {max(row['knn'] for row in watched):.1%} | – | – | {end}")
+            continue
+        steps = record["dataset"]["images"] // record["batch_size"] * first
+        minutes = math.fsum(row["seconds"] for row in record["history"][:first]) / 60
+        images = steps * record["batch_size"] / 1000
+        lines.append(f"{start} {first} epochs | {images:.0f} | {minutes:.1f} | {end}")
+    return "\n".join(lines) if len(lines) > 2 else ""
 
 
 def lessons_table(folder: Path | None = None) -> str:

@@ -433,6 +433,22 @@ def test_readme_has_the_leaderboard_first_and_the_lessons_runs_after_it(tmp_path
         printing.readme(tmp_path)
 
 
+def test_the_time_to_half_is_counted_to_the_first_epoch_that_reaches_it(tmp_path):
+    images = {"name": "imagenette", "split": "train", "size": 48, "images": 1000, "fingerprint": "abc"}
+    rows = [{"epoch": epoch, "seconds": 30.0, "knn": knn} for epoch, knn in enumerate((0.4, 0.5, 0.49), 1)]
+    quick = record(dataset=images, history=rows, epochs=3)
+    slow = record("BYOL", dataset=images, history=[{**row, "knn": row["knn"] - 0.1} for row in rows], epochs=3)
+    unwatched = record("MoCo", dataset=images, epochs=3)
+    for name, each in (("quick", quick), ("slow", slow), ("unwatched", unwatched)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(each), encoding="utf-8")
+    _, _, *lines = printing.time_table(tmp_path).splitlines()
+    assert lines == [
+        "| SimCLR | 3 | 2 epochs | 2 | 1.0 | 0 | CPU, 2 cores, bf16 |",  # 2 · 7 batches of 128
+        "| BYOL | 3 | not; 40.0% | – | – | 0 | CPU, 2 cores, bf16 |",
+    ]
+    assert printing.time_table(tmp_path, "imagewoof") == ""
+
+
 # ---- The chart ---------------------------------------------------------------------------------------------
 
 
