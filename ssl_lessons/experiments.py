@@ -22,7 +22,7 @@ from ssl_lessons.methods.relational import Relational
 from ssl_lessons.methods.simclr import SimCLR
 from ssl_lessons.methods.simsiam import SimSiam
 from ssl_lessons.records import TITLES, Run
-from ssl_lessons.training import pretrain
+from ssl_lessons.training import Monitor, pretrain
 
 METHODS = {"simclr": SimCLR, "moco": MoCo, "relational": Relational, "byol": BYOL, "simsiam": SimSiam}
 
@@ -44,6 +44,7 @@ def trained(
     *,
     folder: Path | None = None,
     progress: str = "none",
+    monitor: Monitor | None = None,
 ) -> Run:
     """One method trained under a lesson's settings, or read from disk where that has been done.
 
@@ -53,7 +54,7 @@ def trained(
     Args:
         method: one of `METHODS`, "supervised" (`lab.supervised_epochs` passes over one view of each image,
             with all labels), "random" (nothing is trained), or "pixels" and "colours" (there is no network).
-        folder: where the run is kept; None for one in runs/ that all lessons share.
+        folder: where the run is kept; None for one in runs/ that all lessons share. monitor: as `pretrain`'s.
     Raises:
         ValueError: an unknown method (the message lists the known ones).
     """
@@ -89,7 +90,8 @@ def trained(
         run.save_encoder(plain)
     else:
         same = {"seed": lab.seed, "precision": lab.precision, "stop_on_collapse": False}
-        pretrain(learner, store, epochs=epochs, batch_size=batch_size, run=run, progress=progress, **same)
+        same |= {"progress": progress, "monitor": monitor}
+        pretrain(learner, store, epochs=epochs, batch_size=batch_size, run=run, **same)
     if known:
         lab.earlier += before if folder != lab.run_dir else 0.0  # `setup` has counted what is there
         print(f"{method}: {before / 60:.1f} min of training read from {folder.name}")

@@ -16,6 +16,8 @@ from pathlib import Path
 
 from ssl_lessons.records import TITLES, RecordError, Run
 
+# What fields of a recipe that older records lack stood for: seeds of before and after are of one row
+NEUTRAL = {"predictor_lr": 1.0, "predictor_weight_decay": None}
 WHY = "numbers from other images, other versions or by another protocol are not averaged or ranked together"
 
 
@@ -126,7 +128,7 @@ def stable(protocol: str) -> str:
 def _entry(name: str, record: dict) -> Entry:
     """Raises AttributeError, KeyError, TypeError or ValueError where the record is not as records are."""
     data, versions, network = record["dataset"] or {}, record["versions"], record.get("network") or {}
-    recipe = {"name": None, **_flat(record["recipe"] or {})}
+    recipe = {"name": None, **NEUTRAL, **_flat(record["recipe"] or {})}
     history = record["history"]
     facts = {
         "images": f"{data.get('name')} {data.get('split')}",

@@ -43,15 +43,18 @@ def optimiser(method: Method) -> torch.optim.Optimizer:
 
     Parameters that are treated apart form groups of their own: biases and normalisation layers where the
     recipe says `plain_norms` (those of one dimension, as in the official codes), and the method's
-    `constant_lr` submodules, whose group is marked `constant`.
+    `constant_lr` submodules, whose group is marked `constant`. A predictor for which the recipe has a
+    rate or a weight decay of its own is a group too: `scale` is what a group's rate is multiplied by.
     """
     recipe = method.recipe
     groups: dict[tuple, list] = {}
+    apart = recipe.predictor_lr != 1 or recipe.predictor_weight_decay is not None
     for name, parameter in method.named_parameters():
         if parameter.requires_grad:
             plain = recipe.plain_norms and parameter.ndim <= 1
             part = name.split(".")[0]
-            groups.setdefault((plain, part in method.constant_lr, part == "predictor"), []).append(parameter)
+            predictor = apart and part == "predictor"
+            groups.setdefault((plain, part in method.constant_lr, predictor), []).append(parameter)
     parameters = []
     for (plain, constant, predictor), some in groups.items():
         group = {"params": some, "constant": constant, "scale": recipe.predictor_lr if predictor else 1.0}

@@ -4,6 +4,7 @@ What it owns: order of the images, schedule, mixed precision, progress, checkpoi
 goes wrong. What a method does with two views is not its business.
 """
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable
@@ -139,6 +140,8 @@ def pretrain(
         except RuntimeError as error:
             raise TrainingError(f"{run.folder} holds another network; name another folder") from error
         optimizer.load_state_dict(state["optimizer"])
+        for group in optimizer.param_groups:
+            group.setdefault("scale", 1.0)  # not in an older version's
         scaler.load_state_dict(state["scaler"])
         generator.set_state(state["generators"]["views"])
         torch.set_rng_state(state["generators"]["cpu"])
@@ -151,7 +154,7 @@ def pretrain(
     history: list[dict] = run.record["history"]
 
     steps = len(store) // batch_size
-    method.steps = epochs * steps
+    method.run_steps = epochs * steps
     shown = _Progress(progress, len(history), epochs, steps)
     for epoch in shown.outer:
         started, view_seconds, totals = time.perf_counter(), 0.0, {}
@@ -219,6 +222,10 @@ def _open(run: Run | str | Path | None, settings: dict, device: torch.device) ->
         run.update(**settings, history=[], seconds=0.0)  # a history without its resume.pt is another run's
         return run, None
     fresh = Run.in_memory(device=device, **settings).record
+    if isinstance(run.record.get("recipe"), dict):  # an older version's lacks the fields that have come since
+        since = {field.name: field.default for field in dataclasses.fields(settings["recipe"])}
+        since = {name: value for name, value in since.items() if value is not dataclasses.MISSING}
+        run.record["recipe"] = {**Run.in_memory(recipe=since).record["recipe"], **run.record["recipe"]}
     for name in settings:
         old, new = run.record.get(name), fresh[name]
         if isinstance(old, dict) and isinstance(new, dict):  # of a recipe or dataset, only what differs

@@ -238,8 +238,9 @@ def test_the_target_moves_by_the_momentum_of_the_moment(schedule, progress):
 def test_a_lag_is_the_targets_memory_as_a_share_of_the_runs_steps(lag, steps, base):
     """τ = 1 − 1 / (lag · steps); a memory of less than a step is none. Without a run's length: τ as given."""
     m = method(momentum=0.6, lag=lag, momentum_schedule="constant")
+    assert m.recipe.lag == lag  # both may be named
     for known, momentum in ((None, 0.6), (steps, base)):
-        m.steps = known
+        m.run_steps = known
         with torch.no_grad():
             for _, online in averaged(m):
                 online += 1
@@ -250,10 +251,19 @@ def test_a_lag_is_the_targets_memory_as_a_share_of_the_runs_steps(lag, steps, ba
             assert_close(target.double(), expected, rtol=1e-5, atol=1e-6)
 
 
+def test_a_momentum_that_is_named_sets_the_recipes_lag_aside_and_a_lag_is_a_share():
+    assert BYOL(networks.conv4(), image_size=SIDE, recipe="short").recipe.lag == 0.02
+    m = BYOL(networks.conv4(), image_size=SIDE, recipe="short", momentum=0.5)
+    assert (m.recipe.lag, m.recipe.momentum) == (None, 0.5)
+    for lag in (0.0, -0.1, 1.5):
+        with pytest.raises(ValueError, match=f"lag {lag} is not a share of a run"):
+            method(lag=lag)
+
+
 def test_pretrain_tells_a_method_how_many_steps_its_run_has():
     m = method(lag=0.5)
     pretrain(m, noise(), epochs=2, batch_size=8, **CPU)
-    assert m.steps == 6
+    assert m.run_steps == 6
 
 
 @settings(max_examples=50, deadline=None)

@@ -153,7 +153,7 @@ def test_data_list_and_verify_for_programs(capsys):
         ),
         ("pretrain --out x --method mocco", "moco"),
         ("pretrain --out x --recipe moco_v3", "moco_v1, moco_v2"),
-        ("pretrain --out x --network resnet19", "conv4, resnet18, resnet50"),
+        ("pretrain --out x --network resnet19", "conv4, resnet10_half, resnet18, resnet50"),
         ("pretrain --out x -p tau 0.1", "temperature"),
         ("pretrain --out x -p temperature warm", "is a number like"),
         ("pretrain --out x -p symmetric true", "write True"),

@@ -437,7 +437,8 @@ def test_the_time_to_half_is_counted_to_the_first_epoch_that_reaches_it(tmp_path
     images = {"name": "imagenette", "split": "train", "size": 48, "images": 1000, "fingerprint": "abc"}
     rows = [{"epoch": epoch, "seconds": 30.0, "knn": knn} for epoch, knn in enumerate((0.4, 0.5, 0.49), 1)]
     quick = record(dataset=images, history=rows, epochs=3)
-    slow = record("BYOL", dataset=images, history=[{**row, "knn": row["knn"] - 0.1} for row in rows], epochs=3)
+    lower = [{**row, "knn": row["knn"] - 0.1} for row in rows]
+    slow = record("BYOL", dataset=images, history=lower, epochs=3)
     unwatched = record("MoCo", dataset=images, epochs=3)
     for name, each in (("quick", quick), ("slow", slow), ("unwatched", unwatched)):
         (tmp_path / f"{name}.json").write_text(json.dumps(each), encoding="utf-8")

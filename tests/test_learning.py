@@ -1,6 +1,6 @@
 """A short run of every method on Shapes ends well above the encoder that it started from.
 
-On the lesson's recipes, but for what minutes are too short for: small batches, and an augmentation that draws
+On the recipes `short`, but for what minutes are too short for: small batches, and an augmentation that draws
 all anew that is not a class of Shapes. Classes are a form and a texture; so turn, size, place, colours and
 exposure are drawn again for each view, and what two views of an image share is its class and little more.
 """
@@ -19,7 +19,7 @@ RUNS = {  # method: epochs, batch, and fields of its recipe
     SimCLR: (4, 50, {}),
     MoCo: (4, 50, {"queue": 500}),
     Relational: (4, 50, {}),
-    BYOL: (10, 32, {"momentum": 0.97}),
+    BYOL: (10, 32, {}),
     SimSiam: (12, 32, {}),
 }
 

@@ -4,9 +4,10 @@
     python notebooks/grids/trials.py PLAN.json --out data/results/experiments.jsonl
     python notebooks/grids/experiments.py --table                          data/results/EXPERIMENTS.md
 
-(Or together.py, on a GPU.) Judged as trials are, on a held-out fifth of the training images. Arms do equal
-work: as many views go through the network in each. Where a rate may suit one arm and not another, an arm is a
-list of settings, and the one with the best mean stands for it.
+(Or together.py on a GPU, whose FOLDER/trials.jsonl is then appended to experiments.jsonl.) Judged as trials
+are, on a held-out fifth of the training images. Arms do equal work: as many views go through each network.
+Where a rate may suit one arm and not another, an arm is a list of settings, and the one with the best mean
+stands for it.
 """
 
 import argparse
@@ -134,7 +135,7 @@ EXPERIMENTS = {
         "05",
         "Does it help BYOL that T and T′ differ?",
         {
-            "T = T′": {"method": "byol", "policy": STANDARD},
+            "T = T′": {"method": "byol", "policy": {**STANDARD, **BLURRED, "blur_p": 0.5}},
             "T ≠ T′": {
                 "method": "byol",
                 "policy": {**STANDARD, **BLURRED},
@@ -199,7 +200,7 @@ def arms(name: str, lines: list[dict]) -> dict[str, list[dict]]:
             mark = (f"{name}: {arm}", number)
             some = [line for line in lines if (line["note"], line["alternative"]) == mark and "knn" in line]
             if some:
-                tried.append(some)
+                tried.append(list({line["seed"]: line for line in some}.values()))  # of a seed, the latest
         if tried:
             found[arm] = max(tried, key=lambda some: statistics.fmean(line["knn"] for line in some))
     return found
@@ -228,10 +229,6 @@ standard error over seeds. Arms do equal work. An effect is a difference between
 worst arm of more than two of its standard errors; with three seeds that is no strict test, and the
 best arm is chosen after the fact: read a gap of a point as nothing.
 """
-
-
-COLUMNS = """| arm | kNN | random encoder | seeds | images, k | device |
-|---|--:|--:|--:|--:|---|"""
 
 
 def table(lines: list[dict]) -> str:

@@ -5,9 +5,9 @@
 A step on views of 32 pixels is some 500 kernels of microseconds, and launching them takes longer than
 they do. Here a step is captured once and replayed, and the views of many steps are drawn in one pass of
 the engine. What is computed is what `pretrain` computes; the draws of the views fall in another order. A
-trial belongs to the process that takes it first. A plan is that of trials.py, with two more keys:
-"judge": "test" trains on all training images and judges by `evaluate.report` (nothing may be chosen by
-it), "keep": true keeps its record.
+trial belongs to the process that takes it first. A plan is that of trials.py, with one more key: "judge":
+"test" trains on all training images and judges by `evaluate.report` (nothing may be chosen by it). Lines
+go to FOLDER/trials.jsonl; minutes there say nothing about speed.
 
 (The trials of 26 November 2026 ran in twelve threads of one process, then in six processes of two
 threads. Two threads of one process cost two captures in 58; so a process has one now.)
@@ -15,6 +15,7 @@ threads. Two threads of one process cost two captures in 58; so a process has on
 
 import argparse
 import datetime
+import hashlib
 import json
 import time
 import traceback
@@ -25,15 +26,17 @@ import trials as single
 
 from ssl_lessons import evaluate, images
 from ssl_lessons.optimisers import learning_rate, optimiser, peak_rate
-from ssl_lessons.records import Run, device_name
+from ssl_lessons.records import device_name
 
 CUDA = torch.device("cuda")
-DEFAULTS = {**single.DEFAULTS, "judge": "held-out", "keep": False}
+DEFAULTS = {**single.DEFAULTS, "judge": "held-out"}
 PIXELS = 8192 * 32 * 32  # of the views that are drawn in one pass
 
 
 def build(trial: dict, classes: int):
     """The trial's method: one of the five, or the supervised baseline."""
+    if trial["fields"].get("direct"):
+        raise ValueError("DirectPred branches in Python, which a graph does not replay; use trials.py")
     if trial["method"] != "supervised":
         return single.build(trial)
     torch.manual_seed(trial["seed"])
@@ -129,12 +132,12 @@ def train_epoch(method, captured, store, generator, epoch: int, epochs: int, bat
     return float(total) / steps
 
 
-def run(trial: dict, train, test, out: Path) -> dict:
-    """Train and judge one trial: its line for trials.jsonl; with "keep" its record in `out`."""
+def run(trial: dict, train, test) -> dict:
+    """Train and judge one trial: its line for trials.jsonl."""
     view, epochs, batch = trial["view"], trial["epochs"], trial["batch_size"]
     started = time.perf_counter()
     method = build(trial, len(train.classes)).to(CUDA, memory_format=torch.channels_last).train()
-    method.steps = epochs * (len(train) // batch)
+    method.run_steps = epochs * (len(train) // batch)
     line = {**trial, "date": datetime.date.today().isoformat(), "device": device_name(CUDA), "loop": "graphs"}
     line |= {"torch": torch.__version__.split("+")[0], "train": len(train), "held_out": len(test)}
     line |= {"precision": "bf16", "knn_random": accuracy(method.encoder, train, test, view)}
@@ -154,32 +157,11 @@ def run(trial: dict, train, test, out: Path) -> dict:
     seconds = time.perf_counter() - started
     line["curve"] = [[row["epoch"], round(row["knn"], 4)] for row in history if "knn" in row]
     line |= {name: round(value, 4) for name, value in history[-1].items() if name != "epoch"}
-    line |= {"images_seen": method.steps * batch, "minutes": round(seconds / 60, 2)}
+    line |= {"images_seen": method.run_steps * batch, "minutes": round(seconds / 60, 2)}
     if trial["judge"] == "test":
         encoder = method.encoder.float()
         metrics = evaluate.report(encoder, train, test, view, seed=trial["seed"], device=CUDA.type)
         line["metrics"] = {name: metric["value"] for name, metric in metrics.items()}
-    if trial["judge"] == "test" and trial["keep"]:
-        names = {"name": trial["network"].get("name", "resnet10_half"), "stem": trial["network"].get("stem")}
-        data = {key: getattr(train, key) for key in ("name", "split", "size", "fingerprint", "origin")}
-        kept = Run.create(
-            out / f"{trial['method']}-{trial['dataset']}-{trial['note']}-{trial['seed']}",
-            device=CUDA,
-            method=type(method).__name__,
-            recipe=method.recipe,
-            network={**names, "image_size": view, "layer": None},
-            dataset={**data, "images": len(train)},
-            view_size=view,
-            epochs=epochs,
-            batch_size=batch,
-            precision="bf16",
-            seed=trial["seed"],
-            history=history,
-            seconds=seconds,
-            metrics=metrics,
-            loop="CUDA graphs, several runs at once: notebooks/grids/together.py",
-        )
-        kept.save_encoder(encoder.network)
     return line
 
 
@@ -207,19 +189,21 @@ def main() -> None:
     begun, loaded = time.time(), {}
     claims = arguments.out / "claims"
     claims.mkdir(parents=True, exist_ok=True)
-    for number, trial in enumerate(json.loads(arguments.plan.read_text())):
+    for trial in json.loads(arguments.plan.read_text()):
         trial = {**DEFAULTS, **trial}
+        mark = hashlib.sha256(json.dumps(trial, sort_keys=True).encode()).hexdigest()[:16]
         if time.time() - begun > arguments.seconds:
             break
         try:
-            (claims / str(number)).mkdir()
-        except FileExistsError:  # another process has it
+            (claims / mark).mkdir()
+        except FileExistsError:
+            print(f"another process has or had it: {trial['method']} {trial['note']}", flush=True)
             continue
         where = (trial["dataset"], trial["size"], trial["judge"])
         if where not in loaded:
             loaded[where] = stores(trial)
         try:
-            line = run(trial, *loaded[where], arguments.out)
+            line = run(trial, *loaded[where])
         except Exception as error:  # a trial that fails is a line like the others, and the rest go on
             traceback.print_exc()
             line = {**trial, "error": f"{type(error).__name__}: {error}"[:500]}

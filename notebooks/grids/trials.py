@@ -1,21 +1,24 @@
 """Trials of settings, judged on a held-out fifth of the training images; a test image is never opened.
 
     python notebooks/grids/trials.py PLAN.json [--workers 1] [--seconds 3600]
-    python notebooks/grids/trials.py --table
+    python notebooks/grids/trials.py --speed --table
 
 PLAN.json is a list of trials: dicts whose keys are those of `DEFAULTS`; "fields" replace those of the recipe,
 "policy" and "policy_prime" those of the recipe's policies. Each that ends is a line of
-data/results/trials.jsonl, a failed one too; `--table` writes data/results/TRIALS.md from them.
+data/results/trials.jsonl, a failed one too; `--speed` measures the networks that
+were tried, and `--table` writes data/results/TRIALS.md.
 """
 
 import argparse
 import dataclasses
 import datetime
 import json
+import math
 import multiprocessing
 import os
-import queue
+import statistics
 import time
+from concurrent.futures import ProcessPoolExecutor, TimeoutError, as_completed
 from pathlib import Path
 
 RAW = argparse.RawDescriptionHelpFormatter
@@ -98,23 +101,24 @@ HEAD = """# Trials
 Written by `python notebooks/grids/trials.py --table` from [trials.jsonl](trials.jsonl), which holds
 all settings. Each is judged by weighted kNN (k 20, t 0.07, backbone, last epoch) on a held-out
 fifth of the training images; no test image is opened. Beside it the same network before training.
-One seed each unless said: two settings closer than about two points are not told apart (the
-standard error of a held-out accuracy is 1.1 points).
+One seed each unless said: two settings closer than about three points are not told apart (the
+standard error of a difference is 1.6 points, and of the repeats here one pair lies 2.7 apart).
 
 Without a network named, it is `slim_resnet()` at 32 px from images stored at 48 px. Images are in
 thousands, counted once however many views are made of each. Minutes include judging; on a GPU
-several trials ran at once ("graphs": by together.py), and those say nothing about speed.
+several trials ran at once ("graphs": by together.py), and those say nothing about speed. "net"
+trials were given epochs by each network's measured speed (the table at the end), for about three
+minutes on two CPU cores.
 
 Words: "lesson" is the recipe of that name; K views of each image; "standard" colours are jitter
 0.4, 0.4, 0.4, 0.1 and greyscale 0.2, "gentle" ones 0.2, 0.2, 0.2, 0.05 and none, "half" ones gentle
 with the greyscale; "x10" is the predictor's rate as a multiple of the others'. BYOL's trials start
 from AdamW 2e-3, τ 0.97 rising to 1, heads 512–128, predictor 512 and standard colours; "P" is
-gentle colours, rate 1e-3 and x10."""
-COLUMNS = """
-| date | what changed | epochs | images, k | kNN | random | gain | min | device |
-|---|---|--:|--:|--:|--:|--:|--:|---|"""
+gentle colours, rate 1e-3 and x10.
 
-
+Two SimSiam trials ("views 4") used an averaged target of several views (FastSiam), which won
+nothing at equal work and is not in the package; two SimCLR trials on a CPU were noted by hand from
+their output, without curve."""
 def network(trial: dict):
     """The trial's network, freshly drawn from the global generator."""
     from ssl_lessons import networks
@@ -169,12 +173,10 @@ def run(trial: dict, device: str = "auto") -> dict:
 
     from ssl_lessons import evaluate, pretrain
     from ssl_lessons.records import device_name
-    from ssl_lessons.training import TrainingError, pick_device
+    from ssl_lessons.training import pick_device
 
     trial = {**DEFAULTS, **trial}
-    train, test = held_out(trial["dataset"], trial["size"])
     line = {**trial, "date": datetime.date.today().isoformat(), "device": device_name(pick_device(device))}
-    line |= {"torch": torch.__version__.split("+")[0], "train": len(train), "held_out": len(test)}
 
     def knn(encoder) -> dict[str, float]:
         x, y = (evaluate.features(encoder, store, trial["view"], device, "auto") for store in (train, test))
@@ -182,6 +184,8 @@ def run(trial: dict, device: str = "auto") -> dict:
 
     started = time.perf_counter()
     try:
+        train, test = held_out(trial["dataset"], trial["size"])
+        line |= {"torch": torch.__version__.split("+")[0], "train": len(train), "held_out": len(test)}
         method = build(trial)
         line["knn_random"] = knn(method.encoder)["knn"]
         settings = {"epochs": trial["epochs"], "batch_size": trial["batch_size"], "seed": trial["seed"]}
@@ -194,8 +198,8 @@ def run(trial: dict, device: str = "auto") -> dict:
         line["loss"] = round(history[-1]["loss"], 4)
         line["precision"] = record["precision"]
         line["images_seen"] = trial["epochs"] * (len(train) // trial["batch_size"]) * trial["batch_size"]
-    except (TrainingError, ValueError, RuntimeError) as error:
-        line["error"] = str(error)
+    except Exception as error:  # a trial that fails is a line like the others, and the rest go on
+        line["error"] = f"{type(error).__name__}: {error}"
     line["minutes"] = round((time.perf_counter() - started) / 60, 2)
     return line
 
@@ -231,7 +235,62 @@ def table(lines: list[dict]) -> str:
             knn, random = 100 * line["knn"], 100 * line["knn_random"]
             cells = f"{line['images_seen'] / 1000:.0f} | {knn:.1f} | {random:.1f} | {knn - random:+.1f}"
             text.append(f"{start} {cells} | {line['minutes']:.1f} | {where} |")
+    path = RESULTS / "networks.json"
+    if path.exists():
+        measured = json.loads(path.read_text(encoding="utf-8"))
+        text += ["", "## Speed of the networks", "", measured["what"], ""]
+        text += ["| network | px | images a second |", "|---|--:|--:|"]
+        text += [f"| {row['note']} | {row['view']} | {row['rate']:.0f} |" for row in measured["networks"]]
     return "\n".join(text) + "\n"
+
+
+def speeds(lines: list[dict], turns: int = 3, steps: int = 5) -> dict:
+    """Images a second of SimCLR's whole step for each network that was tried, on this machine's CPU.
+
+    Turns go round, so that a disturbance meets all alike; of the turns' medians the middle one counts.
+    """
+    tried = {"ResNet-10, half": DEFAULTS}
+    tried |= {line["note"][4:]: line for line in lines if line["note"].startswith("net ")}
+    rates = {note: [] for note in tried}
+    for _ in range(turns):
+        for note, trial in tried.items():
+            seconds, where = step_seconds(trial, steps)
+            rates[note].append(128 / statistics.median(seconds))
+    what = f"SimCLR's step, batches of 128, {where}, {datetime.date.today().isoformat()}; "
+    what += f"the middle of {turns} turns of {steps} steps each."
+    rows = [
+        {"note": note, "view": tried[note]["view"], "rate": round(statistics.median(found), 1)}
+        for note, found in rates.items()
+    ]
+    return {"what": what, "networks": rows}
+
+
+def step_seconds(trial: dict, steps: int) -> tuple[list[float], str]:
+    """Seconds of some steps of SimCLR around a trial's network on the CPU, and with what they were made."""
+    import torch
+
+    from ssl_lessons import devices, images
+    from ssl_lessons.optimisers import optimiser
+    from ssl_lessons.records import device_name
+
+    cpu = torch.device("cpu")
+    precision = devices.pick_precision("auto", cpu)
+    store = images.load("imagenette", "train", trial["size"], progress=False)
+    trial = {**DEFAULTS, **{key: trial[key] for key in ("network", "view")}, "recipe": "short"}
+    method = build(trial).to(memory_format=torch.channels_last).train()
+    optimizer, generator = optimiser(method), torch.Generator().manual_seed(0)
+    seconds = []
+    for step in range(steps + 2):  # two to warm up
+        began = time.perf_counter()
+        views = method.augment(store.batch(torch.arange(128) + 128 * step), generator)
+        with devices.autocast(cpu, precision):
+            loss, _ = method(views)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        seconds.append(time.perf_counter() - began)
+    version = torch.__version__.split("+")[0]
+    return seconds[2:], f"{device_name(cpu)}, {precision}, torch {version}"
 
 
 def told(line: dict) -> str:
@@ -240,44 +299,32 @@ def told(line: dict) -> str:
     return f"{line['method']:<11}{line['note']:<44}{found}   {line.get('minutes', 0):.2f} min"
 
 
-def _work(trials, lines, ends: float, threads: int) -> None:
+def _use_threads(count: int) -> None:
     import torch
 
-    torch.set_num_threads(threads)
-    while time.time() < ends:
-        try:
-            trial = trials.get(timeout=1)
-        except queue.Empty:
-            break
-        lines.put(run(trial))
-    lines.put(None)
+    torch.set_num_threads(count)
 
 
 def run_all(plan: list[dict], out: Path, workers: int, seconds: float) -> None:
-    """Run a plan in `workers` processes, in its order, and write each line when it is there."""
-    spawn = multiprocessing.get_context("spawn")
-    trials, lines = spawn.Queue(), spawn.Queue()
-    for trial in plan:
-        trials.put(trial)
-    threads = max(1, (os.cpu_count() or 1) // workers)
-    ends = time.time() + seconds
-    trials.cancel_join_thread()  # what nobody took when time was up is not waited for
-    some = [
-        spawn.Process(target=_work, args=(trials, lines, ends, threads), daemon=True) for _ in range(workers)
-    ]
-    for process in some:
-        process.start()
-    working = workers
-    while working:
-        line = lines.get()
-        if line is None:
-            working -= 1
-            continue
+    """Run a plan in `workers` processes, in its order, and write each line when it is there. When the seconds
+    are over, no trial is begun, and those that run are waited for."""
+
+    def write(line: dict) -> None:
         with out.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         print(told(line), flush=True)
-    for process in some:
-        process.join()
+
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, spawn, _use_threads, (threads,)) as pool:
+        running = {pool.submit(run, trial) for trial in plan}
+        try:
+            for future in as_completed(set(running), timeout=seconds if math.isfinite(seconds) else None):
+                running.discard(future)
+                write(future.result())
+        except TimeoutError:
+            for future in [future for future in running if not future.cancel()]:
+                write(future.result())
 
 
 if __name__ == "__main__":
@@ -286,12 +333,18 @@ if __name__ == "__main__":
     )
     parser.add_argument("plan", nargs="?")
     parser.add_argument("--table", action="store_true", help="write TRIALS.md from trials.jsonl")
+    parser.add_argument("--speed", action="store_true", help="measure the networks into networks.json")
     parser.add_argument("--out", type=Path, default=RESULTS / "trials.jsonl")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=float("inf"))
     arguments = parser.parse_args()
+    if arguments.speed or arguments.table:
+        logged = (RESULTS / "trials.jsonl").read_text(encoding="utf-8").splitlines()
+        logged = [json.loads(line) for line in logged]
+    if arguments.speed:
+        (RESULTS / "networks.json").write_text(json.dumps(speeds(logged), indent=1) + "\n", encoding="utf-8")
     if arguments.table:
-        found = (RESULTS / "trials.jsonl").read_text(encoding="utf-8").splitlines()
-        (RESULTS / "TRIALS.md").write_text(table([json.loads(line) for line in found]), encoding="utf-8")
+        (RESULTS / "TRIALS.md").write_text(table(logged), encoding="utf-8")
+    if arguments.plan is None:
         raise SystemExit
     run_all(json.loads(Path(arguments.plan).read_text()), arguments.out, arguments.workers, arguments.seconds)

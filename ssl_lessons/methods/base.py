@@ -105,7 +105,7 @@ class Method(nn.Module):
     channels: int = 3
     supervised: bool = False  # a baseline that asks for the batch's labels, `forward(views, labels=…)`
     constant_lr: tuple[str, ...] = ()  # submodules whose learning rate stays at its peak
-    steps: int | None = None  # optimiser steps of the whole run; `pretrain` sets it
+    run_steps: int | None = None  # optimiser steps of the whole run; `pretrain` sets it
 
     def wrap(
         self,

@@ -47,7 +47,8 @@ class BYOL(Method):
         layer: where the representation is read; None for a ResNet's `avgpool`.
         image_size: the side S of the views, pixels. channels: 3, or 1 for grey images.
         recipe: a name in `RECIPES` or a `BYOLRecipe`; `overrides` replace its fields by name: `momentum=0.99,
-            momentum_schedule="constant"` is fixed, `momentum=None` has no target network: SimSiam's rule.
+            momentum_schedule="constant"` is fixed (and sets the recipe's `lag` aside), `momentum=None`
+            has no target network: SimSiam's rule.
         augment, augment2: augmentations of one's own for the first and second view, see `Method.augment`.
     Raises:
         ValueError: an unknown recipe, field, layer, schedule or normalisation (the message lists the known
@@ -67,7 +68,11 @@ class BYOL(Method):
         **overrides,
     ):
         super().__init__()
+        if "momentum" in overrides:
+            overrides = {"lag": None, **overrides}  # whoever names τ means it, whatever the recipe's lag
         r = choose(RECIPES, recipe, **overrides)
+        if r.lag is not None and not 0 < r.lag <= 1:
+            raise ValueError(f"lag {r.lag} is not a share of a run: above 0, at most 1; `short` has 0.02")
         if r.momentum is not None and not 0 <= momentum_at(r.momentum, 0.0, r.momentum_schedule) <= 1:
             raise ValueError(f"momentum {r.momentum} is not in [0, 1]; BYOL uses 0.996")
         self.wrap(network, layer, image_size, r, (r.policy, r.policy_prime), channels, augment, augment2)
@@ -106,8 +111,8 @@ class BYOL(Method):
         if self.recipe.momentum is None:
             return
         base = self.recipe.momentum
-        if self.recipe.lag is not None and self.steps is not None:
-            base = 1 - 1 / max(1.0, self.recipe.lag * self.steps)  # a memory of less than a step is none
+        if self.recipe.lag is not None and self.run_steps is not None:
+            base = 1 - 1 / max(1.0, self.recipe.lag * self.run_steps)  # a memory of less than a step is none
         momentum = momentum_at(base, progress, self.recipe.momentum_schedule)
         ema_update(self.target_encoder, self.encoder, momentum)
         ema_update(self.target_projector, self.projector, momentum)

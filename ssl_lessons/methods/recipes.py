@@ -33,8 +33,9 @@ _MINUTES = {
 # no blur and τ 0.1 did better, one seed each.
 _NO_BLUR = dataclasses.replace(v.MOCO_V2, name="moco_v2_no_blur", blur_p=0.0)
 
-# Runs of some hundred thousand images on the slim network (resnet10_half). Each value was chosen by kNN
-# on a held-out fifth of Imagenette's training images, and every trial is a line of data/results/TRIALS.md.
+# Runs of some hundred thousand images on the slim network (resnet10_half): the recipes `lesson`, changed
+# where trials on a held-out fifth of Imagenette's training images did better (data/results/TRIALS.md). Tried
+# were rates, batch, temperature, queue, momentum, blur, colours, heads, the predictor's rate and decay.
 _SHORT = {**_MINUTES, "name": "short", "source": "ours, for runs of minutes: data/results/TRIALS.md"}
 
 # Half of that colour strength and no greyscale: without negatives a short run loses colour before it finds
@@ -255,8 +256,8 @@ BYOL: dict[str, BYOLRecipe] = _named(
         predictor_hidden=1024,
         **_MINUTES,
     ),
-    # Ten times the rate for the predictor (the paper's appendix multiplies it too, table 21): it must follow
-    # what it predicts. How slow the target is made no difference between 0.7 and 14 % of the run.
+    # Ten times the rate for the predictor, so that it follows what it predicts (the paper's appendix does
+    # so in a run without target network). A memory between 0.7 and 14 % of the run made no difference.
     BYOLRecipe(
         **{**_SHORT, "weight_decay": 0.3, "epochs": 60},
         policy=_GENTLE,
