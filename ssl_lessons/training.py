@@ -4,7 +4,6 @@ What it owns: order of the images, schedule, mixed precision, progress, checkpoi
 goes wrong. What a method does with two views is not its business.
 """
 
-import dataclasses
 import math
 import time
 from collections.abc import Callable
@@ -222,10 +221,10 @@ def _open(run: Run | str | Path | None, settings: dict, device: torch.device) ->
         run.update(**settings, history=[], seconds=0.0)  # a history without its resume.pt is another run's
         return run, None
     fresh = Run.in_memory(device=device, **settings).record
-    if isinstance(run.record.get("recipe"), dict):  # an older version's lacks the fields that have come since
-        since = {field.name: field.default for field in dataclasses.fields(settings["recipe"])}
-        since = {name: value for name, value in since.items() if value is not dataclasses.MISSING}
-        run.record["recipe"] = {**Run.in_memory(recipe=since).record["recipe"], **run.record["recipe"]}
+    recipe, known = settings["recipe"], run.record.get("recipe") or {}
+    for name, value in fresh["recipe"].items():  # an older version's lacks the fields that have come since
+        if name not in known and getattr(recipe, name) == getattr(type(recipe), name, None):
+            known[name] = value
     for name in settings:
         old, new = run.record.get(name), fresh[name]
         if isinstance(old, dict) and isinstance(new, dict):  # of a recipe or dataset, only what differs

@@ -1,5 +1,6 @@
 """What a kill leaves behind, and what is noticed when a run goes wrong: real kills, real faults."""
 
+import json
 import os
 import signal
 import subprocess
@@ -356,3 +357,26 @@ def test_the_kept_encoder_loads_into_plain_torchvision(tmp_path):
     plain = resnet18(weights=None)
     Run.open(tmp_path / "run").load_encoder(plain)  # strict
     assert torch.equal(plain.layer4[1].conv2.weight, network.layer4[1].conv2.weight)
+
+
+def test_a_run_of_an_older_version_goes_on_where_it_stopped(tmp_path):
+    """Its record lacks the fields that a recipe got since, its optimiser's groups their rate's factor."""
+    whole = pretrain(moco(), noise(), epochs=2, **CPU)
+    stopped = {"monitor": lambda encoder: 1 / 0, "monitor_every": 2}
+    with pytest.raises(ZeroDivisionError):
+        pretrain(moco(), noise(), epochs=2, run=tmp_path, **stopped, **CPU)
+    record = json.loads((tmp_path / "record.json").read_text())
+    assert len(record["history"]) == 1
+    for name in ("predictor_lr", "predictor_weight_decay"):
+        del record["recipe"][name]
+    (tmp_path / "record.json").write_text(json.dumps(record))
+    state = torch.load(tmp_path / "resume.pt", weights_only=True)
+    for group in state["optimizer"]["param_groups"]:
+        del group["scale"]
+    torch.save(state, tmp_path / "resume.pt")
+    again = pretrain(moco(), noise(), epochs=2, run=tmp_path, **CPU)
+    assert losses(again) == losses(whole)
+    record["recipe"]["lr"] = 7.0
+    (tmp_path / "record.json").write_text(json.dumps(record))
+    with pytest.raises(TrainingError, match="another recipe: {'lr': 7.0}"):
+        pretrain(moco(), noise(), epochs=2, run=tmp_path, **CPU)

@@ -57,7 +57,7 @@ def test_a_trial_trains_judges_and_tells_all_its_settings(tmp_path):
     assert 0 < whole["knn_random"] < 1 and whole["device"] and whole["torch"]
     assert "queue 0 must hold at least 1 key" in failed["error"]
     text = trials.table([whole, failed])
-    assert "a batch of 400 | 1 | 3 |" in text and "failed: queue 0" in text
+    assert "a batch of 400 (shapes) | 1 | 3 |" in text and "failed: ValueError: queue 0" in text
 
 
 def test_fields_and_policies_of_a_trial_reach_the_method():

@@ -119,6 +119,8 @@ gentle colours, rate 1e-3 and x10.
 Two SimSiam trials ("views 4") used an averaged target of several views (FastSiam), which won
 nothing at equal work and is not in the package; two SimCLR trials on a CPU were noted by hand from
 their output, without curve."""
+
+
 def network(trial: dict):
     """The trial's network, freshly drawn from the global generator."""
     from ssl_lessons import networks
@@ -251,6 +253,7 @@ def speeds(lines: list[dict], turns: int = 3, steps: int = 5) -> dict:
     """
     tried = {"ResNet-10, half": DEFAULTS}
     tried |= {line["note"][4:]: line for line in lines if line["note"].startswith("net ")}
+    tried.pop("ResNet-10 half, stride, 10 epochs", None)  # one network twice
     rates = {note: [] for note in tried}
     for _ in range(turns):
         for note, trial in tried.items():
