@@ -237,6 +237,7 @@ def table(lines: list[dict]) -> str:
             knn, random = 100 * line["knn"], 100 * line["knn_random"]
             cells = f"{line['images_seen'] / 1000:.0f} | {knn:.1f} | {random:.1f} | {knn - random:+.1f}"
             text.append(f"{start} {cells} | {line['minutes']:.1f} | {where} |")
+    text += ["", *judged(RESULTS / "h100.jsonl")]
     path = RESULTS / "networks.json"
     if path.exists():
         measured = json.loads(path.read_text(encoding="utf-8"))
@@ -244,6 +245,35 @@ def table(lines: list[dict]) -> str:
         text += ["| network | px | images a second |", "|---|--:|--:|"]
         text += [f"| {row['note']} | {row['view']} | {row['rate']:.0f} |" for row in measured["networks"]]
     return "\n".join(text) + "\n"
+
+
+def judged(path: Path) -> list[str]:
+    """Lines of Markdown: what together.py judged on test images, mean and sample deviation over seeds."""
+    if not path.exists():
+        return []
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    whole = [line for line in lines if "metrics" in line]
+    lost = [f"{line['method']} seed {line['seed']}" for line in lines if "error" in line]
+    names = {"knn": "kNN", "linear_100": "linear", "linear_10": "linear 10 %", "linear_1": "linear 1 %"}
+    text = ["## On the test images, on a GPU", ""]
+    text += [
+        "What the trials had chosen, trained on all training images by together.py on one "
+        f"{whole[0]['device']} and judged by `evaluate.report`, last epoch; nothing was chosen by these numbers. "
+        "In per cent, mean ± sample standard deviation over the seeds. "
+        f"Lost to a failed capture: {', '.join(lost) or 'none'}.",
+        "",
+    ]
+    text += [f"| method | images | epochs | seeds | random, kNN | {' | '.join(names.values())} |"]
+    text += ["|---|---|--:|--:|--:|" + "--:|" * len(names)]
+    for method, dataset in dict.fromkeys((line["method"], line["dataset"]) for line in whole):
+        some = [line for line in whole if (line["method"], line["dataset"]) == (method, dataset)]
+        cells = [f"{100 * statistics.fmean(line['knn_random'] for line in some):.1f}"]
+        for name in names:
+            values = [100 * line["metrics"][name] for line in some]
+            spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+            cells.append(f"{statistics.fmean(values):.1f}{spread}")
+        text.append(f"| {method} | {dataset} | {some[0]['epochs']} | {len(some)} | {' | '.join(cells)} |")
+    return text
 
 
 def speeds(lines: list[dict], turns: int = 3, steps: int = 5) -> dict:
