@@ -258,8 +258,8 @@ def judged(path: Path) -> list[str]:
     text = ["## On the test images, on a GPU", ""]
     text += [
         "What the trials had chosen, trained on all training images by together.py on one "
-        f"{whole[0]['device']} and judged by `evaluate.report`, last epoch; nothing was chosen by these numbers. "
-        "In per cent, mean ± sample standard deviation over the seeds. "
+        f"{whole[0]['device']} and judged by `evaluate.report`, last epoch; nothing was chosen by these "
+        "numbers. In per cent, mean ± sample standard deviation over the seeds. "
         f"Lost to a failed capture: {', '.join(lost) or 'none'}.",
         "",
     ]
