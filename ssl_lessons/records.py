@@ -99,6 +99,12 @@ def _plain(value):
     return value
 
 
+def _write(path: Path, record: dict) -> None:
+    """A record as a file, atomically."""
+    text = json.dumps(_plain(record), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
 class Run:
     """A run folder. `Run.create` makes one, `Run.open` reads one; `record` is its plain dictionary."""
 
@@ -176,8 +182,7 @@ class Run:
         """Write record.json atomically; a run in memory stays there."""
         if self.folder is None:
             return
-        text = json.dumps(_plain(self.record), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
-        atomically(self.folder / "record.json", lambda path: path.write_text(text, encoding="utf-8"))
+        _write(self.folder / "record.json", self.record)
 
     def add_metric(self, name: str, value: float, **details) -> None:
         """Add a judged number with its protocol to the record, and write that; details say how it came."""
@@ -227,8 +232,7 @@ class Run:
             tensors[key] = half.contiguous().clone()
         atomically(path, lambda temporary: save_file(tensors, temporary))
         record = {**self.record, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-        text = json.dumps(_plain(record), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
-        atomically(path.with_suffix(".json"), lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        _write(path.with_suffix(".json"), record)
         return path
 
     def save_resume(self, state: dict) -> None:

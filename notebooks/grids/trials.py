@@ -131,22 +131,26 @@ def network(trial: dict):
     return networks.slim_resnet(**settings)
 
 
+def with_tuples(values: dict) -> dict:
+    """What JSON gave as lists, as recipes and policies have it."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+
+
 def build(trial: dict):
     """The method of a trial, on a fresh network."""
     import torch
 
-    from ssl_lessons.experiments import METHODS
+    from ssl_lessons.commands import method_file
+    from ssl_lessons.methods.base import choose
 
     torch.manual_seed(trial["seed"])
-    method = METHODS[trial["method"]]
-    recipes = __import__(method.__module__, fromlist=["RECIPES"]).RECIPES
-    recipe = recipes[trial["recipe"]]
-    fields = {name: tuple(v) if isinstance(v, list) else v for name, v in trial["fields"].items()}
+    method, recipes = method_file(trial["method"])
+    recipe = choose(recipes, trial["recipe"])
+    fields = with_tuples(trial["fields"])
     for name in ("policy", "policy_prime"):
         if hasattr(recipe, name):
             changes = trial[name] or (trial["policy"] if name == "policy_prime" else {})
-            changes = {key: tuple(v) if isinstance(v, list) else v for key, v in changes.items()}
-            fields[name] = dataclasses.replace(getattr(recipe, name), **changes)
+            fields[name] = dataclasses.replace(getattr(recipe, name), **with_tuples(changes))
     direct, without = fields.pop("direct", False), fields.pop("without", None)
     made = method(network(trial), image_size=trial["view"], recipe=recipe, **fields)
     if direct:
