@@ -71,6 +71,19 @@ def test_fields_and_policies_of_a_trial_reach_the_method():
     assert alike.policies[0] == alike.policies[1]
 
 
+def test_a_trial_may_judge_the_projector_and_compare_by_a_cosine():
+    settings = {**trials.DEFAULTS, "network": {"name": "conv4"}, "view": 16, "recipe": "short"}
+    simclr = trials.build({**settings, "method": "simclr"})
+    image = torch.rand(4, 3, 16, 16)
+    behind = trials.judged_network(simclr.eval(), {**settings, "judged": "projector"})
+    torch.testing.assert_close(behind(image), simclr.projector(simclr.encoder(image)))
+    assert trials.judged_network(simclr, settings) is simclr.encoder
+    relational = trials.build({**settings, "method": "relational", "fields": {"ruler": "cosine"}})
+    features = torch.eye(2)
+    scores = relational.head.score(features, torch.tensor([0, 0]), torch.tensor([0, 1]))
+    assert scores.tolist() == [5.0, -5.0]  # scale 10, offset -5, cosines 1 and 0
+
+
 @pytest.mark.parametrize("part", ["stop-gradient", "predictor", "BatchNorm"])
 def test_simsiam_loses_the_part_that_is_named_and_no_other(part):
     settings = {**trials.DEFAULTS, "method": "simsiam", "recipe": "short", "network": {"name": "conv4"}}
@@ -120,19 +133,31 @@ def test_an_effect_is_more_than_two_standard_errors_of_the_difference():
     text = experiments.verdict(experiments.arms("keys", vague))
     assert text.startswith("No effect at this scale: 0.99 is 3.3 ±")
     single = experiments.arms("keys", [*judged("0.0", 0.4), *judged("0.99", 0.5)])
-    assert experiments.verdict(single) == "0.99 stands 10.0 points above 0.0, one seed each: no verdict."
+    assert experiments.verdict(single) == ("No verdict with 1 of 3 seeds: 0.99 stands 10.0 points above 0.0.")
+
+
+def test_arms_in_groups_are_compared_within_their_group():
+    some = [*judged("SimCLR, 32", 0.5, 0.5, 0.5), *judged("SimCLR, 512", 0.5, 0.5, 0.51)]
+    some += [*judged("BYOL, 32", 0.3, 0.3, 0.31), *judged("BYOL, 512", 0.2, 0.2, 0.2)]
+    found = {line["note"].partition(": ")[2]: [] for line in some}
+    for line in some:
+        found[line["note"].partition(": ")[2]].append(line)
+    text = experiments.verdict(found)
+    assert text.startswith("SimCLR: no effect at this scale: 512 is 0.3 ±")
+    assert "BYOL: an effect: 32 stands 10.3 ±" in text
 
 
 def test_the_better_of_an_arms_settings_stands_for_it_and_what_was_not_run_is_named():
-    one = {"note": "batch: 32", "knn_random": 0.3, "images_seen": 90_000, "device": "a CPU", "seed": 0}
+    one = {"note": "batch: BYOL, 32", "knn_random": 0.3, "images_seen": 90_000, "device": "a CPU", "seed": 0}
     some = [
         {**one, "alternative": n, "knn": knn, "fields": {"lr": lr}}
         for n, knn, lr in ((0, 0.4, 5e-4), (1, 0.5, 1e-3))
     ]
-    some += [{**some[0], "note": "batch: 512", "knn": 0.3}]
+    some += [{**some[0], "note": "batch: BYOL, 512", "knn": 0.3}]
     text = experiments.table(some)
     assert (
-        "| 32, rate 0.001 | 50.0 | 30.0 | 1 | 90 | a CPU |" in text and "| 512, rate 0.0005 | 30.0 |" in text
+        "| BYOL, 32, rate 0.001 | 50.0 | 30.0 | 1 | 90 | a CPU |" in text
+        and "| BYOL, 512, rate 0.0005 | 30.0 |" in text
     )
     assert "## Not run yet" in text and "`keys`" in text and "`batch`" not in text.split("Not run yet")[1]
 

@@ -20,22 +20,23 @@ import trials
 
 SEEDS = (0, 1, 2)
 EPOCHS = 12  # of two views each: 91,000 images
+LONG = 24  # for what learns without negatives, which at 12 is still below counted colours
 PLAIN = {"jitter": [0, 0, 0, 0], "grey_p": 0.0}  # crops and flips alone
 STANDARD = {"jitter": [0.4, 0.4, 0.4, 0.1], "grey_p": 0.2}
 GENTLE = {"jitter": [0.2, 0.2, 0.2, 0.05], "grey_p": 0.0}
 STRONG = {"jitter": [0.8, 0.8, 0.8, 0.2], "grey_p": 0.2}
 BLURRED = {"blur_p": 1.0, "blur_sigma": [0.1, 0.7]}
-RATES = (5e-4, 1e-3, 2e-3)
 
 
-def rates(**settings) -> list[dict]:
-    """The same settings at each of `RATES`."""
+def rates(*values: float, **settings) -> list[dict]:
+    """The same settings at each of some learning rates."""
     fields = settings.pop("fields", {})
-    return [{**settings, "fields": {**fields, "lr": rate}} for rate in RATES]
+    return [{**settings, "fields": {**fields, "lr": rate}} for rate in values]
 
 
 def fields(method: str, **values) -> dict:
-    return {"method": method, "fields": values}
+    epochs = LONG if method in ("byol", "simsiam") else EPOCHS
+    return {"method": method, "epochs": epochs, "fields": values}
 
 
 # name: (lesson, question, {arm: settings of a trial, or a list of them})
@@ -49,20 +50,29 @@ EXPERIMENTS = {
         },
     ),
     "batch": (
-        "02",
-        "Do more negatives in the batch help SimCLR?",
-        {str(size): rates(batch_size=size) for size in (32, 128, 512)},
+        "02, 05",
+        "Which suffers more from a small batch, SimCLR or BYOL?",
+        {
+            f"{title}, {size}": rates(*values, method=method, batch_size=size, epochs=epochs)
+            for title, method, epochs in (("SimCLR", "simclr", EPOCHS), ("BYOL", "byol", LONG))
+            for size, values in ((32, (5e-4, 1e-3)), (128, (5e-4, 1e-3)), (512, (1e-3, 2e-3)))
+        },
     ),
     "temperature": (
         "02",
         "How sharp should SimCLR's softmax be?",
         {str(t): fields("simclr", temperature=t) for t in (0.05, 0.1, 0.2, 0.5)},
     ),
+    "projector": (
+        "02",
+        "Where to read the representation, before or after SimCLR's projector?",
+        {where: {"judged": judged} for where, judged in (("before", "encoder"), ("after", "projector"))},
+    ),
     "augmentation": (
         "05",
         "Which needs colour jitter and greyscale more, SimCLR or BYOL?",
         {
-            f"{title}, {name}": {"method": method, "policy": policy}
+            f"{title}, {name}": {"method": method, "policy": policy, "epochs": LONG}
             for title, method in (("SimCLR", "simclr"), ("BYOL", "byol"))
             for name, policy in (("crops alone", PLAIN), ("gentle", GENTLE), ("standard", STANDARD))
         },
@@ -113,6 +123,14 @@ EXPERIMENTS = {
             )
         },
     ),
+    "ruler": (
+        "04",
+        "Does it help to learn the ruler: a relation head, or a cosine?",
+        {
+            name: {"method": "relational", "fields": {"ruler": ruler}, "epochs": EPOCHS // 2}
+            for name, ruler in (("relation head", "head"), ("cosine", "cosine"))
+        },
+    ),
     "target": (
         "05",
         "How slow should BYOL's target be?",
@@ -129,27 +147,22 @@ EXPERIMENTS = {
     "normalisation": (
         "05",
         "Does BYOL need BatchNorm?",
-        {kind: rates(**fields("byol", normalisation=kind)) for kind in ("batch", "group", "none")},
+        {
+            kind: rates(5e-4, 1e-3, **fields("byol", normalisation=kind))
+            for kind in ("batch", "group", "none")
+        },
     ),
     "two policies": (
         "05",
         "Does it help BYOL that T and T′ differ?",
         {
-            "T = T′": {"method": "byol", "policy": {**STANDARD, **BLURRED, "blur_p": 0.5}},
+            "T = T′": {"method": "byol", "epochs": LONG, "policy": {**STANDARD, **BLURRED, "blur_p": 0.5}},
             "T ≠ T′": {
                 "method": "byol",
+                "epochs": LONG,
                 "policy": {**STANDARD, **BLURRED},
                 "policy_prime": {**STANDARD, **BLURRED, "blur_p": 0.1, "solarize_p": 0.2},
             },
-        },
-    ),
-    "small batches": (
-        "05",
-        "Which suffers more from a small batch, SimCLR or BYOL?",
-        {
-            f"{title}, {size}": rates(method=method, batch_size=size)
-            for title, method in (("SimCLR", "simclr"), ("BYOL", "byol"))
-            for size in (32, 256)
         },
     ),
     "parts": (
@@ -179,7 +192,7 @@ def plan(names: list[str]) -> list[dict]:
         for name in names or EXPERIMENTS:
             for arm, settings in EXPERIMENTS[name][2].items():
                 for number, setting in enumerate(alternatives(settings)):
-                    mark = {"note": f"{name}: {arm}", "alternative": number, "seed": seed, "every": EPOCHS}
+                    mark = {"note": f"{name}: {arm}", "alternative": number, "seed": seed, "every": LONG}
                     batch = {"batch_size": 64} if setting.get("method") == "relational" else {}
                     listed.append({"recipe": "short", "epochs": EPOCHS, **batch, **setting, **mark})
     return listed
@@ -207,17 +220,34 @@ def arms(name: str, lines: list[dict]) -> dict[str, list[dict]]:
 
 
 def verdict(found: dict[str, list[dict]]) -> str:
-    """The best arm against the worst, in words: an effect is more than two standard errors of the gap."""
-    judged = {arm: mean_error([line["knn"] for line in lines]) for arm, lines in found.items()}
-    best = max(judged, key=lambda arm: judged[arm][0])
-    worst = min(judged, key=lambda arm: judged[arm][0])
-    gap = judged[best][0] - judged[worst][0]
-    error = math.hypot(judged[best][1], judged[worst][1])
-    if math.isnan(error):
-        return f"{best} stands {gap:.1f} points above {worst}, one seed each: no verdict."
-    if gap > 2 * error:
-        return f"An effect: {best} stands {gap:.1f} ± {error:.1f} points above {worst}."
-    return f"No effect at this scale: {best} is {gap:.1f} ± {error:.1f} points from {worst}."
+    """The best arm against the worst, in words: an effect is more than two standard errors of the gap, and
+    has three seeds or more in both arms.
+
+    Where the arms' names begin alike ("SimCLR, 32", "SimCLR, 128"), each group has a verdict of its own.
+    """
+    groups = {}
+    for arm, lines in found.items():
+        group, _, rest = arm.rpartition(", ")
+        groups.setdefault(group, {})[rest] = lines
+    if min(len(members) for members in groups.values()) < 2:
+        groups = {"": found}
+    parts = []
+    for group, members in groups.items():
+        judged = {arm: mean_error([line["knn"] for line in lines]) for arm, lines in members.items()}
+        best = max(judged, key=lambda arm: judged[arm][0])
+        worst = min(judged, key=lambda arm: judged[arm][0])
+        gap = judged[best][0] - judged[worst][0]
+        error = math.hypot(judged[best][1], judged[worst][1])
+        seeds = min(len(members[best]), len(members[worst]))
+        if seeds < len(SEEDS):
+            text = f"No verdict with {seeds} of {len(SEEDS)} seeds: {best} stands {gap:.1f} points "
+            text += f"above {worst}."
+        elif gap > 2 * error:
+            text = f"An effect: {best} stands {gap:.1f} ± {error:.1f} points above {worst}."
+        else:
+            text = f"No effect at this scale: {best} is {gap:.1f} ± {error:.1f} points from {worst}."
+        parts.append(f"{group}: {text[0].lower()}{text[1:]}" if group else text)
+    return " ".join(parts)
 
 
 HEAD = """# Experiments
@@ -233,12 +263,14 @@ best arm is chosen after the fact: read a gap of a point as nothing.
 
 def table(lines: list[dict]) -> str:
     """EXPERIMENTS.md."""
-    text, missing = [HEAD], []
+    text, summary, missing = [], [], []
     for name, (lesson, question, _) in EXPERIMENTS.items():
         found = arms(name, lines)
         if len(found) < 2:
             missing.append(name)
             continue
+        said = verdict(found)
+        summary += [f"| {lesson} | {question} | {said} |"]
         text += [f"## {question}", "", f"Lesson {lesson}, `{name}`.", ""]
         text += [
             "| arm | kNN | random encoder | seeds | thousand images | device |",
@@ -252,10 +284,11 @@ def table(lines: list[dict]) -> str:
             near = f"{mean:.1f}" if math.isnan(error) else f"{mean:.1f} ± {error:.1f}"
             work = f"{len(some)} | {some[0]['images_seen'] / 1000:.0f} | {some[0]['device']}"
             text.append(f"| {title} | {near} | {random:.1f} | {work} |")
-        text += ["", f"**{verdict(found)}**", ""]
+        text += ["", f"**{said}**", ""]
     if missing:
         text += ["## Not run yet", "", ", ".join(f"`{name}`" for name in missing) + "."]
-    return "\n".join(text).rstrip() + "\n"
+    head = [HEAD, "| lesson | question | verdict |", "|---|---|---|", *summary, ""]
+    return "\n".join(head + text).rstrip() + "\n"
 
 
 if __name__ == "__main__":

@@ -140,7 +140,10 @@ def run(trial: dict, train, test) -> dict:
     method.run_steps = epochs * (len(train) // batch)
     line = {**trial, "date": datetime.date.today().isoformat(), "device": device_name(CUDA), "loop": "graphs"}
     line |= {"torch": torch.__version__.split("+")[0], "train": len(train), "held_out": len(test)}
-    line |= {"precision": "bf16", "knn_random": accuracy(method.encoder, train, test, view)}
+    line |= {
+        "precision": "bf16",
+        "knn_random": accuracy(single.judged_network(method, trial), train, test, view),
+    }
     optimizer = optimiser(method)
     captured = Captured(method, optimizer, batch)
     generator = torch.Generator().manual_seed(trial["seed"])
@@ -152,7 +155,7 @@ def run(trial: dict, train, test) -> dict:
         }
         if (epoch + 1) % trial["every"] == 0 or epoch + 1 == epochs:
             row |= {name: float(value) for name, value in captured.watch.items()}  # of the last step
-            row["knn"] = accuracy(method.encoder, train, test, view)
+            row["knn"] = accuracy(single.judged_network(method, trial), train, test, view)
         history.append(row)
     seconds = time.perf_counter() - started
     line["curve"] = [[row["epoch"], round(row["knn"], 4)] for row in history if "knn" in row]

@@ -38,6 +38,7 @@ DEFAULTS = {
     "batch_size": 128,
     "seed": 0,
     "every": 5,  # epochs between two looks at the held-out kNN
+    "judged": "encoder",  # or "projector": the features behind it
 }
 
 
@@ -96,6 +97,24 @@ def take_away(simsiam, part: str) -> None:
         raise ValueError(f"SimSiam has no part {part!r}; choose stop-gradient, predictor or BatchNorm")
 
 
+def cosine_head():
+    """A fixed ruler in the relation head's place: the cosine of two features, with a scale and an offset."""
+    import torch
+    import torch.nn.functional as F
+
+    class CosineHead(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = torch.nn.Parameter(torch.tensor(10.0))
+            self.offset = torch.nn.Parameter(torch.tensor(-5.0))  # even odds at a cosine of a half
+
+        def score(self, features, first, second):
+            unit = F.normalize(features.float(), dim=1)
+            return self.scale * (unit[first] * unit[second]).sum(dim=1) + self.offset
+
+    return CosineHead()
+
+
 HEAD = """# Trials
 
 Written by `python notebooks/grids/trials.py --table` from [trials.jsonl](trials.jsonl), which holds
@@ -152,12 +171,24 @@ def build(trial: dict):
             changes = trial[name] or (trial["policy"] if name == "policy_prime" else {})
             fields[name] = dataclasses.replace(getattr(recipe, name), **with_tuples(changes))
     direct, without = fields.pop("direct", False), fields.pop("without", None)
+    ruler = fields.pop("ruler", "head")
     made = method(network(trial), image_size=trial["view"], recipe=recipe, **fields)
     if direct:
         made.predictor = direct_predictor(made.recipe.head[-1])
     if without:
         take_away(made, without)
+    if ruler == "cosine":
+        made.head = cosine_head()
     return made
+
+
+def judged_network(method, trial: dict):
+    """What a trial's kNN looks at: the encoder, or the encoder with the projector behind it."""
+    import torch
+
+    if trial["judged"] == "encoder":
+        return method.encoder
+    return torch.nn.Sequential(method.encoder, method.projector)
 
 
 def held_out(dataset: str, size: int):
@@ -184,7 +215,8 @@ def run(trial: dict, device: str = "auto") -> dict:
     trial = {**DEFAULTS, **trial}
     line = {**trial, "date": datetime.date.today().isoformat(), "device": device_name(pick_device(device))}
 
-    def knn(encoder) -> dict[str, float]:
+    def knn(_) -> dict[str, float]:
+        encoder = judged_network(method, trial)
         x, y = (evaluate.features(encoder, store, trial["view"], device, "auto") for store in (train, test))
         return {"knn": (evaluate.knn(x, train.labels, y) == test.labels).float().mean().item()}
 
