@@ -11,8 +11,18 @@ from matplotlib.text import Annotation, Text
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from matplotlib.transforms import Bbox
 
-from ssl_lessons.diagrams import BLUE, COLOURS, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION
-from ssl_lessons.figures import _STYLE, _axes
+from ssl_lessons.figures.palette import (
+    BLUE,
+    COLOURS,
+    GREEN,
+    GREY,
+    ORANGE,
+    PURPLE,
+    SKY,
+    STYLE,
+    VERMILION,
+    axes_row,
+)
 from ssl_lessons.leaderboard import Table, mean_std
 from ssl_lessons.printing import LABELS, is_share
 
@@ -39,7 +49,7 @@ def leaderboard(found: Sequence[Table], metric: str = "knn") -> Figure:
     methods = sorted({row.settings["method"] for table in found for row in table.rows})
     looks = {name: (COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]) for i, name in enumerate(methods)}
     across, down = min(2, len(found)), (len(found) + 1) // 2
-    with plt.rc_context(_STYLE):
+    with plt.rc_context(STYLE):
         size = (6.2 * across + 0.4, 4.4 * down)
         figure, grid = plt.subplots(down, across, figsize=size, layout="constrained", squeeze=False)
     panels = grid.flat[: len(found)]
@@ -129,7 +139,7 @@ def spread(values: dict[str, Sequence[float]], xlabel: str) -> Figure:
     Args:
         values: {name: one number in [0, 1] for each seed}, drawn in per cent, the first on top.
     """
-    figure, (axis,) = _axes(1, 7.5, 0.45 * len(values) + 1.0)
+    figure, (axis,) = axes_row(1, 7.5, 0.45 * len(values) + 1.0)
     for i, each in enumerate(values.values()):
         mean, std = mean_std([100 * value for value in each])
         axis.plot([100 * value for value in each], [i] * len(each), "o", color=BLUE, alpha=0.6, markersize=7)
@@ -178,7 +188,7 @@ def step_time(profiles: Mapping[str, dict]) -> Figure:
 
 def stacked(rows: Mapping[str, Mapping[str, float]], xlabel: str, colours: Sequence[str] = COLOURS) -> Figure:
     """Horizontal bars of named parts, the first row on top; a part shows its share where it has room."""
-    figure, (axis,) = _axes(1, 9.0, 0.5 * len(rows) + 1.8)
+    figure, (axis,) = axes_row(1, 9.0, 0.5 * len(rows) + 1.8)
     longest = max(sum(parts.values()) for parts in rows.values())
     for place, parts in enumerate(rows.values()):
         left = 0.0
@@ -213,7 +223,7 @@ def grouped(groups: Mapping[str, Mapping[str, float | None]], ylabel: str, heigh
     given = (name for bars in groups.values() for name, value in bars.items() if value is not None)
     names = list(dict.fromkeys(given))
     width, crowded = 0.82 / len(names), len(groups) * len(names) > 16
-    figure, (axis,) = _axes(1, min(11.0, 2.2 + 0.55 * len(groups) * len(names)), height)
+    figure, (axis,) = axes_row(1, min(11.0, 2.2 + 0.55 * len(groups) * len(names)), height)
     for i, name in enumerate(names):
         places = [g + (i - (len(names) - 1) / 2) * width for g in range(len(groups))]
         values = [bars.get(name) for bars in groups.values()]
@@ -245,7 +255,7 @@ def growth(series: Sequence[dict]) -> Figure:
         series: of each "label" (what grows, with its unit), "x", "seconds", "bytes" (of memory that the run
             added) and "slopes" {"seconds": …, "bytes": …}, the exponents.
     """
-    figure, axes = _axes(len(series), 3.4 * len(series), 3.6)
+    figure, axes = axes_row(len(series), 3.4 * len(series), 3.6)
     for axis, one in zip(axes, series, strict=True):
         beside = axis.twinx()
         axis.loglog(one["x"], one["seconds"], "o-", color=BLUE)

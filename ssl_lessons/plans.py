@@ -163,7 +163,8 @@ def _notebook(name, here: Path) -> Path:
 
 def _planned(notebook: Path, declared: dict, kinds: dict, run: dict, axes: dict, here: Path) -> Planned:
     """One run, the values that it sets checked, its dataset's folder and its profile made plain."""
-    from ssl_lessons import experiments, images, lab, networks
+    from ssl_lessons import images, lab, networks
+    from ssl_lessons.lab import experiments
 
     for name, value in run.items():
         _check_kind(name, value, kinds[name], declared[name])

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from ssl_lessons import cli, jobs, lab, printing, speed
+from ssl_lessons.lab import lesson
 
 ROOT = Path(__file__).resolve().parent.parent
 TOY = [
@@ -45,7 +46,7 @@ def bench(name, tmp_path, *arguments) -> tuple[dict, str]:
 def test_step_has_ours_and_the_bare_model_of_every_method(tmp_path):
     arguments = [*TOY, "--turns", "1", "--rounds", "1", "--precisions", "fp32", "--peers", "lightly"]
     found, told = bench("step", tmp_path, *arguments)
-    assert [row["method"] for row in found["rows"]] == [*lab.METHODS.values()] or len(found["rows"]) == 5
+    assert [row["method"] for row in found["rows"]] == [*lesson.METHODS.values()] or len(found["rows"]) == 5
     for row in found["rows"]:
         rates = row["images_per_second"]
         assert rates["ours"] > 0 and rates["bare"] > 0 and row["method"] in told

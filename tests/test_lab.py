@@ -11,8 +11,8 @@ import pytest
 import torch
 from tiny import moco, noise
 
-from ssl_lessons import evaluate, experiments, lab
-from ssl_lessons.lab import LessonError, attempt, check, pick_profile, setup
+from ssl_lessons import evaluate, lab
+from ssl_lessons.lab import LessonError, attempt, check, experiments, lesson, pick_profile, setup
 from ssl_lessons.records import Run
 
 SETTINGS = {
@@ -27,8 +27,8 @@ SETTINGS = {
 @pytest.fixture(autouse=True)
 def on_a_cpu(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(lab, "results_folder", lambda: tmp_path / "results")
-    for module in (lab, experiments):
+    monkeypatch.setattr(lesson, "results_folder", lambda: tmp_path / "results")
+    for module in (lesson, experiments):
         monkeypatch.setattr(module, "runs_folder", lambda: tmp_path / "runs")
     monkeypatch.delenv("SSL_LESSONS_PROFILE", raising=False)
     (tmp_path / "results").mkdir()
@@ -53,9 +53,9 @@ def test_the_narrowest_settings_that_fit_are_taken(monkeypatch):
     assert setup("03", SETTINGS, dataset="shapes").epochs == 9  # a dataset's before a CPU's
     assert setup("03", SETTINGS, profile="full").epochs == 200
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(lab, "pick_device", lambda: torch.device("cuda"))
-    monkeypatch.setattr(lab, "pick_precision", lambda name, device: "bf16")
-    monkeypatch.setattr(lab, "device_name", lambda device: "a GPU")
+    monkeypatch.setattr(lesson, "pick_device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(lesson, "pick_precision", lambda name, device: "bf16")
+    monkeypatch.setattr(lesson, "device_name", lambda device: "a GPU")
     assert setup("03", SETTINGS).epochs == 20
 
 
@@ -141,7 +141,7 @@ def test_unknown_parameters_are_looked_for_in_the_parameter_cells_only(monkeypat
 
     def asked(*cells):
         monkeypatch.setattr(IPython, "get_ipython", lambda: SimpleNamespace(user_ns={"In": ["", *cells]}))
-        lab._refuse_unknown({"profile", "epochs"})
+        lesson._refuse_unknown({"profile", "epochs"})
 
     asked(
         "x = 1",

@@ -7,7 +7,7 @@ matplotlib.use("Agg")
 import pytest
 import torch
 
-from ssl_lessons import portraits
+from ssl_lessons.figures import pictures as portraits
 
 pytestmark = pytest.mark.usefixtures("drawn_without_warning")
 

@@ -11,32 +11,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ssl_lessons.diagrams import (  # noqa: F401  (the drawings are shown as figures)
-    BLUE,
-    COLOURS,
-    GREEN,
-    GREY,
-    ORANGE,
-    SKY,
-    VERMILION,
-    dictionaries,
-    series_map,
-)
-
-_STYLE = {
-    "figure.dpi": 80,
-    "font.size": 11,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.25,
-}
-
-
-def _axes(columns: int, width: float, height: float) -> tuple[Figure, list]:
-    with plt.rc_context(_STYLE):
-        figure, axes = plt.subplots(1, columns, figsize=(width, height), layout="constrained", squeeze=False)
-    return figure, list(axes[0])
+from ssl_lessons.figures.palette import BLUE, COLOURS, GREEN, GREY, SKY, STYLE, VERMILION, axes_row
 
 
 def image_grid(
@@ -81,7 +56,7 @@ def training_curves(
     without kNN has one panel.
     """
     judged = [row for row in history if "knn" in row]
-    figure, (left, *others) = _axes(2, 9, 3) if judged else _axes(1, 5, 3)
+    figure, (left, *others) = axes_row(2, 9, 3) if judged else axes_row(1, 5, 3)
     look = {"color": BLUE, "marker": "o", "markersize": 3}
     left.plot([row["epoch"] for row in history], [row["loss"] for row in history], **look)
     left.set(xlabel="epoch", ylabel=f"loss ({loss})", title="what is minimised")
@@ -110,7 +85,7 @@ def health(
             collapsed, green healthy, and white is suspect.
     """
     runs = history if isinstance(history, dict) else {"": history}
-    figure, axes = _axes(len(names), 2.6 * len(names) + (1.8 if "" not in runs else 0), 2.4)
+    figure, axes = axes_row(len(names), 2.6 * len(names) + (1.8 if "" not in runs else 0), 2.4)
     for i, (axis, (key, title)) in enumerate(zip(axes, names.items(), strict=True)):
         for j, (label, rows) in enumerate(runs.items()):
             own = i if "" in runs else j  # one run: a colour for each panel; several: one for each run
@@ -155,7 +130,7 @@ def dots(
     `bands` as in `health`; `titles` where a column's key is no title.
     """
     names = list(next(iter(columns.values())))
-    figure, axes = _axes(len(columns), 2.3 * len(columns) + 1.8, 0.3 * len(names) + 0.9)
+    figure, axes = axes_row(len(columns), 2.3 * len(columns) + 1.8, 0.3 * len(names) + 0.9)
     for axis, (key, values) in zip(axes, columns.items(), strict=True):
         axis.plot(list(values.values()), range(len(names)), "o", color=BLUE, markersize=7)
         if key in (bands or {}):
@@ -184,7 +159,7 @@ def lines(
     log: bool = False,
 ) -> Figure:
     """Named curves {label: (x, y)} on one pair of axes; `log` for a logarithmic x axis."""
-    figure, (axis,) = _axes(1, 6.5, 3.2)
+    figure, (axis,) = axes_row(1, 6.5, 3.2)
     for (label, (x, y)), colour in zip(curves.items(), cycle(COLOURS), strict=False):
         axis.plot(x, y, label=label, color=colour, marker="o", markersize=4)
     axis.set(xlabel=xlabel, ylabel=ylabel, title=title)
@@ -199,7 +174,7 @@ def lines(
 
 def histograms(samples: dict[str, Tensor], xlabel: str, title: str = "", bins: int = 50) -> Figure:
     """Overlaid histograms of named samples, each scaled to area 1."""
-    figure, (axis,) = _axes(1, 6.5, 2.8)
+    figure, (axis,) = axes_row(1, 6.5, 2.8)
     everything = torch.cat([values.flatten().float().cpu() for values in samples.values()])
     span = (everything.min().item(), everything.max().item())
     for (label, values), colour in zip(samples.items(), cycle(COLOURS), strict=False):
@@ -219,7 +194,7 @@ def histograms(samples: dict[str, Tensor], xlabel: str, title: str = "", bins: i
 
 def matrix(values: Tensor, xlabel: str, ylabel: str, title: str = "", label: str = "") -> Figure:
     """A matrix (rows, columns) as an image with a colour bar named `label`."""
-    figure, (axis,) = _axes(1, 6.5, 3.2)
+    figure, (axis,) = axes_row(1, 6.5, 3.2)
     shown = axis.imshow(
         values.detach().float().cpu().numpy(), aspect="auto", cmap="cividis", interpolation="nearest"
     )
@@ -236,7 +211,7 @@ def overview(images: Tensor, views: Sequence[Tensor], accuracies: dict[str, dict
         images: uint8 (N, 3, H, W). views: float in [0, 1], each (N, 3, S, S).
         accuracies: {dataset: {encoder: kNN accuracy in [0, 1]}}, the same encoders for each dataset.
     """
-    with plt.rc_context(_STYLE):
+    with plt.rc_context(STYLE):
         figure = plt.figure(figsize=(12, 3.4), layout="constrained", dpi=100)
     left, right = figure.subfigures(1, 2, width_ratios=(1.9, 1))
     rows = {"image": images.float() / 255, **{f"view {i + 1}": view for i, view in enumerate(views)}}
@@ -248,7 +223,7 @@ def overview(images: Tensor, views: Sequence[Tensor], accuracies: dict[str, dict
             axis.set_yticks([])
             axis.spines[:].set_visible(False)
         line[0].set_ylabel(name, fontsize=11, rotation=0, ha="right", va="center")
-    with plt.rc_context(_STYLE):
+    with plt.rc_context(STYLE):
         axis = right.subplots()
     encoders = list(next(iter(accuracies.values())))
     for i, (encoder, colour) in enumerate(zip(encoders, (GREY, BLUE, SKY), strict=False)):
@@ -273,7 +248,7 @@ def overview(images: Tensor, views: Sequence[Tensor], accuracies: dict[str, dict
 
 def boxes(image: Tensor, drawn: dict[str, Sequence[tuple[int, int, int, int]]]) -> Figure:
     """Named sets of boxes (top, left, height, width in pixels), each on an image (3, H, W) in [0, 1]."""
-    figure, axes = _axes(len(drawn), 3.2 * len(drawn), 3.2)
+    figure, axes = axes_row(len(drawn), 3.2 * len(drawn), 3.2)
     for axis, (title, some) in zip(axes, drawn.items(), strict=True):
         axis.imshow(image.permute(1, 2, 0).numpy(), alpha=0.7)
         for (top, left, height, width), colour in zip(some, COLOURS * 9, strict=False):
@@ -299,7 +274,7 @@ def bars(
 
     The figure is `inches` high for each bar and `around` for the axis.
     """
-    figure, (axis,) = _axes(1, 7.5, inches * len(values) + around)
+    figure, (axis,) = axes_row(1, 7.5, inches * len(values) + around)
     scale = 100 if percent else 1
     drawn = axis.barh(
         list(values)[::-1], [scale * value for value in list(values.values())[::-1]], color=BLUE
@@ -315,7 +290,7 @@ def bars(
 
 def matrices(named: dict[str, Tensor], xlabel: str, ylabel: str, label: str) -> Figure:
     """Matrices side by side on one colour scale, whose bar is named `label`."""
-    figure, axes = _axes(len(named), 3.3 * len(named) + 0.6, 3.2)
+    figure, axes = axes_row(len(named), 3.3 * len(named) + 0.6, 3.2)
     span = {
         "vmin": min(float(m.min()) for m in named.values()),
         "vmax": max(float(m.max()) for m in named.values()),

@@ -11,9 +11,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from ssl_lessons import images, speed
-from ssl_lessons.checks import attempt, check  # noqa: F401  what a notebook calls is in one place
 from ssl_lessons.devices import pick_device, pick_precision
-from ssl_lessons.experiments import add_judgement, baselines, knn_of, runs_folder, trained, trial  # noqa: F401
+from ssl_lessons.lab.experiments import runs_folder
 from ssl_lessons.leaderboard import results_folder
 from ssl_lessons.networks import NETWORKS
 from ssl_lessons.records import RecordError, Run, device_name

@@ -1,7 +1,4 @@
-"""Drawings that explain and measure nothing: the map of the series, and what its methods keep.
-
-The palette of all figures lives here too: Okabe and Ito's colours, which colour-blind eyes tell apart.
-"""
+"""Drawings that explain and measure nothing: the map of the series, and what its methods keep."""
 
 from collections.abc import Sequence
 
@@ -9,16 +6,7 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
-BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, GREY = (
-    "#0072B2",
-    "#E69F00",
-    "#009E73",
-    "#D55E00",
-    "#CC79A7",
-    "#56B4E9",
-    "#777777",
-)
-COLOURS = (BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY)
+from ssl_lessons.figures.palette import BLUE, GREEN, GREY, ORANGE, SKY, VERMILION
 
 
 def dictionaries() -> Figure:

@@ -12,8 +12,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ssl_lessons.diagrams import COLOURS, GREEN, GREY, VERMILION
-from ssl_lessons.figures import _STYLE, _axes
+from ssl_lessons.figures.palette import COLOURS, GREEN, GREY, STYLE, VERMILION, axes_row
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
 
@@ -36,7 +35,7 @@ def confusion(matrix: Tensor, classes: Sequence[str], title: str = "") -> Figure
     counts = matrix.detach().cpu().double()
     share = 100 * counts / counts.sum(dim=1, keepdim=True)  # a class without images: nan, left white
     side = 0.46 * len(classes)
-    with plt.rc_context(_STYLE):
+    with plt.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=(side + 2.9, side + 1.9), layout="constrained")
     shown = axis.imshow(share.numpy(), cmap="Blues", vmin=0, vmax=100, interpolation="nearest")
     for i, row in enumerate(share.tolist()):
@@ -156,7 +155,7 @@ def embedding_map(
     """
     columns = min(columns, len(maps))
     rows = -(-len(maps) // columns)
-    with plt.rc_context(_STYLE):
+    with plt.rc_context(STYLE):
         size = ((panel + 0.1) * columns + 1.7, max(panel * rows, 0.25 * len(classes)) + 0.3)
         figure, grid = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
     panels = list(grid.flat)
@@ -195,7 +194,7 @@ def layers(
         widths: {layer: numbers an image}, written below the layers' names.
         chance: of guessing, in [0, 1].
     """
-    figure, (axis,) = _axes(1, 7.5, 3.8)
+    figure, (axis,) = axes_row(1, 7.5, 3.8)
     order = list(next(iter(accuracies.values())))
     for i, (title, row) in enumerate(accuracies.items()):
         look = {"marker": MARKERS[i % len(MARKERS)], "color": _colour(i), "markersize": 7}
@@ -222,7 +221,7 @@ def invariances(moved: dict[str, dict[str, dict[str, float]]], most: float | Non
     """
     changes = list(next(iter(moved.values())))
     step = min(0.8 / len(moved), 0.2)
-    figure, (axis,) = _axes(1, 7.5, max(0.4, 0.11 * len(moved)) * len(changes) + 1.4)
+    figure, (axis,) = axes_row(1, 7.5, max(0.4, 0.11 * len(moved)) * len(changes) + 1.4)
     for i, (title, row) in enumerate(moved.items()):
         rows = [place + step * (i - (len(moved) - 1) / 2) for place in range(len(changes))]
         low, middle, high = ([100 * row[change][q] for change in changes] for q in ("q25", "median", "q75"))
@@ -282,7 +281,7 @@ def _dot_rows(
     columns: dict[str, Tensor], names: Sequence[str], xlabel: str, xlim: tuple[float, float] | None = None
 ) -> Figure:
     """A dot for each named series in each row, with a grey line from the row's least to its greatest."""
-    figure, (axis,) = _axes(1, 7.5, 0.34 * len(names) + 1.2)
+    figure, (axis,) = axes_row(1, 7.5, 0.34 * len(names) + 1.2)
     table = torch.stack(list(columns.values()))  # (series, rows)
     low, high = table.nan_to_num(torch.inf).amin(0), table.nan_to_num(-torch.inf).amax(0)
     for row, (a, b) in enumerate(zip(low.tolist(), high.tolist(), strict=True)):
