@@ -181,8 +181,6 @@ def test_an_evening_run_ends_in_weights_that_load_and_in_a_row_of_the_table(tmp_
     small = {}
     for split in ("train", "test"):
         small[split] = images.load("shapes", split, 16, limit=300, progress=False)
-        split: images.load("shapes", split, 16, limit=300, progress=False) for split in ("train", "test")
-    }
     monkeypatch.setattr(images, "load", lambda name, split, *a, **k: small[split])
     words = {"method": "simclr", "dataset": "shapes", "view": 16, "size": 16, "seed": 0, "epochs": 1}
     words |= {"out": tmp_path / "runs", "weights": tmp_path / "weights", "device": "cpu", "name": None}
