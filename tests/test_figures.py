@@ -1,6 +1,9 @@
 """Figures: a Figure out, axes that say what they show, nothing lost at edge sizes, no warning."""
 
-import inspect
+import json
+import re
+from pathlib import Path
+from xml.etree import ElementTree
 
 import matplotlib
 
@@ -8,11 +11,13 @@ matplotlib.use("Agg")
 
 import pytest
 import torch
+from IPython.display import SVG
 from matplotlib.figure import Figure
 
 from ssl_lessons import figures
 from ssl_lessons.figures import palette
 
+ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.usefixtures("drawn_without_warning")
 
 
@@ -27,14 +32,30 @@ def assert_labelled(axis):
     assert axis.get_xlabel() and (axis.get_ylabel() or axis.get_title())
 
 
-def test_every_function_that_needs_nothing_draws():
-    for name, function in inspect.getmembers(figures, inspect.isfunction):
-        here = function.__module__.startswith(figures.__name__) and not name.startswith("_")
-        parameters = inspect.signature(function).parameters.values()
-        if here and all(p.default is not p.empty for p in parameters):
-            figure = function()
-            assert isinstance(figure, Figure) and figure.axes, name
-            figure.canvas.draw()
+def shown_drawings():
+    """(lesson, cell, file) of every cell that shows a drawing."""
+    shown = []
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+            for name in re.findall(r'SVG\("figures/(.+?)"\)', "".join(cell["source"])):
+                shown.append((path.stem, cell, ROOT / "notebooks" / "figures" / name))
+    return shown
+
+
+@pytest.mark.parametrize(
+    "lesson, cell, drawing", shown_drawings(), ids=lambda value: getattr(value, "stem", "")
+)
+def test_a_drawing_is_well_formed_says_what_it_shows_and_is_the_one_in_the_output(lesson, cell, drawing):
+    root = ElementTree.parse(drawing).getroot()
+    assert root.find("{http://www.w3.org/2000/svg}title").text
+    ((output,), shown) = cell["outputs"], SVG(drawing).data
+    assert "".join(output["data"]["image/svg+xml"]) == shown, (
+        f"run the cell of {drawing.name} in {lesson} again"
+    )
+
+
+def test_every_drawing_is_shown():
+    assert {file for *_, file in shown_drawings()} == set((ROOT / "notebooks" / "figures").glob("*.svg"))
 
 
 @pytest.mark.parametrize("count, rows", [(1, 1), (6, 2), (6, 6)])

@@ -1,13 +1,5 @@
 """What two lessons or more draw: curves and bars (`plots`), photographs and maps (`pictures`)."""
 
-from ssl_lessons.figures.diagrams import (
-    bootstrap,
-    contrastive_batch,
-    dictionaries,
-    relations,
-    series_map,
-    without_negatives,
-)
 from ssl_lessons.figures.palette import BLUE, COLOURS, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION
 from ssl_lessons.figures.pictures import (
     confusion,
@@ -44,11 +36,8 @@ __all__ = [
     "VERMILION",
     "accuracy_bars",
     "bars",
-    "bootstrap",
     "boxes",
     "confusion",
-    "contrastive_batch",
-    "dictionaries",
     "dots",
     "embedding_map",
     "health",
@@ -63,8 +52,5 @@ __all__ = [
     "neighbours",
     "overview",
     "per_class",
-    "relations",
-    "series_map",
     "training_curves",
-    "without_negatives",
 ]
