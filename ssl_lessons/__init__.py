@@ -30,8 +30,6 @@ _MODULES = (
     "probes",
     "evaluate",
     "diagnose",
-    "inside",
-    "gaze",
     "figures",
     "leaderboard",
     "printing",

@@ -29,7 +29,7 @@ DEMANDED = [f"{number:02d}" for number in range(12)]  # lessons
 ORDER = ["shapes", "storage", "archives", "images", "feed", "policies", "views", "networks", "methods.base"]
 ORDER += ["methods.recipes", "methods.*", "optimisers", "kernels", "devices", "records", "meters"]
 ORDER += ["training", "profiling", "probes", "evaluate"]
-ORDER += ["diagnose", "inside", "gaze", "figures.palette", "figures.diagrams", "figures.plots"]
+ORDER += ["diagnose", "figures.palette", "figures.plots"]
 ORDER += ["figures.pictures", "lab.checks", "lab.experiments"]
 ORDER += [
     "leaderboard",
