@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 
-from ssl_lessons.kernels import Kernels
 from ssl_lessons.optimisers import TrainingError
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -60,19 +59,6 @@ def autocast(device: torch.device, precision: str):
     if precision == "fp32":
         return nullcontext()
     return torch.autocast(device.type, dtype=PRECISIONS[precision])
-
-
-def kernels(device: torch.device, module: torch.nn.Module):
-    """The context in which a module goes through both passes of training: on a CPU, `Kernels`. Judging goes
-    without: an encoder is judged by the operations that its user will run."""
-    return Kernels(module) if device.type == "cpu" else nullcontext()
-
-
-@contextmanager
-def passes(device: torch.device, precision: str, module: torch.nn.Module) -> Iterator[None]:
-    """`autocast` and `kernels`: the context of a module's forward pass in training."""
-    with autocast(device, precision), kernels(device, module):
-        yield
 
 
 def prepare(device: torch.device) -> None:

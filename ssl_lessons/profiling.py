@@ -45,9 +45,8 @@ def step_profile(
     Returns:
         {"parts": {name: ms}, "kinds": {name: ms}}. Parts are `devices.PARTS` and "rest", what the loop itself
         takes; together they are the whole step. Kinds split the time of forward and backward by what the
-        operations are: `KINDS` and `OTHER`, as they were computed: by `kernels` a convolution on a small map
-        is a matrix product in bfloat16, and a linear layer may be a convolution in float32. On a GPU a part's
-        time is that of its kernels (see `devices.part`), a kind's that of its kernels alone.
+        operations are: `KINDS` and `OTHER`. On a GPU a part's time is that of its kernels (see
+        `devices.part`), a kind's that of its kernels alone.
     Raises:
         ValueError: fewer images than that.
     """

@@ -29,11 +29,16 @@ def _where(found: dict, *names: str) -> str:
     return f"{machine['device']}, {machine['date']}{busy}; {versions}"
 
 
+def _note(found: dict) -> str:
+    """What has changed in the package since, where a committed file says so."""
+    return f" {found['note']}" if "note" in found else ""
+
+
 def step(found: dict) -> str:
     """A training step of each method beside the bare model and the peers."""
     s, plain = found["settings"], {}
-    heads = ("method", "precision", "ours", "bare model", "over bare", "bare, our kernels", "over these")
-    heads += ("lightly", "ours / lightly", "… / lightly fp32", "byol-pytorch", "ours / byol-pytorch")
+    heads = ("method", "precision", "ours", "bare model", "over bare", "lightly")
+    heads += ("ours / lightly", "… / lightly fp32", "byol-pytorch", "ours / byol-pytorch")
     for row in found["rows"]:
         if row["precision"] == "fp32":
             plain[row["method"]] = row["images_per_second"].get("lightly")
@@ -42,8 +47,7 @@ def step(found: dict) -> str:
         rate = row["images_per_second"]
         peer, other, base = rate.get("lightly"), rate.get("byol-pytorch"), plain.get(row["method"])
         shown = [f"{rate['ours']:.0f}"]
-        for name in ("bare", "bare, our kernels"):  # a GPU has but one
-            shown += [f"{rate[name]:.0f}", f"{row['over'][name]:+.1%}"] if name in rate else ["–", "–"]
+        shown += [f"{rate['bare']:.0f}", f"{row['over']['bare']:+.1%}"]
         for value, form in (
             (peer, ".0f"),
             (peer and rate["ours"] / peer, ".2f"),
@@ -58,9 +62,8 @@ def step(found: dict) -> str:
         f"{_HALF}, medians of {s['rounds'] * s['turns']} turns "
         f"(the peers': of {s['rounds'] * s['turns'] * s['steps']} single steps); "
         f"lightly with {s['workers']} loader processes on its JPEG files, byol-pytorch on ready tensors. "
-        "*Over*: how much longer our step takes than the bare model in the column before, the median of "
-        "paired turns. "
-        f"{_where(found, 'torchvision', 'lightly', 'byol-pytorch')}."
+        "*Over bare*: how much longer our step takes than the bare model, the median of paired turns. "
+        f"{_where(found, 'torchvision', 'lightly', 'byol-pytorch')}.{_note(found)}"
     )
     return f"{text}\n\n{_rows(heads, rows)}"
 
@@ -91,7 +94,7 @@ def scale(found: dict) -> str:
     s = found["settings"]
     text = (
         f"How a run grows, synthetic images, {s['precision']} (1 is linear, 0 flat); the smallest of "
-        f"{s['rounds']} processes. {_where(found)}."
+        f"{s['rounds']} processes. {_where(found)}.{_note(found)}"
     )
     return f"{text}\n\n{_rows(heads, rows)}"
 
@@ -110,7 +113,7 @@ def memory(found: dict) -> str:
         f"Peak memory of training, {s['data']} stored at {s['stored']} px, views of {s['size']} px, batch "
         f"{s['batch']} {_HALF}, {s['precision']}; the images' "
         "file lies in the system's cache beside it. Moments: SGD's momentum, or the two of Adam, with which "
-        f"relational reasoning trains. {_where(found)}."
+        f"relational reasoning trains. {_where(found)}.{_note(found)}"
     )
     return f"{text}\n\n{_rows(heads, rows)}"
 
@@ -133,33 +136,8 @@ def far(found: dict) -> str:
     return f"{text}\n\n{_rows(('', 'images a second', 'turns from … to', 'of resident'), rows)}"
 
 
-def convolution(found: dict) -> str:
-    """Convolutions on maps of few pixels beside PyTorch's own."""
-    rows = {(row["convolution"], row["precision"], row["batch"]): row for row in found["rows"]}
-    columns = list(dict.fromkeys(where[1:] for where in rows))
-    lines = [
-        (name, *(_beside(rows.get((name, *column))) for column in columns))
-        for name in dict.fromkeys(where[0] for where in rows)
-    ]
-    heads = ("channels, input", *(f"{precision}, batch {batch}" for precision, batch in columns))
-    text = (
-        "Convolutions on maps of few pixels, and linear layers, forward and backward: PyTorch's ms / ours; "
-        f"in strong type where `pretrain` takes ours. {_where(found)}."
-    )
-    return f"{text}\n\n{_rows(heads, lines)}"
-
-
-def _beside(row: dict | None) -> str:
-    if row is None:
-        return "–"
-    theirs, mine = row["PyTorch"], row["ours"]
-    text = f"{1e3 * theirs:.1f} / {1e3 * mine:.1f} = {theirs / mine:.1f}"
-    return f"**{text}**" if row["used"] else text
-
-
 SECTIONS = {
     "step": step,
-    "convolution": convolution,
     "views": views,
     "far": far,
     "scale": scale,

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ssl_lessons.devices import kernels, part, passes, pick_device, pick_precision, prepare
+from ssl_lessons.devices import autocast, part, pick_device, pick_precision, prepare
 from ssl_lessons.feed import AHEAD, batches, resident
 from ssl_lessons.images import ImageStore, sent
 from ssl_lessons.meters import joules, peak_memory
@@ -172,10 +172,10 @@ def pretrain(
                 with part("views", target):
                     seen = method.augment(images, generator)
                 view_seconds += time.perf_counter() - clock
-                with part("forward", target), passes(target, precision, method):
+                with part("forward", target), autocast(target, precision):
                     extra = {"labels": sent(store.labels[rows], target)} if method.supervised else {}
                     loss, diagnostics = method(seen, **extra)
-                with part("backward", target), kernels(target, method):  # a checkpoint goes forward again
+                with part("backward", target):
                     optimizer.zero_grad(set_to_none=True)
                     scaler.scale(loss).backward()
                 with part("optimizer", target):

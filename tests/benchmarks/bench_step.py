@@ -5,10 +5,9 @@
 The same ResNet-18 with the same heads, batch and view size for all. Ours is `pretrain` itself, epoch by
 epoch (read, views, passes, optimiser, moving average). The bare model is the method's own networks, forward
 and backward on random numbers that lie on the device already, without views, loss, optimiser or moving
-average: it takes its turns between our epochs, once as PyTorch computes it and once with the kernels that
-`pretrain` trains with (`devices.passes`; on a GPU they are the same, and it takes one turn). lightly reads
-the JPEG files with its transforms in `--workers` loader processes (default: one a core); byol-pytorch gets
-tensors that are ready. A peer that is not installed, or a dataset without files, is left out with the reason.
+average: it takes its turns between our epochs. lightly reads the JPEG files with its transforms in
+`--workers` loader processes (default: one a core); byol-pytorch gets tensors that are ready. A peer that is
+not installed, or a dataset without files, is left out with the reason.
 """
 
 import json
@@ -23,7 +22,7 @@ import torch
 from torch import nn
 
 from ssl_lessons import charts, networks, policies, profiling
-from ssl_lessons.devices import autocast, passes, pick_device, prepare
+from ssl_lessons.devices import autocast, pick_device, prepare
 from ssl_lessons.methods.byol import BYOL
 from ssl_lessons.methods.moco import MoCo
 from ssl_lessons.methods.relational import Relational
@@ -98,14 +97,11 @@ def ours(spec: dict, device) -> dict:
     bare.to(device, memory_format=torch.channels_last).train()
     batch = spec["batch"]
     store = harness.store_for(spec["data"], spec["stored"], spec["steps"] * batch)
-    contexts = {"bare": lambda: autocast(device, spec["precision"])}
-    if device.type == "cpu":
-        contexts["bare, our kernels"] = lambda: passes(device, spec["precision"], bare)
-    seconds: dict[str, list] = {name: [] for name in contexts}
+    seconds: dict[str, list] = {"bare": []}
 
     def bare_turn(_encoder) -> dict:
-        for name, context in contexts.items():
-            seconds[name].append(bare_step(bare, batch, context, device, spec["steps"]))
+        context = context_of(device, spec["precision"])
+        seconds["bare"].append(bare_step(bare, batch, context, device, spec["steps"]))
         return {}
 
     settings = {"device": str(device), "precision": spec["precision"], "progress": "none"}
@@ -203,14 +199,10 @@ def main(argv=None) -> int:
                         seconds[precision].setdefault(name, []).extend(each)
                     print(f"# {method} {precision} {who}: {each}", file=sys.stderr, flush=True)
         for precision, each in seconds.items():
-            names = [name for name in ("ours", "bare", "bare, our kernels", *args.peers) if name in each]
+            names = [name for name in ("ours", "bare", *args.peers) if name in each]
             rates = {name: harness.rate(each[name], batch) for name in names}
             # ours and the bare model ran in turns: the ratio of each turn, then the median
-            over = {
-                name: median(a / b for a, b in zip(each["ours"], each[name], strict=True)) - 1
-                for name in names
-                if name.startswith("bare")
-            }
+            over = {"bare": median(a / b for a, b in zip(each["ours"], each["bare"], strict=True)) - 1}
             row = {"method": method, "precision": precision, "batch": batch, "images_per_second": rates}
             report["rows"].append({**row, "over": over, "seconds": each})
     harness.publish(args, report, lines(report), __doc__.splitlines()[0], lambda: figure(report))
@@ -218,8 +210,8 @@ def main(argv=None) -> int:
 
 
 def lines(report: dict) -> list:
-    heads = ("ours", "bare", "bare, our kernels", "lightly", "byol-pytorch")
-    rows = [("images a second", "", *heads, "over", "over", "x lightly", "x lightly fp32", "x byol-pytorch")]
+    heads = ("ours", "bare", "lightly", "byol-pytorch")
+    rows = [("images a second", "", *heads, "over", "x lightly", "x lightly fp32", "x byol-pytorch")]
     plain = {r["method"]: r["images_per_second"] for r in report["rows"] if r["precision"] == "fp32"}
     for row in report["rows"]:
         rates = row["images_per_second"]
@@ -227,18 +219,17 @@ def lines(report: dict) -> list:
         times = [rates["ours"] / other if other else None for other in (rates.get("lightly"), base)]
         times.append(rates["ours"] / rates["byol-pytorch"] if "byol-pytorch" in rates else None)
         shown = [f"{rates[name]:.1f}" if name in rates else "–" for name in heads]
-        over = [row["over"].get(name) for name in ("bare", "bare, our kernels")]
-        shown += [f"{part:+.1%}" if part is not None else "–" for part in over]
+        shown.append(f"{row['over']['bare']:+.1%}")
         shown += [f"{time:.2f}" if time else "–" for time in times]
         rows.append((row["method"], row["precision"], *shown))
-    return rows + [(f"{who} was left out: {why}",) + ("",) * 11 for who, why in report["skipped"].items()]
+    return rows + [(f"{who} was left out: {why}",) + ("",) * 9 for who, why in report["skipped"].items()]
 
 
 def figure(report: dict):
     groups = {}
     for row in report["rows"]:
         rates = row["images_per_second"]
-        named = {"ours": "ours", "bare": "bare model", "bare, our kernels": "bare model, our kernels"}
+        named = {"ours": "ours", "bare": "bare model"}
         named |= {peer: peer for peer in DOES}
         groups[f"{row['method']}\n{row['precision']}".replace("relational ", "relational\n")] = {
             title: rates.get(name) for name, title in named.items() if name in rates
