@@ -28,13 +28,12 @@ DEMANDED = [f"{number:02d}" for number in range(12)]  # lessons
 # The order in which data meets the files: each imports only from those before it.
 ORDER = ["shapes", "storage", "archives", "images", "feed", "policies", "views", "networks", "methods.base"]
 ORDER += ["methods.recipes", "methods.*", "optimisers", "devices", "records", "meters"]
-ORDER += ["training", "profiling", "probes", "evaluate"]
+ORDER += ["training", "probes", "evaluate"]
 ORDER += ["diagnose", "inside", "gaze", "figures.palette", "figures.diagrams", "figures.plots"]
 ORDER += ["figures.pictures", "lab.checks", "lab.experiments"]
 ORDER += [
     "leaderboard",
     "printing",
-    "speed",
     "charts",
     "lab.lesson",
     "jobs",
