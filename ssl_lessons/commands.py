@@ -264,7 +264,7 @@ def evaluate(args) -> int:
 
 
 def leaderboard(args) -> int:
-    from ssl_lessons import leaderboard, printing, speed
+    from ssl_lessons import leaderboard, printing
 
     for place in args.runs:
         if not Path(place).exists():
@@ -289,9 +289,6 @@ def leaderboard(args) -> int:
     if args.into:
         own = printing.readme() if not args.runs else printing.markdown(found, args.metric)
         printing.put_into(args.into, own)
-        for name, content in (("speed", speed.readme), ("minutes", speed.minutes)):
-            if not args.runs and f"<!-- {name} -->" in Path(args.into).read_text(encoding="utf-8"):
-                printing.put_into(args.into, content(), name)
         print(f"{args.into} has the results between its markers", file=sys.stderr)
         return OK
     write = {"markdown": printing.markdown, "html": printing.page, "csv": printing.as_csv}

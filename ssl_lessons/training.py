@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ssl_lessons.devices import kernels, part, passes, pick_device, pick_precision, prepare
+from ssl_lessons.devices import autocast, pick_device, pick_precision, prepare
 from ssl_lessons.feed import AHEAD, batches, resident
 from ssl_lessons.images import ImageStore, sent
 from ssl_lessons.meters import joules, peak_memory
@@ -166,26 +166,21 @@ def pretrain(
             for group in optimizer.param_groups:
                 group["lr"] = group["scale"] * (peak_rate(recipe, batch_size) if group["constant"] else rate)
             clock = time.perf_counter()
-            with part("read", target):
-                rows, images = next(feed)  # (B,), (B, 3, H, W) uint8
+            rows, images = next(feed)  # (B,), (B, 3, H, W) uint8
             try:
-                with part("views", target):
-                    seen = method.augment(images, generator)
+                seen = method.augment(images, generator)
                 view_seconds += time.perf_counter() - clock
-                with part("forward", target), passes(target, precision, method):
+                with autocast(target, precision):
                     extra = {"labels": sent(store.labels[rows], target)} if method.supervised else {}
                     loss, diagnostics = method(seen, **extra)
-                with part("backward", target), kernels(target, method):  # a checkpoint goes forward again
-                    optimizer.zero_grad(set_to_none=True)
-                    scaler.scale(loss).backward()
-                with part("optimizer", target):
-                    scaler.step(optimizer)
-                    scaler.update()
+                optimizer.zero_grad(set_to_none=True)
+                scaler.scale(loss).backward()
+                scaler.step(optimizer)
+                scaler.update()
             except (RuntimeError, MemoryError) as error:
                 _explain(error, batch_size, method.image_size, target)
                 raise
-            with part("after_step", target):
-                method.after_step((moment + 1 / steps) / epochs)
+            method.after_step((moment + 1 / steps) / epochs)
             # Summed on the device and read once an epoch: reading a number makes a GPU wait.
             for name, value in {"loss": loss.detach(), **diagnostics}.items():
                 totals[name] = totals.get(name, 0) + value

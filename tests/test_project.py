@@ -27,14 +27,13 @@ DEMANDED = [f"{number:02d}" for number in range(12)]  # lessons
 
 # The order in which data meets the files: each imports only from those before it.
 ORDER = ["shapes", "storage", "archives", "images", "feed", "policies", "views", "networks", "methods.base"]
-ORDER += ["methods.recipes", "methods.*", "optimisers", "kernels", "devices", "records", "meters"]
-ORDER += ["training", "profiling", "probes", "evaluate"]
+ORDER += ["methods.recipes", "methods.*", "optimisers", "devices", "records", "meters"]
+ORDER += ["training", "probes", "evaluate"]
 ORDER += ["diagnose", "figures.palette", "figures.plots"]
 ORDER += ["figures.pictures", "lab.checks", "lab.experiments"]
 ORDER += [
     "leaderboard",
     "printing",
-    "speed",
     "charts",
     "lab.lesson",
     "jobs",
