@@ -125,9 +125,9 @@ def ours(spec: dict, device) -> dict:
 
 
 def lightly(spec: dict, device) -> dict:
-    from ssl_lessons import storage
+    from ssl_lessons import images
 
-    folder = storage.find(f"{spec['data']}2-160")
+    folder = images.find(f"{spec['data']}2-160")
     if folder is None:
         return {"skipped": f"no files of {spec['data']}"}
     network = networks.tap(networks.build(spec["network"], spec["size"], "imagenet"), None, spec["size"])
