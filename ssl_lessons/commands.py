@@ -89,18 +89,6 @@ def data_fetch(args) -> int:
     return OK
 
 
-def data_verify(args) -> int:
-    from ssl_lessons import images
-
-    if args.name:
-        known("dataset", args.name, images.CATALOGUE)
-    with talk(args):
-        found = [tuple(map(str, row)) for row in images.verify(args.name)]
-    rows = [{"name": name, "file": file, "status": status} for name, file, status in found]
-    show(args, rows, table(found) if found else f"there is nothing to verify under {images.data_root()}")
-    return OK if all(status.startswith("ok") for _, _, status in found) else FAILED
-
-
 # ---- run ---------------------------------------------------------------------------------------------------
 
 

@@ -13,8 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-from ssl_lessons.images import ImageStore
-from ssl_lessons.storage import ram
+from ssl_lessons.images import ImageStore, ram
 
 AHEAD = 2  # batches: one that is being copied, one that is being read
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny import CPU, losses, moco, noise
 
-from ssl_lessons import feed, images, storage
+from ssl_lessons import feed, images
 from ssl_lessons.images import ImageStore
 from ssl_lessons.training import pretrain
 
@@ -113,7 +113,7 @@ def test_what_is_resident():
     assert feed.resident(store, HOST) and feed.resident(store, HOST, size)
     assert not feed.resident(store, HOST, size - 1)
     assert not feed.resident(store, torch.device("cuda"))
-    assert 1 << 28 < storage.ram() < 1 << 50
+    assert 1 << 28 < images.ram() < 1 << 50
 
 
 @pytest.mark.cuda

@@ -163,8 +163,10 @@ def step_parts(method, store, batch: int, device, precision: str) -> dict[str, f
 
 
 def lightly(spec: dict, device) -> dict:
-    folder = images.data_root() / f"{spec['data']}2-160"
-    if not folder.is_dir():
+    from ssl_lessons import images
+
+    folder = images.find(f"{spec['data']}2-160")
+    if folder is None:
         return {"skipped": f"no files of {spec['data']}"}
     network = networks.tap(networks.build(spec["network"], spec["size"], "imagenet"), None, spec["size"])
     steps = spec["steps"] * spec["turns"]
