@@ -26,8 +26,8 @@ NOTEBOOKS = sorted([*(ROOT / "notebooks").glob("*.ipynb"), *(ROOT / "notebooks" 
 DEMANDED = [f"{number:02d}" for number in range(12)]  # lessons
 
 # The order in which data meets the files: each imports only from those before it.
-ORDER = ["shapes", "storage", "archives", "images", "feed", "policies", "views", "networks", "methods.base"]
-ORDER += ["methods.recipes", "methods.*", "optimisers", "kernels", "devices", "records", "meters"]
+ORDER = ["shapes", "storage", "archives", "images", "policies", "views", "networks", "processes"]
+ORDER += ["methods.base", "methods.recipes", "methods.*", "kernels", "devices", "optimisers", "records"]
 ORDER += ["training", "profiling", "probes", "evaluate"]
 ORDER += ["diagnose", "inside", "gaze", "figures.palette", "figures.diagrams", "figures.plots"]
 ORDER += ["figures.pictures", "lab.checks", "lab.experiments"]
