@@ -7,21 +7,32 @@ from functools import cache
 from pathlib import Path
 
 import torch
-
-from ssl_lessons.optimisers import TrainingError
+from accelerate.utils import parse_flag_from_env
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # glibc, malloc.h
 
 
+class TrainingError(Exception):
+    """A run that cannot start or go on; the message says why, what is kept, and what to try."""
+
+
 def pick_device(name: str = "auto") -> torch.device:
-    """The device meant by a name; "auto" is the GPU where there is one, else the CPU."""
+    """The device meant by a name; "auto" is the GPU where there is one (CUDA's or a Mac's), else the CPU.
+
+    `accelerate launch --cpu` makes "auto" the CPU. Raises `TrainingError` for a name that PyTorch does not
+    know, or a GPU that it does not see.
+    """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if parse_flag_from_env("ACCELERATE_USE_CPU"):
+            return torch.device("cpu")
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise TrainingError(f"device {name!r} is not known; choose auto, cpu, cuda or cuda:0") from None
+        raise TrainingError(f"device {name!r} is not known; choose auto, cpu, cuda, cuda:0 or mps") from None
     if device.type == "cuda" and (device.index or 0) >= (seen := torch.cuda.device_count()):
         raise TrainingError(
             f"device {name!r} is a GPU, and PyTorch sees {seen or 'none'}; choose auto or cpu"
@@ -59,13 +70,9 @@ def autocast(device: torch.device, precision: str):
 
 
 def prepare(device: torch.device) -> None:
-    """Set what makes training on this device faster and changes no result beyond rounding; for the process.
-
-    A CPU: freed memory stays with the process (`keep_freed_memory`). A GPU: cuDNN tries its algorithms once
-    for each shape of a convolution, and a run has few shapes.
-    """
+    """Set what makes training on this device faster; no result changes beyond rounding."""
     if device.type == "cuda":
-        torch.backends.cudnn.benchmark = True
+        torch.backends.cudnn.benchmark = True  # tries its algorithms once for each shape; a run has few
     elif device.type == "cpu":
         keep_freed_memory()
 
@@ -75,7 +82,7 @@ def keep_freed_memory() -> bool:
     """Let glibc reuse the memory of a step's activations in the next step; True where it will.
 
     By default it gives large blocks back to the kernel at once, and each step pays again for pages that the
-    kernel must map and clear: on two CPU cores in bf16 that cost SimCLR 13 % of a step, others 0 to 9 %.
+    kernel must map and clear: `ssl-lessons bench memory` records what either costs.
     """
     if sys.platform != "linux":
         return False
@@ -84,3 +91,15 @@ def keep_freed_memory() -> bool:
     except (OSError, AttributeError):  # another C library, such as musl
         return False
     return bool(mallopt(_M_MMAP_THRESHOLD, 1 << 30)) and bool(mallopt(_M_TRIM_THRESHOLD, -1))  # -1: never
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """Bytes: the most that tensors held on a GPU, or this whole process on a CPU; None if unknown."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux KiB
