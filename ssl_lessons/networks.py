@@ -18,10 +18,8 @@ from ssl_lessons.views import unnormalise
 
 
 class Colours(nn.Module):
-    """Counted colours: the root of the share of pixels in each of 8 x 8 x 8 boxes of RGB.
-
-    Normalised float (B, 3, H, W) -> float32 (B, 512). The root makes many pixels of one colour count less.
-    """
+    """Counted colours: normalised float (B, 3, H, W) -> float32 (B, 512), the share of pixels in each of
+    8 x 8 x 8 boxes of RGB. Its root is taken, so that many pixels of one colour count less."""
 
     def forward(self, images: Tensor) -> Tensor:
         values = (unnormalise(images.float()) * 255).round().long()  # 0 … 255
@@ -33,10 +31,8 @@ class Colours(nn.Module):
 
 
 class Conv4(nn.Module):
-    """Four blocks of 3×3 convolution, BatchNorm, ReLU and 2×2 pooling, "Conv-4" of the few-shot literature.
-
-    Float (B, C, H, W), H, W ≥ 16 -> (B, widths[-1]), the spatial mean of the last block. Trains in seconds.
-    """
+    """Four blocks of 3×3 convolution, BatchNorm, ReLU and 2×2 pooling, "Conv-4" of the few-shot literature:
+    float (B, C, H, W) with H, W ≥ 16 -> (B, widths[-1]), the spatial mean of the last block."""
 
     def __init__(self, widths: Sequence[int] = (32, 64, 128, 256), channels: int = 3):
         super().__init__()
@@ -108,11 +104,8 @@ def slim_resnet(blocks: Sequence[int] = (1, 1, 1, 1), width: int = 32, stem: str
 
 
 def resnet10_half(image_size: int = 32, stem: str | None = None) -> nn.Module:
-    """The network for runs of minutes: `slim_resnet()`, 1.2 million weights, 256 features, of any image size.
-
-    Of ten networks with about as much time on two CPU cores none learnt clearly more, and ResNet-18's depth
-    learnt less (data/results/TRIALS.md, "net").
-    """
+    """The network for runs of minutes, 1.2 million weights, 256 features: of ten that took about as long on
+    two CPU cores none learnt clearly more, ResNet-18's depth less (data/results/TRIALS.md, "net")."""
     return slim_resnet(stem=stem or "pool")
 
 
@@ -133,11 +126,10 @@ def check_name(name: str) -> None:
 
 
 def build(name: str, image_size: int, stem: str | None = None) -> nn.Module:
-    """A freshly initialised network by name, for square views of `image_size` pixels.
+    """A freshly initialised network for square views of `image_size` pixels: a name in NETWORKS or RULERS, or
+    "timm/" and one of `timm.list_models()` ("timm/resnet18"), which gives pooled features and no logits.
 
-    name: in NETWORKS or RULERS, or "timm/" and one of `timm.list_models()`: "timm/resnet18" gives pooled
-    features, no logits. Raises ValueError for another name (it lists near ones) or a stem that does not fit.
-    """
+    Raises ValueError for another name (the message lists near ones) or a stem that does not fit."""
     check_name(name)
     if name in RULERS:
         return RULERS[name]()
@@ -191,10 +183,8 @@ class Encoder(nn.Module):
 
 
 def flat(output: Tensor) -> Tensor:
-    """A layer's output as features (B, D): the mean over positions (B, D, h, w) or tokens (B, T, D).
-
-    (Of a map with its channels last, as inside a Swin transformer, tap behind the permutation.)
-    """
+    """A layer's output as features (B, D): the mean over positions (B, D, h, w) or tokens (B, T, D). A map
+    with its channels last, as inside a Swin transformer, cannot be told apart: tap behind its permutation."""
     if not isinstance(output, Tensor):
         kind = type(output).__name__
         raise ValueError(f"the tapped layer returns a {kind}; choose a layer that returns one tensor")
@@ -223,14 +213,13 @@ def at_rest(module: nn.Module, device: torch.device | None = None) -> Iterator[N
 def tap(
     network: nn.Module, layer: str | int | None = None, image_size: int = 64, channels: int = 3
 ) -> Encoder:
-    """Turn any network into an encoder at one of its layers, and find how wide its output is.
+    """Turn any network on float (B, channels, image_size, image_size) into an encoder at one of its layers,
+    and find how wide its output is. The network is not copied.
 
-    network: takes float (B, channels, image_size, image_size). Not copied.
     layer: a name as in `network.named_modules()` ("avgpool", "encoder.layers.3"), or an index into the
-        network's direct children (-2 is the last but one). None: the pooling before an `fc` (torchvision's
-        and timm's ResNets), else the network's own output.
-    Raises ValueError for a layer that is not there (it lists those that are) or is not used.
-    """
+    network's direct children (-2 is the last but one). None: the pooling before an `fc` (torchvision's and
+    timm's ResNets), else the network's own output. Raises ValueError for a layer that is not there (the
+    message lists those that are) or takes no part."""
     names = [name for name, _ in network.named_modules() if name]
     children = [name for name, _ in network.named_children()]
     for pooling in ("avgpool", "global_pool"):
@@ -277,22 +266,18 @@ def mlp(
 
 class SplitBatchNorm2d(nn.BatchNorm2d):
     """BatchNorm whose statistics come from each of `splits` parts of the batch apart, as on that many GPUs
-    (MoCo's CIFAR-10 demonstration, facebookresearch/moco, branch `colab-notebook`).
-
-    The parts are consecutive rows, as equal as the batch allows; the running statistics move once a pass, to
-    the mean over the parts. A state_dict fits BatchNorm2d.
-    """
+    (MoCo's CIFAR-10 demonstration, facebookresearch/moco, branch `colab-notebook`): consecutive rows, as
+    equal as the batch allows. The running statistics move once a pass, to the mean over the parts."""
 
     splits: int = 1
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.splits == 1:
             return super().forward(x)
-        if len(x) < 2 * self.splits:
-            raise ValueError(
-                f"a batch of {len(x)} cannot be normalised in {self.splits} parts: each part needs 2 images; "
-                f"use a batch of at least {2 * self.splits} or fewer splits"
-            )
+        least = 2 * self.splits  # one image alone has no variance
+        if len(x) < least:
+            way_out = f"use at least {least} or fewer splits"
+            raise ValueError(f"a batch of {len(x)} cannot be normalised in {self.splits} parts; {way_out}")
         parts = x.tensor_split(self.splits)  # not chunk: that may give fewer parts, and a part of one image
         if not self.track_running_stats:
             return torch.cat([super(SplitBatchNorm2d, self).forward(part) for part in parts])
@@ -337,11 +322,9 @@ def _standardised(weight: Tensor) -> Tensor:
 def normalise_by(module: nn.Module, kind: str) -> nn.Module:
     """How a network is normalised throughout, in place: after Richemond et al. 2020 (arXiv:2010.10241).
 
-    "batch" leaves it as it is. "group" puts GroupNorm of 16 groups for each BatchNorm (fewer where they do
-    not divide the channels, or would leave a vector less than four numbers each) and standardises the weights
-    of each convolution and linear layer: no statistics of the batch are left. "none" takes each BatchNorm
-    out. Biases that a BatchNorm made needless are not added. Raises ValueError for another kind.
-    """
+    "batch" leaves it as it is, "none" takes each BatchNorm out, "group" puts GroupNorm of 16 groups for it
+    (fewer where they do not divide the channels, or would leave a vector less than four numbers each) and
+    standardises the weights of convolutions and linear layers. Raises ValueError for another kind."""
     if kind not in ("batch", "group", "none"):
         raise ValueError(f"normalisation {kind!r} is not known; choose one of: batch, group, none")
     standardised = {nn.Conv2d: _StandardisedConv2d, nn.Linear: _StandardisedLinear}
