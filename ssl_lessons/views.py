@@ -186,13 +186,11 @@ def apply(images: Tensor, draws: Draws, size: int) -> Tensor:
     There may be several draws for each image, K·B in all: draw i is for image i mod B, and the result is
     (K·B, 3, S, S). It is float32, under autocast too: bfloat16's steps above 0.5 are as wide as 1/255, and
     hue divides small differences. Raises ValueError for other images, or draws that do not fit them."""
-    if images.ndim != 4 or images.shape[1] != 3 or images.dtype != torch.uint8:
-        raise ValueError(f"images are {images.dtype} {tuple(images.shape)}; give uint8 (B, 3, H, W)")
-    if not len(images) or len(draws) % len(images) or draws.source_size != tuple(images.shape[-2:]):
-        raise ValueError(
-            f"draws are for {len(draws)} images of {draws.source_size} pixels, but images are "
-            f"{tuple(images.shape)}; draw again for this batch"
-        )
+    shape = tuple(images.shape)
+    if len(shape) != 4 or shape[1] != 3 or images.dtype != torch.uint8:
+        raise ValueError(f"images are {images.dtype} {shape}; give uint8 (B, 3, H, W)")
+    if not len(images) or len(draws) % len(images) or draws.source_size != shape[2:]:
+        raise ValueError(f"draws are for {len(draws)} images of {draws.source_size}, not {shape}; draw again")
     if size < 1:
         raise ValueError(f"size is {size}; give the side of a view in pixels, >= 1")
     device, source = images.device, images.permute(0, 2, 1, 3)  # (B, H, 3, W)
