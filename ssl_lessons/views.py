@@ -129,13 +129,18 @@ def several(
     generator: torch.Generator | None = None,
     size: int = 64,
     dtype: torch.dtype | None = torch.float32,
+    share: tuple[int, int] = (0, 1),
 ) -> list[Tensor]:
     """`views` once for each of `policies`, with the same draws, and neighbours of one policy in one pass of
-    the engine: K views of relational reasoning cost one call, and no K copies of the images."""
+    the engine: K views of relational reasoning cost one call, and no K copies of the images.
+
+    `share` (i, n): the images are the i-th of n equal parts of a batch, and get that part of its draws."""
     made: list[Tensor] = []
+    count, (i, n) = len(images), share
     for policy, group in groupby(policies):
-        drawn = [draw(policy, len(images), *images.shape[-2:], generator) for _ in group]
-        made.extend(apply(images, Draws.joined(drawn), size, dtype).split(len(images)))
+        whole = [draw(policy, n * count, *images.shape[-2:], generator) for _ in group]
+        drawn = Draws.joined([draws[i * count : (i + 1) * count] for draws in whole])
+        made.extend(apply(images, drawn, size, dtype).split(count))
     return made
 
 
