@@ -206,7 +206,7 @@ def pretrain(args) -> int:
     import torch
 
     from ssl_lessons import evaluate, images, networks, training, views
-    from ssl_lessons.records import Run
+    from ssl_lessons.records import Run, main_process
 
     make, recipes = method_file(args.method)
     name = args.recipe or ("lesson" if "lesson" in recipes else next(iter(recipes)))
@@ -222,17 +222,15 @@ def pretrain(args) -> int:
     if run.record.get("network") != network:
         raise Unknown(f"{out} holds a run of {run.record.get('network')}, not {network}; name another --out")
     with talk(args):
-        pool, stores = (
-            images.load(data, "pretrain", args.size, limit=args.limit),
-            labelled(args, data, args.size),
-        )
+        pool = images.load(data, "pretrain", args.size, limit=args.limit)
+        stores = labelled(args, data, args.size) if main_process() else []
         torch.manual_seed(args.seed)  # the initial weights
         plain = networks.build(args.network, args.crop, args.stem)
         method = make(plain, image_size=args.crop, recipe=recipe, **fields)
         monitor = evaluate.knn_monitor(*stores, args.crop, args.device) if stores else None
         same = {name: getattr(args, name) for name in ("epochs", "batch_size", "seed", "device", "precision")}
         training.pretrain(method, pool, run=run, monitor=monitor, progress="lines", **same)
-    return judge(args, run, method.encoder, stores)
+    return judge(args, run, method.encoder, stores) if main_process() else OK  # of several, one judges
 
 
 def evaluate(args) -> int:

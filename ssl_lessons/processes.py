@@ -22,14 +22,37 @@ def rank_and_size() -> tuple[int, int]:
     return 0, 1
 
 
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, z: Tensor, dim: int) -> Tensor:
+        ctx.dim, z = dim, z.contiguous()
+        parts = [torch.empty_like(z) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, z)
+        return torch.cat(parts, dim)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        gradient = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(gradient)  # every process has used every part
+        return gradient.chunk(dist.get_world_size(), ctx.dim)[dist.get_rank()], None
+
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        x = x.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(x)
+        return x
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        return _Sum.apply(gradient)  # every process has used the sum
+
+
 def gathered(z: Tensor, dim: int = 0) -> Tensor:
     """The tensors of all processes, of one shape, joined along `dim` in rank order; gradients flow back to
     the process that each part came from, summed over all that used it. Alone: z itself."""
-    if rank_and_size()[1] == 1:
-        return z
-    from torch.distributed.nn.functional import all_gather  # unlike dist.all_gather, it has a backward
-
-    return torch.cat(all_gather(z.contiguous()), dim)
+    return z if rank_and_size()[1] == 1 else _Gather.apply(z, dim)
 
 
 @contextmanager
@@ -104,15 +127,13 @@ class JointBatchNorm(nn.modules.batchnorm._BatchNorm):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return super().forward(x)
-        from torch.distributed.nn.functional import all_reduce  # has a backward
-
         dims, shape = (0, *range(2, x.dim())), (1, -1, *[1] * (x.dim() - 2))
         with torch.autocast(x.device.type, enabled=False):
-            values = x.float()
+            values = x.to(torch.promote_types(x.dtype, torch.float32))
             count = values.numel() // values.shape[1] * rank_and_size()[1]
-            mean = all_reduce(values.sum(dims)) / count  # (C,)
+            mean = _Sum.apply(values.sum(dims)) / count  # (C,)
             centred = values - mean.view(shape)
-            variance = all_reduce(centred.square().sum(dims)) / count  # (C,)
+            variance = _Sum.apply(centred.square().sum(dims)) / count  # (C,)
             normal = centred * (variance + self.eps).rsqrt().view(shape)
             if self.affine:
                 normal = normal * self.weight.view(shape) + self.bias.view(shape)

@@ -222,14 +222,22 @@ def views(images: Tensor, policy: Policy, generator: torch.Generator | None = No
 
 
 def several(
-    images: Tensor, policies: Sequence[Policy], generator: torch.Generator | None = None, size: int = 64
+    images: Tensor,
+    policies: Sequence[Policy],
+    generator: torch.Generator | None = None,
+    size: int = 64,
+    share: tuple[int, int] = (0, 1),
 ) -> list[Tensor]:
     """`views` once for each of `policies`, with the same draws. Neighbours of one policy share a pass: the K
-    views of relational reasoning cost one call, and no K copies of the images."""
+    views of relational reasoning cost one call, and no K copies of the images.
+
+    `share` (i, n): the images are the i-th of n equal parts of a batch, and get that part of its draws."""
     result: list[Tensor] = []
+    count, (i, n) = len(images), share
     for policy, neighbours in groupby(policies):
-        draws = [draw(policy, len(images), *images.shape[-2:], generator) for _ in neighbours]
-        result += apply(images, Draws.joined(draws), size).split(len(images))
+        whole = [draw(policy, n * count, *images.shape[-2:], generator) for _ in neighbours]
+        draws = [every[i * count : (i + 1) * count] for every in whole]
+        result += apply(images, Draws.joined(draws), size).split(count)
     return result
 
 

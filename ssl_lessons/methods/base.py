@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_lessons.networks import at_rest, tap
+from ssl_lessons.processes import rank_and_size
 from ssl_lessons.views import Policy, centre, in_channels, normalise, several
 
 R = TypeVar("R", bound="Recipe")
@@ -181,7 +182,9 @@ class Method(nn.Module):
         """
         images = _bytes(images)
         papers = [policy for policy in self.policies if isinstance(policy, Policy)]
-        drawn = iter(several(images, papers, generator, self.image_size))  # all in one pass of the engine
+        # all in one pass of the engine; of several processes with one generator, each draws for all and takes
+        # its part, so that a batch's views are the same however it is divided
+        drawn = iter(several(images, papers, generator, self.image_size, share=rank_and_size()))
         views = []
         for policy in self.policies:
             view = next(drawn) if isinstance(policy, Policy) else normalise(self._own(policy, images))

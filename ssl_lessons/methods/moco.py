@@ -15,6 +15,7 @@ from ssl_lessons.methods.base import Method, Objective, embedding_std
 from ssl_lessons.methods.recipes import MOCO as RECIPES
 from ssl_lessons.methods.recipes import MoCoRecipe
 from ssl_lessons.networks import ema_update, mlp, momentum_copy, split_batchnorm
+from ssl_lessons.processes import gathered
 from ssl_lessons.views import Policy
 
 
@@ -125,7 +126,7 @@ class MoCo(Method):
         ema_update(self.key_encoder, self.encoder, self.recipe.momentum)
         ema_update(self.key_projector, self.projector, self.recipe.momentum)
         for keys in self._pending:
-            self.enqueue(keys)
+            self.enqueue(gathered(keys))  # of all processes: one queue, the same on each
         self._pending = []
         self.step += 1  # so a key is one step old when it first serves as a negative
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ssl_lessons.methods.base import Method, Objective, embedding_std
 from ssl_lessons.methods.recipes import RELATIONAL as RECIPES
 from ssl_lessons.methods.recipes import RelationalRecipe
+from ssl_lessons.processes import gathered, rank_and_size
 from ssl_lessons.views import Policy
 
 
@@ -113,9 +114,16 @@ class Relational(Method):
         return (r.policy,) * r.views
 
     def forward(self, views: Sequence[Tensor]) -> Objective:
+        count, own = len(views), len(views[0])
         features = self.encoder(torch.cat(list(views)))  # (K·B, D), all views in one pass
-        first, second, targets = relation_index(len(views), len(views[0]), features.device)
-        scores = self.head.score(features, first, second)  # (P,)
+        # Negatives come from the whole batch. Of several processes each takes the pairs that its own images
+        # come first in: of every B pairs in a row, those of its images.
+        rank, size = rank_and_size()
+        everyone = gathered(features.unflatten(0, (count, own)), dim=1).flatten(0, 1)  # (K·W·B, D)
+        index = relation_index(count, size * own, features.device)
+        mine = slice(rank * own, (rank + 1) * own)
+        first, second, targets = (part.view(-1, size * own)[:, mine].flatten() for part in index)
+        scores = self.head.score(everyone, first, second)  # (P,)
         with torch.autocast(features.device.type, enabled=False):
             scores = scores.float()
             if self.recipe.focal:

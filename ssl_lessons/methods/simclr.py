@@ -7,7 +7,6 @@ step to step: the batch is the dictionary.
 from collections.abc import Sequence
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -15,20 +14,8 @@ from ssl_lessons.methods.base import Method, Objective, embedding_std
 from ssl_lessons.methods.recipes import SIMCLR as RECIPES
 from ssl_lessons.methods.recipes import SimCLRRecipe
 from ssl_lessons.networks import mlp
+from ssl_lessons.processes import gathered, rank_and_size
 from ssl_lessons.views import Policy
-
-
-def gathered(z: Tensor) -> Tensor:
-    """The embeddings of all processes, (B, D) -> (W·B, D) in the order of their ranks; gradients flow back.
-
-    Each process takes the loss of its own rows. When their gradients are averaged, as
-    DistributedDataParallel does, the sum is that of one process with the whole batch.
-    """
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
-        return z
-    from torch.distributed.nn.functional import all_gather  # unlike dist.all_gather, it has a backward
-
-    return torch.cat(all_gather(z.contiguous()))
 
 
 def cosines(z1: Tensor, z2: Tensor) -> tuple[Tensor, Tensor]:
@@ -40,8 +27,7 @@ def cosines(z1: Tensor, z2: Tensor) -> tuple[Tensor, Tensor]:
     z1, z2 = (F.normalize(z.float(), dim=1) for z in (z1, z2))
     all1, all2 = gathered(z1), gathered(z2)
     similarity = torch.cat([z1, z2]) @ torch.cat([all1, all2]).T  # (2B, D), (2WB, D) -> (2B, 2WB)
-    first = dist.get_rank() * len(z1) if len(all1) > len(z1) else 0
-    own = first + torch.arange(len(z1), device=z1.device)  # where this process' rows stand among all
+    own = rank_and_size()[0] * len(z1) + torch.arange(len(z1), device=z1.device)  # our rows among all
     itself, other = torch.cat([own, own + len(all1)]), torch.cat([own + len(all1), own])
     return similarity.scatter(1, itself[:, None], -torch.inf), other
 
@@ -51,7 +37,7 @@ def nt_xent(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
 
     s is the cosine, j the other view of i's image, k every other view of the batch: 2B − 2 negatives. The
     same as a cross-entropy whose right answer is j, and computed so. With several processes the negatives
-    come from all of them (see `gathered`).
+    come from all of them, and each takes the loss of its own rows (see processes.py).
 
     Args:
         z1, z2: float (B, D), row i of each a view of image i; of any length. Gradients flow into both.
