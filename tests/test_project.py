@@ -30,13 +30,12 @@ ORDER = ["shapes", "storage", "archives", "images", "feed", "policies", "views",
 ORDER += ["methods.recipes", "methods.*", "optimisers", "kernels", "devices", "records", "meters"]
 ORDER += ["training", "profiling", "probes", "evaluate"]
 ORDER += ["diagnose", "figures.palette", "figures.plots"]
-ORDER += ["figures.pictures", "lab.checks", "lab.experiments"]
+ORDER += ["figures.pictures", "lab.checks", "lab.experiments", "lab.lesson"]
 ORDER += [
     "leaderboard",
     "printing",
     "speed",
     "charts",
-    "lab.lesson",
     "jobs",
     "plans",
     "grid",
