@@ -16,16 +16,15 @@ __version__ = "0.1.0"
 # In the order in which data meets them; each imports only from those before it.
 _MODULES = (
     "shapes",
-    "storage",
-    "archives",
     "images",
     "policies",
     "views",
     "networks",
+    "processes",
     "methods",
+    "devices",
     "optimisers",
     "records",
-    "meters",
     "training",
     "probes",
     "evaluate",

@@ -26,15 +26,14 @@ NOTEBOOKS = sorted([*(ROOT / "notebooks").glob("*.ipynb"), *(ROOT / "notebooks" 
 DEMANDED = [f"{number:02d}" for number in range(12)]  # lessons
 
 # The order in which data meets the files: each imports only from those before it.
-ORDER = ["shapes", "storage", "archives", "images", "feed", "policies", "views", "networks", "methods.base"]
-ORDER += ["methods.recipes", "methods.*", "optimisers", "kernels", "devices", "records", "meters"]
-ORDER += ["training", "profiling", "probes", "evaluate"]
+ORDER = ["shapes", "images", "policies", "views", "networks", "processes"]
+ORDER += ["methods.base", "methods.recipes", "methods.*", "devices", "optimisers", "records"]
+ORDER += ["training", "probes", "evaluate"]
 ORDER += ["diagnose", "figures.palette", "figures.plots"]
 ORDER += ["figures.pictures", "lab.checks", "lab.experiments", "lab.lesson"]
 ORDER += [
     "leaderboard",
     "printing",
-    "speed",
     "charts",
     "jobs",
     "plans",

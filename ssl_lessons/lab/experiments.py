@@ -22,13 +22,10 @@ from ssl_lessons.methods.moco import MoCo
 from ssl_lessons.methods.relational import Relational
 from ssl_lessons.methods.simclr import SimCLR
 from ssl_lessons.methods.simsiam import SimSiam
-from ssl_lessons.records import TITLES, Run
+from ssl_lessons.records import TITLES, Run, source_of
 from ssl_lessons.training import Monitor, pretrain
 
 METHODS = {"simclr": SimCLR, "moco": MoCo, "relational": Relational, "byol": BYOL, "simsiam": SimSiam}
-
-
-_CHECKOUT = Path(__file__).resolve().parent.parent.parent
 
 
 def runs_folder() -> Path:
@@ -37,12 +34,8 @@ def runs_folder() -> Path:
     chosen = os.environ.get("SSL_LESSONS_RUNS")
     if chosen:
         return Path(chosen).expanduser()
-    return (_CHECKOUT if (_CHECKOUT / "notebooks").is_dir() else Path.cwd()) / "runs"
-
-
-def results_folder() -> Path:
-    """The committed run records: data/results of the checkout."""
-    return _CHECKOUT / "data" / "results"
+    checkout = Path(__file__).resolve().parents[2]
+    return (checkout if (checkout / "notebooks").is_dir() else Path.cwd()) / "runs"
 
 
 def open_run(lab: SimpleNamespace, folder: Path | None = None, **facts) -> Run:
@@ -139,15 +132,28 @@ def trial(
     """One small experiment of a lesson, kept in its run's folder: run again, it is read instead of repeated.
 
     Args:
-        build: makes the method; called right after the seed is set. measure: what to note of the trained
-            method, {metric: value}. settings: more for `pretrain`.
+        build: makes the method; called right after the seed is set; its class's source is part of the
+            trial's name, once it is not the package's. measure: what to note of the trained method, {metric:
+            value}. settings: more for `pretrain`.
     Returns:
         The run, `record["history"]` and `record["metrics"]` with what `measure` found.
     """
     torch.manual_seed(lab.seed)
     method = build()
-    what = (type(method).__name__, method.recipe, store.fingerprint, len(store), epochs, batch_size, settings)
-    folder = lab.run_dir / "trials" / f"{name}-{_digest((*what, lab.seed))}"
+    kind = type(method)
+    what = [
+        kind.__name__,
+        method.recipe,
+        store.fingerprint,
+        len(store),
+        epochs,
+        batch_size,
+        settings,
+        lab.seed,
+    ]
+    if source_of(kind):  # a class of the learner's own: edited, it is another trial
+        what.append(source_of(kind))
+    folder = lab.run_dir / "trials" / f"{name}-{_digest(what)}"
     run = Run.open(folder) if (folder / "record.json").exists() else None
     if run is not None and run.record["metrics"]:
         print(f"{name}: read from {lab.run_dir.name}/trials (delete it to repeat the experiment)")

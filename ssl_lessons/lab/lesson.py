@@ -14,10 +14,10 @@ import yaml
 
 from ssl_lessons import images
 from ssl_lessons.devices import pick_device, pick_precision
-from ssl_lessons.lab.experiments import add_judgement, results_folder, runs_folder
+from ssl_lessons.lab.experiments import add_judgement, runs_folder
 from ssl_lessons.methods.base import Recipe
 from ssl_lessons.networks import NETWORKS
-from ssl_lessons.records import RecordError, Run, device_name
+from ssl_lessons.records import RecordError, Run, device_name, results_folder
 
 PROFILES = ("smoke", "class", "full")
 METHODS = {"02": "SimCLR", "03": "MoCo v2", "04": "relational reasoning", "05": "BYOL", "06": "SimSiam"}
@@ -226,26 +226,31 @@ def compare(lab: SimpleNamespace, run: Run) -> None:
         print(f"on {device}")
 
 
-def measured_minutes(lesson: str) -> list[str]:
-    """How long the whole lesson took where it was measured, a line for each profile, dataset and device.
-
-    From `bench lesson`, and from the committed records, which the lessons themselves close with their time.
-    """
+def recorded_minutes() -> list[dict]:
+    """How long whole lessons took by their committed records: lesson, profile, dataset, device, seconds."""
     rows = []
-    if (results_folder() / "bench-lesson.json").exists():
-        rows += [row for row in benchmark("lesson")["rows"] if row["lesson"] == lesson]
-    for path in sorted(results_folder().glob(f"{lesson}-*.json")):
+    for path in sorted(results_folder().glob("[0-9][0-9]-*.json")):
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
-            seconds, dataset = record["lesson_seconds"], record["dataset"]["name"]
-            rows.append({**record, "seconds": seconds, "dataset": dataset})
+            row = {"lesson": path.stem[:2], "dataset": record["dataset"]["name"]}
+            row["seconds"] = record["lesson_seconds"]
+            rows.append({**row, "profile": record["profile"], "device": record["device"]})
         except (ValueError, KeyError, TypeError):  # a damaged record, or of a lesson that did not finish
             continue
-    lines = {}  # the order kept, what is said twice said once
-    for row in rows:
-        where = f"profile {row['profile']} ({row['dataset']}) on {row['device']}"
-        lines[f"measured: {row['seconds'] / 60:.1f} min in {where}"] = None
-    return list(lines)
+    return rows
+
+
+def measured_minutes(lesson: str) -> list[str]:
+    """How long the whole lesson took where it was measured, a line for each profile, dataset and device."""
+    benchmark_file = results_folder() / "bench-lesson.json"
+    rows = benchmark("lesson")["rows"] if benchmark_file.exists() else []
+    lines = []
+    for row in [*rows, *recorded_minutes()]:
+        where = f"in profile {row['profile']} ({row['dataset']}) on {row['device']}"
+        line = f"measured: {row['seconds'] / 60:.1f} min {where}"
+        if row["lesson"] == lesson and line not in lines:
+            lines.append(line)
+    return lines
 
 
 def finish(lab: SimpleNamespace, run: Run) -> None:

@@ -9,12 +9,13 @@ from collections.abc import Sequence
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from ssl_lessons.methods.base import Augmentation, Method, Objective, choose, embedding_std
+from ssl_lessons.methods.base import Method, Objective, embedding_std
 from ssl_lessons.methods.recipes import SIMCLR as RECIPES
 from ssl_lessons.methods.recipes import SimCLRRecipe
 from ssl_lessons.networks import mlp
+from ssl_lessons.views import Policy
 
 
 def gathered(z: Tensor) -> Tensor:
@@ -72,35 +73,13 @@ def _cross_entropy(similarity: Tensor, other: Tensor, temperature: float) -> Ten
 
 
 class SimCLR(Method):
-    """SimCLR around any network; v1 or v2 is the recipe's matter (the projector's depth).
+    """SimCLR around any network; v1 or v2 is the recipe's matter (the projector's depth). See `Method`."""
 
-    Args:
-        network: any `nn.Module` on (B, C, S, S); trained in place, see `networks.tap`.
-        layer: where the representation is read; None for a ResNet's `avgpool`.
-        image_size: the side S of the views, pixels. channels: 3, or 1 for grey images.
-        recipe: a name in `RECIPES` or a `SimCLRRecipe`; `overrides` replace its fields by name.
-        augment, augment2: augmentations of one's own for the first and second view, see `Method.augment`.
-    Raises:
-        ValueError: an unknown recipe, field or layer (the message lists the known ones).
-    """
+    recipes = RECIPES
 
-    def __init__(
-        self,
-        network: nn.Module,
-        layer: str | int | None = None,
-        image_size: int = 64,
-        recipe: str | SimCLRRecipe = "small_data",
-        *,
-        channels: int = 3,
-        augment: Augmentation | None = None,
-        augment2: Augmentation | None = None,
-        **overrides,
-    ):
-        super().__init__()
-        chosen = choose(RECIPES, recipe, **overrides)
-        self.wrap(network, layer, image_size, chosen, (chosen.policy,) * 2, channels, augment, augment2)
-        norm = chosen.head_norm
-        self.projector = mlp([self.encoder.width, *chosen.head], batch_norm=norm, last_batch_norm=norm)  # g
+    def build(self, r: SimCLRRecipe) -> Sequence[Policy]:
+        self.projector = mlp([self.encoder.width, *r.head], r.head_norm, r.head_norm)  # g
+        return r.policy, r.policy
 
     def embed(self, images: Tensor) -> Tensor:
         """Unit-length embeddings z (B, D) of float views (B, C, S, S), in float32."""
