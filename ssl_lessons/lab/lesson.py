@@ -101,10 +101,9 @@ def setup(
     if run_dir:
         folder = Path(run_dir)
     elif profile == "smoke":
-        place = os.environ.get("SSL_LESSONS_RUNS") and runs_folder()
-        if place:
-            place.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=place or None))
+        place = runs_folder() if os.environ.get("SSL_LESSONS_RUNS") else Path(tempfile.gettempdir())
+        place.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=place))
     else:
         folder = runs_folder() / f"{name}-{digest}"
     precision = pick_precision("auto", device)
