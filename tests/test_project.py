@@ -31,12 +31,11 @@ ORDER = ["shapes", "images", "policies", "views", "networks", "processes"]
 ORDER += ["methods.base", "methods.recipes", "methods.*", "devices", "optimisers", "records"]
 ORDER += ["training", "probes", "evaluate"]
 ORDER += ["diagnose", "figures.palette", "figures.plots"]
-ORDER += ["figures.pictures", "lab.checks", "lab.experiments"]
+ORDER += ["figures.pictures", "lab.checks", "lab.experiments", "lab.lesson"]
 ORDER += [
     "leaderboard",
     "printing",
     "charts",
-    "lab.lesson",
     "jobs",
     "plans",
     "grid",

@@ -7,7 +7,7 @@ import matplotlib.pyplot as plt
 import torch
 
 from ssl_lessons import figures, images, lab
-from ssl_lessons.leaderboard import results_folder
+from ssl_lessons.records import results_folder
 from ssl_lessons.views import MOCO_V2, unnormalise, views
 
 ENCODERS = {"knn_random": "random", "knn": "MoCo v2, no labels", "knn_supervised": "supervised"}
