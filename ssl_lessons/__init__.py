@@ -16,8 +16,6 @@ __version__ = "0.1.0"
 # In the order in which data meets them; each imports only from those before it.
 _MODULES = (
     "shapes",
-    "storage",
-    "archives",
     "images",
     "policies",
     "views",
@@ -31,8 +29,6 @@ _MODULES = (
     "probes",
     "evaluate",
     "diagnose",
-    "inside",
-    "gaze",
     "figures",
     "leaderboard",
     "printing",

@@ -1,6 +1,6 @@
 """`ssl-lessons …`: the arguments of its commands. What they do is in commands.py.
 
-Exit codes: 0 it worked; 1 it ran and failed, or `doctor` or `data verify` found something broken; 2 it was
+Exit codes: 0 it worked; 1 it ran and failed, or `doctor` found something broken; 2 it was
 asked for something that does not exist (the answer lists what does); 130 it was interrupted.
 """
 
@@ -49,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
         as_json,
     )
 
-    text = "list, fetch or verify datasets"
+    text = "list or fetch datasets"
     data = verbs.add_parser("data", help=text, description=text, epilog="example: ssl-lessons data list")
     data = data.add_subparsers(dest="action", required=True, metavar="ACTION")
     command(data, "list", commands.data_list, "the datasets known by name", "data list --json", as_json)
@@ -57,9 +57,6 @@ def parser() -> argparse.ArgumentParser:
     option = command(data, "fetch", commands.data_fetch, text, "data fetch imagenette --size 160", as_json)
     option("name", metavar="NAME")
     option("--size", type=int, default=160, help="short side of the archive's images: 160 or 320")
-    text = "check what is on disk against the checksums"
-    option = command(data, "verify", commands.data_verify, text, "data verify imagenette", as_json)
-    option("name", metavar="NAME", nargs="?")
 
     text = "execute a lesson into runs/…, with an HTML copy"
     example = "run 03 --profile class --dataset imagenette -p epochs 20"

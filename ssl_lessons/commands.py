@@ -89,18 +89,6 @@ def data_fetch(args) -> int:
     return OK
 
 
-def data_verify(args) -> int:
-    from ssl_lessons import images
-
-    if args.name:
-        known("dataset", args.name, images.CATALOGUE)
-    with talk(args):
-        found = [tuple(map(str, row)) for row in images.verify(args.name)]
-    rows = [{"name": name, "file": file, "status": status} for name, file, status in found]
-    show(args, rows, table(found) if found else f"there is nothing to verify under {images.data_root()}")
-    return OK if all(status.startswith("ok") for _, _, status in found) else FAILED
-
-
 # ---- run ---------------------------------------------------------------------------------------------------
 
 
@@ -262,7 +250,7 @@ def evaluate(args) -> int:
 
 
 def leaderboard(args) -> int:
-    from ssl_lessons import leaderboard, printing, speed
+    from ssl_lessons import leaderboard, printing
 
     for place in args.runs:
         if not Path(place).exists():
@@ -287,9 +275,6 @@ def leaderboard(args) -> int:
     if args.into:
         own = printing.readme() if not args.runs else printing.markdown(found, args.metric)
         printing.put_into(args.into, own)
-        for name, content in (("speed", speed.readme), ("minutes", speed.minutes)):
-            if not args.runs and f"<!-- {name} -->" in Path(args.into).read_text(encoding="utf-8"):
-                printing.put_into(args.into, content(), name)
         print(f"{args.into} has the results between its markers", file=sys.stderr)
         return OK
     write = {"markdown": printing.markdown, "html": printing.page, "csv": printing.as_csv}

@@ -61,7 +61,7 @@ def check_settings(kind: str, asked: dict[str, object], declared: dict[str, obje
 def checkout() -> Path:
     """The folder that holds notebooks/ and ssl_lessons/: around the working directory, else this file.
 
-    `storage.data_root` looks the same way; it is not called from here because it would load torch.
+    `images.data_root` looks the same way; it is not called from here because it would load torch.
     """
     here = Path.cwd()
     for folder in (here, *here.parents, Path(__file__).resolve().parent.parent):

@@ -16,7 +16,6 @@ COMMANDS = [
     "doctor",
     "data list",
     "data fetch",
-    "data verify",
     "run",
     "pretrain",
     "evaluate",
@@ -130,13 +129,11 @@ def test_a_torchvision_of_another_torch_is_noticed(monkeypatch):
     assert finding.status == "broken" and "nms" in finding.detail and "pip install" in finding.detail
 
 
-def test_data_list_and_verify_for_programs(capsys):
+def test_data_list_for_programs(capsys):
     assert cli.main(["data", "list", "--json"]) == 0
     rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
     assert {"imagenette", "imagewoof", "stl10", "shapes"} == set(rows)
     assert len(rows["imagenette"]["classes"]) == 10 and "folds" not in rows["shapes"]
-    assert cli.main(["data", "verify", "--json"]) == 0
-    assert isinstance(json.loads(capsys.readouterr().out), list)
 
 
 # ---- unknown names -----------------------------------------------------------------------------------------
@@ -146,7 +143,6 @@ def test_data_list_and_verify_for_programs(capsys):
     ("arguments", "answer"),
     [
         ("data fetch imagenete", "imagenette, imagewoof, stl10, shapes"),
-        ("data verify nosuch", "imagenette"),
         (
             "pretrain --out x --dataset imagenete",
             "imagenette, imagewoof, stl10, shapes, the path of a folder",

@@ -19,6 +19,7 @@ from ssl_lessons.lab.lesson import (
     finish,
     measured_minutes,
     pick_profile,
+    recorded_minutes,
     results,
     setup,
 )
@@ -38,6 +39,7 @@ __all__ = [
     "knn_of",
     "measured_minutes",
     "pick_profile",
+    "recorded_minutes",
     "results",
     "runs_folder",
     "setup",

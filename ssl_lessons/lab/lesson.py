@@ -10,14 +10,14 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
-from ssl_lessons import images, speed
+from ssl_lessons import images
 from ssl_lessons.devices import pick_device, pick_precision
 from ssl_lessons.lab.experiments import runs_folder
 from ssl_lessons.leaderboard import results_folder
 from ssl_lessons.networks import NETWORKS
 from ssl_lessons.records import RecordError, Run, device_name
 
-PROFILES = speed.PROFILES
+PROFILES = ("smoke", "class", "full")
 METHODS = {"02": "SimCLR", "03": "MoCo v2", "04": "relational reasoning", "05": "BYOL", "06": "SimSiam"}
 
 
@@ -144,8 +144,9 @@ def results(pattern: str = "*") -> dict[str, Run]:
 
 def benchmark(name: str) -> dict:
     """The committed figures of `ssl-lessons bench NAME`, with the machine they were measured on."""
-    if found := speed.committed(name):
-        return found
+    path = results_folder() / f"bench-{name}.json"
+    if path.exists():
+        return json.loads(path.read_text(encoding="utf-8"))
     known = ", ".join(p.stem.removeprefix("bench-") for p in sorted(results_folder().glob("bench-*.json")))
     raise LessonError(f"no benchmark {name!r} is committed; choose one of: {known}")
 
@@ -169,12 +170,28 @@ def compare(lab: SimpleNamespace, run: Run) -> None:
         print(f"on {device}")
 
 
+def recorded_minutes() -> list[dict]:
+    """How long whole lessons took by their committed records: lesson, profile, dataset, device, seconds."""
+    rows = []
+    for path in sorted(results_folder().glob("[0-9][0-9]-*.json")):
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            row = {"lesson": path.stem[:2], "dataset": record["dataset"]["name"]}
+            row["seconds"] = record["lesson_seconds"]
+            rows.append({**row, "profile": record["profile"], "device": record["device"]})
+        except (ValueError, KeyError, TypeError):  # a damaged record, or of a lesson that did not finish
+            continue
+    return rows
+
+
 def measured_minutes(lesson: str) -> list[str]:
     """How long the whole lesson took where it was measured, a line for each profile, dataset and device."""
-    rows = [row for row in speed.lesson_minutes(results_folder()) if row["lesson"] == lesson]
+    benchmark_file = results_folder() / "bench-lesson.json"
+    rows = benchmark("lesson")["rows"] if benchmark_file.exists() else []
     lines = [
         f"measured: {r['seconds'] / 60:.1f} min in profile {r['profile']} ({r['dataset']}) on {r['device']}"
-        for r in rows
+        for r in [*rows, *recorded_minutes()]
+        if r["lesson"] == lesson
     ]
     return list(dict.fromkeys(lines))
 
