@@ -100,10 +100,8 @@ def test_a_killed_process_ends_the_job_and_others_go_on(folder):
         torch.testing.assert_close(ours[name], value, atol=1e-5, rtol=1e-5)
 
 
-PRETRAIN = (
-    "pretrain --dataset shapes --limit 64 --network conv4 --size 20 --crop 16 --method simclr --epochs 1"
-)
-PRETRAIN += " --batch-size 16 --device cpu --precision fp32 --out"
+PRETRAIN = "pretrain --method simclr --dataset shapes --limit 64 --network conv4 --size 20 --crop 16"
+PRETRAIN += " --epochs 1 --batch-size 16 --device cpu --precision fp32 --out"
 LAUNCH = "-m accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no"
 LAUNCH += " --dynamo_backend no --main_process_port 0 -m ssl_lessons"
 
@@ -112,11 +110,7 @@ def test_the_command_line_in_two_processes(tmp_path, capfd):
     """`accelerate launch -m ssl_lessons pretrain …`: the numbers of one process, written and printed once."""
     assert cli.main([*PRETRAIN.split(), str(tmp_path / "one")]) == 0
     alone = capfd.readouterr().out
-    launch = (
-        "-m accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no"
-    )
-    launch = f"{launch} --dynamo_backend no --main_process_port 0 -m ssl_lessons {PRETRAIN}"
-    command = [sys.executable, *launch.split(), str(tmp_path / "two")]
+    command = [sys.executable, *LAUNCH.split(), *PRETRAIN.split(), str(tmp_path / "two")]
     done = subprocess.run(command, env=ENV, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("epoch   1/1") == 1 and len(done.stdout.splitlines()) == len(alone.splitlines())
