@@ -4,9 +4,9 @@
     encoder.safetensors  the network's weights; they load into the plain network with strict=True
     resume.pt            everything else that a run needs to go on: optimiser, queue, generators, …
 
-Each file is written under a temporary name and renamed, so that whoever kills the process leaves the last
-good version in place. Reading and writing records needs no torch, which is loaded when
-weights are: a leaderboard of a thousand records does not wait for it.
+One process writes into a folder, and each file is written under a temporary name and renamed, so that whoever
+kills the process leaves the last good version in place. torch is loaded when weights are: a leaderboard of a
+thousand records does not wait for it.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ TITLES = {
 
 
 class RecordError(Exception):
-    """A run folder that is missing, damaged, or written by a newer version; the message names the file."""
+    """A run folder that is missing, damaged, in use, or of a newer version; the message names the file."""
 
 
 def results_folder() -> Path:
@@ -60,13 +60,13 @@ def results_folder() -> Path:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the libraries that numbers depend on."""
-    found = {"python": platform.python_version()}
+    numbers = {"python": platform.python_version()}
     for package in ("ssl-lessons", "torch", "torchvision", "numpy"):
         try:
-            found[package] = importlib.metadata.version(package)
+            numbers[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:  # a checkout on the path without an install
-            found[package] = "not installed"
-    return found
+            numbers[package] = "not installed"
+    return numbers
 
 
 def device_name(device: torch.device) -> str:
@@ -86,33 +86,34 @@ def main_process() -> bool:
     torch = sys.modules.get("torch")  # a reader of records need not load it
     if torch and torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank() == 0
-    return int(os.environ.get("WORLD_SIZE", 1)) == 1 or int(os.environ.get("RANK", 0)) == 0
+    return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
 
 
 def source_of(kind: type) -> str | None:
-    """A fingerprint of a class's own code and of its parents', for the settings of a run.
+    """A fingerprint of the code of a class and its parents, for the settings of a run or an experiment.
 
     Functions (those attached later too) and plain attributes count, comments and layout do not. Classes of
     this package and of PyTorch are left out: a record has their versions. None where nothing is left, or
     Python has no source for it (code that was typed at a prompt).
     """
     parts = []
-    for parent in kind.__mro__:
-        if parent.__module__.split(".")[0] in ("ssl_lessons", "torch", "builtins"):
-            continue
-        for name, value in sorted(vars(parent).items()):
-            function = getattr(value, "__func__", getattr(value, "fget", value))
-            if inspect.isroutine(function):
-                try:
-                    source = textwrap.dedent(inspect.getsource(function))
-                    parts.append(ast.unparse(ast.parse(source)))
-                except SyntaxError:  # a lambda in the middle of an expression
-                    parts.append(source)
-                except (OSError, TypeError):
-                    return None
-            elif not name.startswith("__") and isinstance(value, (bool, int, float, str, tuple)):
-                parts.append(f"{name} = {value!r}")
+    own = [parent for parent in kind.__mro__ if parent.__module__.split(".")[0] not in _VERSIONED]
+    for name, value in [item for parent in own for item in sorted(vars(parent).items())]:
+        function = getattr(value, "__func__", getattr(value, "fget", value))
+        if inspect.isroutine(function):
+            try:
+                source = textwrap.dedent(inspect.getsource(function))
+                parts.append(ast.unparse(ast.parse(source)))
+            except SyntaxError:  # a lambda in the middle of an expression
+                parts.append(source)
+            except (OSError, TypeError):
+                return None
+        elif not name.startswith("__") and isinstance(value, (bool, int, float, str, tuple)):
+            parts.append(f"{name} = {value!r}")
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16] if parts else None
+
+
+_VERSIONED = ("ssl_lessons", "torch", "builtins")
 
 
 def atomically(path: Path, write: Callable[[Path], None]) -> None:
@@ -151,6 +152,17 @@ def _write(path: Path, record: dict) -> None:
     atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
+def _write_weights(path: Path, network: torch.nn.Module, half: bool = False) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    tensors = {}
+    for name, tensor in network.state_dict().items():
+        dtype = torch.float16 if half and tensor.is_floating_point() else tensor.dtype
+        tensors[name] = tensor.detach().to("cpu", dtype, copy=True, memory_format=torch.contiguous_format)
+    atomically(path, lambda temporary: save_file(tensors, temporary))
+
+
 class Run:
     """A run folder. `Run.create` makes one, `Run.open` reads one; `record` is its plain dictionary."""
 
@@ -171,19 +183,10 @@ class Run:
         """A run that is kept nowhere: a record with versions, device, time and the given settings."""
         import torch
 
-        record = {
-            "schema": SCHEMA,
-            "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "versions": versions(),
-            "device": device_name(torch.device(device)),
-            "dataset": None,
-            "recipe": None,
-            "profile": None,
-            "seed": None,
-            "seconds": 0.0,
-            "history": [],
-            "metrics": {},
-        }
+        started = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        record = {"schema": SCHEMA, "started": started, "versions": versions()}
+        record |= {"device": device_name(torch.device(device)), "dataset": None, "recipe": None}
+        record |= {"profile": None, "seed": None, "seconds": 0.0, "history": [], "metrics": {}}
         return cls(None, {**record, **_plain(settings)})
 
     @classmethod
@@ -194,6 +197,13 @@ class Run:
         run.folder.mkdir(parents=True, exist_ok=True)
         run.save()
         return run
+
+    @classmethod
+    def at(cls, folder: str | Path | None, **settings) -> Run:
+        """The run in `folder`, opened or created; None: one in memory. Settings are those of a new one."""
+        if folder is None:
+            return cls.in_memory(**settings)
+        return cls.open(folder) if Path(folder, "record.json").exists() else cls.create(folder, **settings)
 
     @classmethod
     def open(cls, folder: str | Path) -> Run:
@@ -257,12 +267,7 @@ class Run:
 
     def save_encoder(self, network: torch.nn.Module) -> None:
         """Write the network's weights (tied ones twice) as encoder.safetensors, atomically."""
-        import torch
-        from safetensors.torch import save_file
-
-        plain = {"device": "cpu", "copy": True, "memory_format": torch.contiguous_format}
-        tensors = {name: tensor.detach().to(**plain) for name, tensor in network.state_dict().items()}
-        atomically(self.encoder_path, lambda path: save_file(tensors, path))
+        _write_weights(self.encoder_path, network)
 
     def load_encoder(self, network: torch.nn.Module) -> None:
         """Load encoder.safetensors into a network of the same architecture, every name and shape matching.
@@ -273,9 +278,7 @@ class Run:
         from safetensors.torch import load_file
 
         if not self.encoder_path.exists():
-            raise RecordError(
-                f"{self.encoder_path} is missing: has the run finished an epoch, or been moved?"
-            )
+            raise RecordError(f"{self.encoder_path} is missing: has the run finished an epoch, or moved?")
         try:
             network.load_state_dict(load_file(self.encoder_path), strict=True)
         except SafetensorError as error:
@@ -287,18 +290,11 @@ class Run:
     def publish(self, folder: str | Path, name: str, network: torch.nn.Module) -> Path:
         """Write a trained network for others: NAME.safetensors, floats in half precision, and NAME.json
         beside it, this run's record with the weights' sha256. `evaluate.pretrained` reads them."""
-        import torch
-        from safetensors.torch import save_file
-
         path = Path(folder, f"{name}.safetensors")
         path.parent.mkdir(parents=True, exist_ok=True)
-        tensors = {}
-        for key, tensor in network.state_dict().items():
-            half = tensor.detach().to("cpu", torch.float16 if tensor.is_floating_point() else tensor.dtype)
-            tensors[key] = half.contiguous().clone()
-        atomically(path, lambda temporary: save_file(tensors, temporary))
-        record = {**self.record, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-        _write(path.with_suffix(".json"), record)
+        _write_weights(path, network, half=True)
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        _write(path.with_suffix(".json"), {**self.record, "sha256": digest})
         return path
 
     def save_resume(self, state: dict) -> None:

@@ -1,12 +1,12 @@
 """The loop: any method, any image store, from the first step or from where a killed run stopped.
 
 What it owns: order of the images, schedule, progress, checkpoints, and noticing when a run goes wrong. What a
-method does with two views is not its business; device, mixed precision and processes are Accelerate's.
+method does with its views is not its business; device, mixed precision and processes are Accelerate's.
 """
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -43,31 +43,29 @@ class _Progress:
             show = "bars" if fastprogress.IN_NOTEBOOK else "lines"
         if show not in ("bars", "lines", "none"):
             raise TrainingError(f"progress {show!r} is not known; choose one of: auto, bars, lines, none")
-        self.show, self.epochs = show, epochs
-        self.outer = range(start, epochs)
+        self.show, self.epochs, self.outer = show, epochs, range(start, epochs)
         if show == "bars":
-            self._bar = fastprogress.progress_bar
+            self.bar = fastprogress.progress_bar
             self.outer = fastprogress.master_bar(self.outer)
             self.outer.names = ["loss / first loss"]
 
-    def steps(self, batches: Sequence):
-        return self._bar(batches, parent=self.outer) if self.show == "bars" else batches
+    def steps(self, batches: list):
+        return self.bar(batches, parent=self.outer) if self.show == "bars" else batches
 
     def report(self, row: dict, history: list[dict]) -> None:
-        line = f"epoch {row['epoch']:>3}/{self.epochs}   loss {row['loss']:.3f}"
-        line += f"   kNN {row['knn']:.1%}" if "knn" in row else ""
-        line += f"   {row['seconds']:.1f} s"
+        knn = f"   kNN {row['knn']:.1%}" if "knn" in row else ""
+        line = f"epoch {row['epoch']:>3}/{self.epochs}   loss {row['loss']:.3f}{knn}   {row['seconds']:.1f} s"
         if self.show == "lines":
             print(line, flush=True)
         elif self.show == "bars":
             self.outer.main_bar.comment = line
             first = abs(history[0]["loss"]) or 1.0  # a loss may be negative, and a broken one 0
-            loss = [h["loss"] / first for h in history]  # MoCo's rises before it falls, as its queue fills
-            judged = [h for h in history if "knn" in h]
-            curves = [[[h["epoch"] for h in history], loss]]
+            loss = [past["loss"] / first for past in history]  # MoCo's rises at first, as its queue fills
+            curves = [[[past["epoch"] for past in history], loss]]
+            judged = [past for past in history if "knn" in past]
             if judged:
                 self.outer.names = ["loss / first loss", "kNN accuracy"]
-                curves.append([[h[k] for h in judged] for k in ("epoch", "knn")])
+                curves.append([[past["epoch"] for past in judged], [past["knn"] for past in judged]])
             self.outer.update_graph(curves, [0, self.epochs], [min(0, *loss), 1.05 * max(1, *loss)])
 
 
@@ -90,7 +88,7 @@ def pretrain(
     """Train a method on an image store; returns the run's record, `record["history"]` with a row an epoch.
 
     Started as several processes (`accelerate launch`, `torchrun`, `debug_launcher`), each takes a part of
-    every batch, and together they compute what one process would; the first one writes, judges and prints.
+    every batch, and together they compute what one would; the first one writes, judges and prints.
 
     Args:
         method: trained in place; `method.encoder` is what is kept.
@@ -102,13 +100,13 @@ def pretrain(
             again after an interruption goes on from the last one; on a CPU with the same numbers.
         device, precision: see `pick_device` and `pick_precision`.
         monitor: called with the encoder every `monitor_every` epochs and after the last; what it returns
-            joins the history, and "knn" is drawn. Of several processes only the first calls it.
-        on_epoch: called by the first process with each row of the history (for TensorBoard and the like).
+            joins the history, and "knn" is drawn. It runs in the first process alone.
+        on_epoch: called with each row of the history (for TensorBoard and the like), as `monitor`.
         progress: "auto", "bars" (notebook), "lines" (terminal) or "none".
         stop_on_collapse: raise when the embeddings fall together; False for experiments on collapse.
     Raises:
-        TrainingError: nothing to train on, NaN, collapse, out of memory, other settings or another code of
-            the method than the folder's run. The last good checkpoint is kept.
+        TrainingError: nothing to train on, NaN, collapse, out of memory; a folder that holds a run of other
+            settings or of other code of the method. The last good checkpoint is kept.
         RecordError: another process writes into the folder, or what is in it is damaged.
     """
     recipe = method.recipe
@@ -120,13 +118,12 @@ def pretrain(
         accelerator = stack.enter_context(accelerated(target, precision))
         rank, size = rank_and_size()
         target = accelerator.device if size > 1 else target  # each process has a GPU of its own
-        _check_request(method, store, epochs, batch_size, size)
+        _check(method, store, epochs, batch_size, size)
         torch.manual_seed(seed)
         method.to(target, memory_format=torch.channels_last).train()
         share_weights(method)
-        if target.type == "cuda":  # initialised by the line above
+        if target.type == "cuda":
             torch.cuda.reset_peak_memory_stats(target)  # the history's is this run's
-        share_weights(method)
         prepare(target)
         store = store.to(target)
         optimizer = accelerator.prepare_optimizer(optimiser(method), device_placement=False)
@@ -144,14 +141,16 @@ def pretrain(
             "precision": precision,
             "seed": seed,
         }
-        run = _open(run if rank == 0 or isinstance(run, Run) else None, target)
+        if not isinstance(run, Run):
+            run = Run.at(run if rank == 0 else None, device=target)
         stack.enter_context(run.writing())
-        state = _earlier_state(run, settings, target) if rank == 0 else None
+        state = _earlier_state(run, settings) if rank == 0 else None
         run.record, state = from_first((run.record, state))
+        kept = {"method": method, "optimizer": optimizer, "scaler": accelerator.scaler}
         if state is not None:
-            _restore(state, run, method, optimizer, accelerator.scaler, generator, target)
+            _restore(state, run, kept, generator, target)
         history: list[dict] = run.record["history"]
-        if rank:  # what a method or a user's augmentation draws is not the same on every process
+        if rank:  # what a method or a user's augmentation draws is not the same in every process
             torch.manual_seed(seed + rank + size * len(history))
 
         stack.enter_context(joint_batchnorm(method, target))
@@ -182,71 +181,57 @@ def pretrain(
                 _explain(error, batch_size, method.image_size, target)
                 raise
 
-            row = {"epoch": epoch + 1}
-            row |= mean_of_all({name: float(total) / steps for name, total in totals.items()})
-            row["lr"] = learning_rate(recipe, batch_size, moment, epochs)
-            row["seconds"] = time.perf_counter() - started
-            row["peak_memory"] = peak_memory(target)
+            means = mean_of_all({name: float(total) / steps for name, total in totals.items()})
+            row = {"epoch": epoch + 1, **means, "lr": learning_rate(recipe, batch_size, moment, epochs)}
+            row |= {"seconds": time.perf_counter() - started, "peak_memory": peak_memory(target)}
             _check_health(row, history, method, run, stop_on_collapse)
             due = (epoch + 1) % monitor_every == 0 or epoch + 1 == epochs
             if rank == 0 and monitor is not None and due:
                 # plain numbers: resume.pt is loaded with weights_only, which refuses NumPy's
-                row.update({name: float(value) for name, value in monitor(method.encoder).items()})
+                row |= {name: float(value) for name, value in monitor(method.encoder).items()}
                 method.train()
             row = from_first(row)
             history.append(row)
             run.record["seconds"] += time.perf_counter() - started
             if rank == 0:
-                if run.folder is not None:
-                    _checkpoint(run, method, optimizer, accelerator.scaler, generator, target)
+                _checkpoint(run, kept, generator, target)
                 shown.report(row, history)
                 if on_epoch is not None:
                     on_epoch(row)
     return run.record
 
 
-def _check_request(method: Method, store: ImageStore, epochs: int, batch_size: int, size: int) -> None:
+def _check(method: Method, store: ImageStore, epochs: int, batch_size: int, size: int) -> None:
     if epochs < 1 or batch_size < 1:
         raise TrainingError(f"epochs {epochs} and batch_size {batch_size} must both be at least 1")
-    if len(store) < batch_size:
-        raise TrainingError(
-            f"{store.name} has {len(store)} images, less than batch_size {batch_size}; lower it"
-        )
+    count = len(store)
+    if count < batch_size:
+        raise TrainingError(f"{store.name} has {count} images, less than batch_size {batch_size}; lower it")
     if batch_size % size:
         raise TrainingError(f"batch_size {batch_size} is not a multiple of the {size} processes; change it")
     if method.supervised and store.labels is None:
         raise TrainingError(f"{type(method).__name__} needs labels; {store.name} {store.split} has none")
 
 
-def _open(run: Run | str | Path | None, device: torch.device) -> Run:
-    """The run to write into."""
-    if isinstance(run, Run):
-        return run
-    if run is None:
-        return Run.in_memory(device=device)
-    exists = Path(run, "record.json").exists()
-    return Run.open(run) if exists else Run.create(run, device=device)
-
-
-def _earlier_state(run: Run, settings: dict, device: torch.device) -> dict | None:
+def _earlier_state(run: Run, settings: dict) -> dict | None:
     """The state to go on from, where the run's folder has one of the same settings; else the run is new."""
     if run.folder is None or not run.resume_path.exists():
         run.update(**settings, history=[], seconds=0.0)  # a history without its resume.pt is another run's
         return None
-    fresh = Run.in_memory(device=device, **settings).record
+    fresh = Run.in_memory(**settings).record
     recipe, known = settings["recipe"], run.record.get("recipe") or {}
     for name, value in fresh["recipe"].items():  # an older version's lacks the fields that have come since
         if name not in known and getattr(recipe, name) == getattr(type(recipe), name, None):
             known[name] = value
-    if run.record.get("source") is None or fresh["source"] is None:  # nothing to compare
+    if not run.record.get("source") or not fresh["source"]:  # an older version's, or nothing to compare
         run.record["source"] = fresh["source"] = run.record.get("source") or fresh["source"]
-    elif run.record["source"] != fresh["source"] and run.record.get("method") == fresh["method"]:
-        raise TrainingError(
-            f"the code of {fresh['method']} is not the one that {run.folder} was trained with; its history "
-            "is kept as it is: name another folder for the new code, or delete this one"
-        )
     for name in settings:
         old, new = run.record.get(name), fresh[name]
+        if name == "source" and old != new:
+            raise TrainingError(
+                f"the code of {fresh['method']} is not the one that {run.folder} was trained with; its "
+                "history is kept as it is: name another folder for the new code, or delete this one"
+            )
         if isinstance(old, dict) and isinstance(new, dict):  # of a recipe or dataset, only what differs
             old, new = ({k: v for k, v in a.items() if b.get(k) != v} for a, b in ((old, new), (new, old)))
         if old != new:
@@ -259,40 +244,37 @@ def _earlier_state(run: Run, settings: dict, device: torch.device) -> dict | Non
     return run.load_resume()
 
 
-def _restore(state: dict, run: Run, method, optimizer, scaler, generator, device) -> None:
+def _checkpoint(run: Run, kept: dict, generator: torch.Generator, device: torch.device) -> None:
+    if run.folder is None:
+        return
+    state = {name: part.state_dict() if part is not None else {} for name, part in kept.items()}
+    state["generators"] = {"views": generator.get_state(), "cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["generators"]["cuda"] = torch.cuda.get_rng_state(device)
+    state |= {"history": run.record["history"], "seconds": run.record["seconds"]}
+    run.save_resume(state)  # first: from it the other two can be written again
+    _save(run, kept["method"])
+
+
+def _restore(state: dict, run: Run, kept: dict, generator: torch.Generator, device: torch.device) -> None:
     """Put everything back as `_checkpoint` found it."""
     try:
-        method.load_state_dict(state["method"])
+        kept["method"].load_state_dict(state["method"])
     except RuntimeError as error:
         raise TrainingError(f"{run.folder} holds another network; name another folder") from error
-    optimizer.load_state_dict(state["optimizer"])
-    for group in optimizer.param_groups:
+    kept["optimizer"].load_state_dict(state["optimizer"])
+    for group in kept["optimizer"].param_groups:
         group.setdefault("scale", 1.0)  # not in an older version's
-    if scaler is not None:
-        scaler.load_state_dict(state["scaler"])
+    if kept["scaler"] is not None:
+        kept["scaler"].load_state_dict(state["scaler"])
     generator.set_state(state["generators"]["views"])
     torch.set_rng_state(state["generators"]["cpu"])
     if device.type == "cuda" and "cuda" in state["generators"]:
         torch.cuda.set_rng_state(state["generators"]["cuda"], device)
     behind = len(run.record["history"]) < len(state["history"])
-    run.record.update(history=state["history"], seconds=state["seconds"])
-    if behind and run.folder is not None and rank_and_size()[0] == 0:
-        _save(run, method)  # the kill fell between resume.pt and the two other files
-
-
-def _checkpoint(run: Run, method, optimizer, scaler, generator, device) -> None:
-    state = {
-        "method": method.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "scaler": {} if scaler is None else scaler.state_dict(),
-        "generators": {"views": generator.get_state(), "cpu": torch.get_rng_state()},
-        "history": run.record["history"],
-        "seconds": run.record["seconds"],
-    }
-    if device.type == "cuda":
-        state["generators"]["cuda"] = torch.cuda.get_rng_state(device)
-    run.save_resume(state)  # first: from it the other two can be written again
-    _save(run, method)
+    run.record |= {"history": state["history"], "seconds": state["seconds"]}
+    if behind and rank_and_size()[0] == 0:  # the kill fell between resume.pt and the two other files
+        _save(run, kept["method"])
 
 
 def _save(run: Run, method: Method) -> None:

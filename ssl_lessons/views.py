@@ -235,9 +235,9 @@ def several(
     result: list[Tensor] = []
     count, (i, n) = len(images), share
     for policy, neighbours in groupby(policies):
-        whole = [draw(policy, n * count, *images.shape[-2:], generator) for _ in neighbours]
-        draws = [every[i * count : (i + 1) * count] for every in whole]
-        result += apply(images, Draws.joined(draws), size).split(count)
+        batches = [draw(policy, n * count, *images.shape[-2:], generator) for _ in neighbours]
+        draws = Draws.joined([batch[i * count : (i + 1) * count] for batch in batches])
+        result += apply(images, draws, size).split(count)
     return result
 
 

@@ -180,7 +180,7 @@ class Method(nn.Module):
             ValueError: other images; a user's augmentation that returns something else than (B, C, S, S)
                 floats in [0, 1].
         """
-        images = _bytes(images)
+        images = as_bytes(images)
         papers = [policy for policy in self.policies if isinstance(policy, Policy)]
         # all in one pass of the engine; of several processes with one generator, each draws for all and takes
         # its part, so that a batch's views are the same however it is divided
@@ -194,19 +194,19 @@ class Method(nn.Module):
     def _own(self, augmentation: Augmentation, images: Tensor) -> Tensor:
         """A view (B, 3, S, S) in [0, 1] by the user's augmentation, checked."""
         view = augmentation(in_channels(images.float() / 255, self.channels))
-        name = getattr(augmentation, "__name__", type(augmentation).__name__)
+        name = f"the augmentation {getattr(augmentation, '__name__', type(augmentation).__name__)}"
         wanted = (len(images), self.channels, self.image_size, self.image_size)
         shape = tuple(view.shape) if isinstance(view, Tensor) else type(view).__name__
         if shape != wanted:
             raise ValueError(
-                f"the augmentation {name} returned {shape}, not {wanted}; let it end with a crop or resize "
-                f"to {self.image_size} pixels, or build the method with another image_size"
+                f"{name} returned {shape}, not {wanted}; let it end with a crop or resize to "
+                f"{self.image_size} pixels, or build the method with another image_size"
             )
         low, high = view.aminmax()
         if not (low >= -1e-3 and high <= 1 + 1e-3):  # NaN is refused too
             raise ValueError(
-                f"the augmentation {name} returned values from {low:.3g} to {high:.3g}; return values in "
-                "[0, 1] and leave normalisation out: it is done afterwards, as for judging"
+                f"{name} returned values from {low:.3g} to {high:.3g}; return values in [0, 1] and leave "
+                "normalisation out: it is done afterwards, as for judging"
             )
         return view.float().expand(-1, 3, -1, -1)
 
@@ -219,20 +219,19 @@ class Method(nn.Module):
                 statistics as they were.
         """
         with at_rest(self):
-            view = in_channels(centre(_bytes(images), self.image_size), self.channels)
-            embedding = self.encoder(view)
+            whole = centre(as_bytes(images), self.image_size)
+            embedding = self.encoder(in_channels(whole, self.channels))
             return Representation(embedding, self.projector(embedding))
 
 
-def _bytes(images: Tensor) -> Tensor:
-    """uint8 (B, 3, H, W) of uint8 or float images with 3 channels or 1."""
-    if images.dim() != 4 or images.shape[1] not in (1, 3):
-        raise ValueError(
-            f"images are {tuple(images.shape)}; give (B, 3, H, W), or (B, 1, H, W) for grey ones"
-        )
+def as_bytes(images: Tensor) -> Tensor:
+    """uint8 (B, 3, H, W) of uint8 images, or of floats in [0, 1], with 3 channels or 1."""
+    shape = tuple(images.shape)
+    if len(shape) != 4 or shape[1] not in (1, 3):
+        raise ValueError(f"images are {shape}; give (B, 3, H, W), or (B, 1, H, W) for grey ones")
     if images.dtype != torch.uint8:
-        low, high = images.aminmax() if images.is_floating_point() else (torch.tensor(-1), torch.tensor(-1))
-        if low < 0 or high > 1:
+        low, high = (float(value) for value in images.aminmax())
+        if not images.is_floating_point() or low < 0 or high > 1:
             raise ValueError(
                 f"images are {images.dtype} from {low:.3g} to {high:.3g}; give uint8, or floats in [0, 1], "
                 "not normalised yet"

@@ -3,56 +3,44 @@
 Each recipe names its source. Apart from the methods' files, so that those hold the objective alone.
 """
 
-import dataclasses
+from dataclasses import dataclass, replace
 
 from ssl_lessons import views as v
 from ssl_lessons.methods.base import Recipe
 from ssl_lessons.views import Policy
 
+# lightly's recipes: 256 images, cosine without warm-up
+_SGD = {"lr": 0.06, "weight_decay": 5e-4, "batch_size": 256}
 _LIGHTLY = "lightly's Imagenette benchmark, ResNet-18 at 128 px (github.com/lightly-ai/lightly, benchmarks)"
-_SGD = {
-    "lr": 0.06,
-    "weight_decay": 5e-4,
-    "batch_size": 256,
-}  # lightly's, at 256 images, cosine without warm-up
 # LARS as SimCLR and BYOL use it: trust coefficient 1e-3, ten epochs of warm-up
 _LARS = {"optimizer": "lars", "weight_decay": 1e-6, "plain_norms": True, "warmup": 10.0, "batch_size": 4096}
 # Runs of minutes: AdamW needs no tuning of the rate, and one epoch of warm-up is enough.
-_MINUTES = {
-    "optimizer": "adamw",
-    "lr": 1e-3,
-    "lr_batch": None,
-    "weight_decay": 1e-4,
-    "warmup": 1.0,
-    "batch_size": 128,
-    "epochs": 20,
-}
-
-# A blur with σ of up to 2 pixels leaves little of a 32-pixel view: SimCLR and MoCo's demonstration leave it
-# out on CIFAR-10 too. In trials of six epochs at 32 pixels on Imagenette, judged by kNN on its val images,
-# no blur and τ 0.1 did better, one seed each.
-_NO_BLUR = dataclasses.replace(v.MOCO_V2, name="moco_v2_no_blur", blur_p=0.0)
+_ADAMW = {"optimizer": "adamw", "lr": 1e-3, "lr_batch": None, "weight_decay": 1e-4, "warmup": 1.0}
+_MINUTES = {**_ADAMW, "batch_size": 128, "epochs": 20}
+_OURS = "ours, for runs of minutes"
 
 # Runs of some hundred thousand images on the slim network (resnet10_half): the recipes `lesson`, changed
 # where trials on a held-out fifth of Imagenette's training images did better (data/results/TRIALS.md). Tried
 # were rates, batch, temperature, queue, momentum, blur, colours, heads, the predictor's rate and decay.
 _SHORT = {**_MINUTES, "name": "short", "source": "ours, for runs of minutes: data/results/TRIALS.md"}
 
+# A blur with σ of up to 2 pixels leaves little of a 32-pixel view: SimCLR and MoCo's demonstration leave it
+# out on CIFAR-10 too. In trials of six epochs at 32 pixels on Imagenette, judged by kNN on its val images,
+# no blur and τ 0.1 did better, one seed each.
+_NO_BLUR = replace(v.MOCO_V2, name="moco_v2_no_blur", blur_p=0.0)
+
 # Half of that colour strength and no greyscale: without negatives a short run loses colour before it finds
 # anything else. In trials of four and five epochs (32 pixels, Imagenette, kNN on a held-out fifth of its
 # training images, one seed) BYOL stood higher with it; both below the untrained network still. Relational
 # reasoning with the stronger colours, 64 images a batch, stood 8 points below it after six.
-_GENTLE = dataclasses.replace(_NO_BLUR, name="gentle", jitter=(0.2, 0.2, 0.2, 0.05), grey_p=0.0)
+_GENTLE = replace(_NO_BLUR, name="gentle", jitter=(0.2, 0.2, 0.2, 0.05), grey_p=0.0)
 
 
 def _named(*recipes):
     return {recipe.name: recipe for recipe in recipes}
 
 
-# ---- SimCLR ------------------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class SimCLRRecipe(Recipe):
     """SimCLR's own numbers on top of the optimiser's."""
 
@@ -63,41 +51,23 @@ class SimCLRRecipe(Recipe):
 
 
 # SimCLR B.9: half the colour strength and no blur for small images; lightly halves the strength too.
-_HALF = dataclasses.replace(v.SIMCLR, name="simclr_half", jitter=(0.4, 0.4, 0.4, 0.1))
+_HALF = replace(v.SIMCLR, name="simclr_half", jitter=(0.4, 0.4, 0.4, 0.1))
+_SLIM = {"policy": _NO_BLUR, "head": (512, 128), "head_norm": False}
 
 SIMCLR: dict[str, SimCLRRecipe] = _named(
     SimCLRRecipe(
-        name="paper",
-        source="arXiv:2002.05709, section 2.2 and appendix B.6; github.com/google-research/simclr",
-        lr=0.3,
-        epochs=1000,
-        **_LARS,
-    ),
+        "paper", "arXiv:2002.05709, section 2.2 and appendix B.6; github.com/google-research/simclr",
+        lr=0.3, epochs=1000, **_LARS),
     SimCLRRecipe(
-        name="v2",
-        source="arXiv:2006.10029, section 2; github.com/google-research/simclr, 3 layers",
-        head=(None, None, 128),
-        lr=0.3,
-        epochs=800,
-        **_LARS,
-    ),
-    SimCLRRecipe(name="small_data", source=_LIGHTLY, policy=_HALF, temperature=0.5, **_SGD),
-    SimCLRRecipe(
-        name="lesson",
-        source="ours, for runs of minutes",
-        policy=_NO_BLUR,
-        head=(512, 128),
-        head_norm=False,
-        temperature=0.2,
-        **_MINUTES,
-    ),
-    SimCLRRecipe(**_SHORT, policy=_NO_BLUR, head=(512, 128), head_norm=False, temperature=0.1),
-)
-
-# ---- MoCo --------------------------------------------------------------------------------------------------
+        "v2", "arXiv:2006.10029, section 2; github.com/google-research/simclr, 3 layers",
+        head=(None, None, 128), lr=0.3, epochs=800, **_LARS),
+    SimCLRRecipe("small_data", _LIGHTLY, policy=_HALF, temperature=0.5, **_SGD),
+    SimCLRRecipe("lesson", _OURS, temperature=0.2, **_SLIM, **_MINUTES),
+    SimCLRRecipe(temperature=0.1, **_SLIM, **_SHORT),
+)  # fmt: skip
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class MoCoRecipe(Recipe):
     """MoCo's own numbers on top of the optimiser's; symbols as in the paper."""
 
@@ -108,78 +78,36 @@ class MoCoRecipe(Recipe):
     momentum: float = 0.999  # m
     temperature: float = 0.2  # τ
     symmetric: bool = False  # each view serves once as query and once as key; the two losses are summed
-    splits: int = 1  # parts of the batch that BatchNorm sees apart; > 1 also shuffles the keys
+    splits: int = 1  # parts of a process' batch that BatchNorm sees apart; > 1 also shuffles the keys
 
 
 # The CIFAR demonstration crops as torchvision does by default and does not blur 32-pixel images.
 _DEMO = "github.com/facebookresearch/moco, branch colab-notebook (CIFAR-10 on one GPU)"
-_CIFAR = dataclasses.replace(v.MOCO_V2, name="moco_cifar", source=_DEMO, crop_scale=(0.08, 1.0), blur_p=0.0)
+_CIFAR = replace(v.MOCO_V2, name="moco_cifar", source=_DEMO, crop_scale=(0.08, 1.0), blur_p=0.0)
+_FRESH = {"policy": _NO_BLUR, "head": (512, 128), "queue": 2048, "momentum": 0.99, "temperature": 0.1}
 
 MOCO: dict[str, MoCoRecipe] = _named(
     MoCoRecipe(
-        name="moco_v1",
-        source="arXiv:1911.05722, section 3.3; github.com/facebookresearch/moco, defaults",
-        policy=v.MOCO_V1,
-        head=(128,),
-        temperature=0.07,
-        schedule="step",
-    ),
+        "moco_v1", "arXiv:1911.05722, section 3.3; github.com/facebookresearch/moco, defaults",
+        policy=v.MOCO_V1, head=(128,), temperature=0.07, schedule="step"),
     MoCoRecipe(
-        name="moco_v2",
-        source="arXiv:2003.04297; github.com/facebookresearch/moco, --mlp --moco-t 0.2 --aug-plus --cos",
-    ),
+        "moco_v2", "arXiv:2003.04297; github.com/facebookresearch/moco, --mlp --moco-t 0.2 --aug-plus --cos"),
     MoCoRecipe(
-        name="small_data",
-        source=_DEMO,
-        policy=_CIFAR,
-        head=(128,),
-        queue=4096,
-        momentum=0.99,
-        temperature=0.1,
-        splits=8,
-        lr=0.06,
-        lr_batch=512,
-        weight_decay=5e-4,
-        batch_size=512,
-    ),
+        "small_data", _DEMO, policy=_CIFAR, head=(128,), queue=4096, momentum=0.99, temperature=0.1,
+        splits=8, lr=0.06, lr_batch=512, weight_decay=5e-4, batch_size=512),
     MoCoRecipe(
-        name="tutorial",
-        source="the published single-GPU tutorial of MoCo v2 on Imagenette (its optimiser: Adam assumed)",
-        head=(100, 50, 25),
-        queue=8192,
-        temperature=0.05,
-        optimizer="adam",
-        lr=1e-3,
-        lr_batch=None,
-        final_lr=0.01,
-        weight_decay=1e-6,
-    ),
+        "tutorial",
+        "the published single-GPU tutorial of MoCo v2 on Imagenette (its optimiser: Adam assumed)",
+        head=(100, 50, 25), queue=8192, temperature=0.05, optimizer="adam", lr=1e-3, lr_batch=None,
+        final_lr=0.01, weight_decay=1e-6),
     MoCoRecipe(
-        name="lesson",
-        source="ours, for runs of minutes: a short queue and a quick key encoder keep the keys fresh",
-        head=(512, 128),
-        policy=_NO_BLUR,
-        queue=2048,
-        momentum=0.99,
-        temperature=0.1,
-        symmetric=True,
-        **_MINUTES,
-    ),
-    MoCoRecipe(
-        **_SHORT,
-        policy=_NO_BLUR,
-        head=(512, 128),
-        queue=2048,
-        momentum=0.99,
-        temperature=0.1,
-        symmetric=True,
-    ),
-)
-
-# ---- Relational reasoning ----------------------------------------------------------------------------------
+        "lesson", f"{_OURS}: a short queue and a quick key encoder keep the keys fresh",
+        symmetric=True, **_FRESH, **_MINUTES),
+    MoCoRecipe(symmetric=True, **_FRESH, **_SHORT),
+)  # fmt: skip
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class RelationalRecipe(Recipe):
     """Relational reasoning's own numbers on top of the optimiser's."""
 
@@ -202,33 +130,19 @@ _ADAM = {"optimizer": "adam", "lr": 1e-3, "lr_batch": None, "weight_decay": 0.0,
 
 RELATIONAL: dict[str, RelationalRecipe] = _named(
     RelationalRecipe(
-        name="paper",
-        source=f"arXiv:2006.05849, section 4; {_RELATIONAL}, full code",
-        focal=True,
-        batch_size=64,
-        **_ADAM,
-    ),
+        "paper", f"arXiv:2006.05849, section 4; {_RELATIONAL}, full code",
+        focal=True, batch_size=64, **_ADAM),
     RelationalRecipe(
-        name="small_data",
-        source=f"{_RELATIONAL}, the short script (plain cross-entropy), with fewer views",
-        views=8,
-        batch_size=64,
-        **_ADAM,
-    ),
+        "small_data", f"{_RELATIONAL}, the short script (plain cross-entropy), with fewer views",
+        views=8, batch_size=64, **_ADAM),
     RelationalRecipe(
-        name="lesson",
-        source="ours, for runs of minutes: four views, the paper's batch, gentle colours",
-        policy=_GENTLE,
-        views=4,
-        **{**_MINUTES, "batch_size": 64},
-    ),
-    RelationalRecipe(**{**_SHORT, "batch_size": 64}, policy=_NO_BLUR, views=4),
-)
-
-# ---- BYOL --------------------------------------------------------------------------------------------------
+        "lesson", f"{_OURS}: four views, the paper's batch, gentle colours",
+        policy=_GENTLE, views=4, **{**_MINUTES, "batch_size": 64}),
+    RelationalRecipe(policy=_NO_BLUR, views=4, **{**_SHORT, "batch_size": 64}),
+)  # fmt: skip
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class BYOLRecipe(Recipe):
     """BYOL's own numbers on top of the optimiser's; symbols as in the paper."""
 
@@ -236,9 +150,7 @@ class BYOLRecipe(Recipe):
     policy_prime: Policy = v.BYOL_T_PRIME  # T′
     head: tuple[int | None, ...] = (4096, 256)
     predictor_hidden: int = 4096
-    momentum: float | None = (
-        0.996  # τ at the start; None: no target network, the online one with stop-gradient
-    )
+    momentum: float | None = 0.996  # τ at the start; None: no target, the online network with stop-gradient
     # the target's memory 1 / (1 − τ) as a share of the run's steps, for runs of any length; None: `momentum`
     lag: float | None = None
     momentum_schedule: str = "cosine"  # to 1 at the end, or "constant"
@@ -251,39 +163,24 @@ class BYOLRecipe(Recipe):
 
 
 _BYOL = "arXiv:2006.07733, section 3.3; github.com/google-deepmind/deepmind-research, byol"
+_BOTH_GENTLE = {"policy": _GENTLE, "policy_prime": _GENTLE}
 
 BYOL: dict[str, BYOLRecipe] = _named(
+    BYOLRecipe("paper", f"{_BYOL}, 1000 epochs", lr=0.2, epochs=1000, **{**_LARS, "weight_decay": 1.5e-6}),
+    BYOLRecipe("paper_100", f"{_BYOL}, 100 epochs", lr=0.45, momentum=0.99, epochs=100, **_LARS),
+    BYOLRecipe("small_data", _LIGHTLY, momentum=0.99, momentum_schedule="constant", **_SGD),
     BYOLRecipe(
-        name="paper", source=f"{_BYOL}, 1000 epochs", lr=0.2, epochs=1000, **{**_LARS, "weight_decay": 1.5e-6}
-    ),
-    BYOLRecipe(name="paper_100", source=f"{_BYOL}, 100 epochs", lr=0.45, momentum=0.99, epochs=100, **_LARS),
-    BYOLRecipe(name="small_data", source=_LIGHTLY, momentum=0.99, momentum_schedule="constant", **_SGD),
-    BYOLRecipe(
-        name="lesson",
-        source="ours, for runs of minutes: narrow heads, gentle colours",
-        policy=_GENTLE,
-        policy_prime=_GENTLE,
-        head=(1024, 128),
-        predictor_hidden=1024,
-        **_MINUTES,
-    ),
+        "lesson", f"{_OURS}: narrow heads, gentle colours",
+        head=(1024, 128), predictor_hidden=1024, **_BOTH_GENTLE, **_MINUTES),
     # Ten times the rate for the predictor, so that it follows what it predicts (the paper's appendix does
     # so in a run without target network). A memory between 0.7 and 14 % of the run made no difference.
     BYOLRecipe(
-        **{**_SHORT, "weight_decay": 0.3, "epochs": 60},
-        policy=_GENTLE,
-        policy_prime=_GENTLE,
-        head=(512, 128),
-        predictor_hidden=512,
-        predictor_lr=10.0,
-        lag=0.02,
-    ),
-)
-
-# ---- SimSiam -----------------------------------------------------------------------------------------------
+        head=(512, 128), predictor_hidden=512, predictor_lr=10.0, lag=0.02, **_BOTH_GENTLE,
+        **{**_SHORT, "weight_decay": 0.3, "epochs": 60}),
+)  # fmt: skip
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class SimSiamRecipe(Recipe):
     """SimSiam's own numbers on top of the optimiser's."""
 
@@ -292,34 +189,17 @@ class SimSiamRecipe(Recipe):
     predictor_hidden: int = 512
 
 
+_NARROW = {"head": (512, 512, 512), "predictor_hidden": 128}
+
 SIMSIAM: dict[str, SimSiamRecipe] = _named(
     SimSiamRecipe(
-        name="paper",
-        source="arXiv:2011.10566, section 3; github.com/facebookresearch/simsiam",
-        lr=0.05,
-        batch_size=512,
-        epochs=100,
-    ),
-    SimSiamRecipe(name="small_data", source=_LIGHTLY, head=(2048, 2048), **_SGD),
+        "paper", "arXiv:2011.10566, section 3; github.com/facebookresearch/simsiam",
+        lr=0.05, batch_size=512, epochs=100),
+    SimSiamRecipe("small_data", _LIGHTLY, head=(2048, 2048), **_SGD),
     SimSiamRecipe(
-        name="lesson",
-        source="ours, for runs of minutes: three narrow layers, a narrower predictor, no blur",
-        policy=_NO_BLUR,
-        head=(512, 512, 512),
-        predictor_hidden=128,
-        **_MINUTES,
-    ),
+        "lesson", f"{_OURS}: three narrow layers, a narrower predictor, no blur",
+        policy=_NO_BLUR, **_NARROW, **_MINUTES),
     SimSiamRecipe(
-        name="short",
-        source=_SHORT["source"],
-        lr=0.2,
-        weight_decay=5e-4,
-        warmup=1.0,
-        batch_size=128,
-        epochs=60,
-        policy=_GENTLE,
-        head=(512, 512, 512),
-        predictor_hidden=128,
-        predictor_lr=10.0,
-    ),
-)
+        "short", _SHORT["source"], policy=_GENTLE, predictor_lr=10.0, lr=0.2, weight_decay=5e-4,
+        warmup=1.0, batch_size=128, epochs=60, **_NARROW),
+)  # fmt: skip

@@ -63,7 +63,7 @@ class RelationHead(nn.Module):
 
     def forward(self, pairs: Tensor) -> Tensor:
         """Scores (P,) of concatenated pairs (P, 2D)."""
-        return self._rest(self.joined(pairs))
+        return self.last(F.leaky_relu(self.norm(self.joined(pairs))))[:, 0]
 
     def score(self, features: Tensor, first: Tensor, second: Tensor) -> Tensor:
         """Scores (P,) of the pairs of rows `first`, `second` (P,) of features (N, D).
@@ -71,12 +71,8 @@ class RelationHead(nn.Module):
         W[a; b] = W₁a + W₂b, so each feature is multiplied once, however many pairs it is in: with 32 views of
         64 images 2,048 rows instead of 63,488, and no tensor of pairs.
         """
-        left, right = self.joined.weight.chunk(2, dim=1)  # (hidden, D) each
-        return self._rest(
-            F.linear(features, left, self.joined.bias)[first] + F.linear(features, right)[second]
-        )
-
-    def _rest(self, hidden: Tensor) -> Tensor:
+        left, right = self.joined.weight.chunk(2, dim=1)  # W₁, W₂ (hidden, D)
+        hidden = F.linear(features, left, self.joined.bias)[first] + F.linear(features, right)[second]
         return self.last(F.leaky_relu(self.norm(hidden)))[:, 0]
 
 
