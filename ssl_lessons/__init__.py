@@ -25,7 +25,6 @@ _MODULES = (
     "records",
     "meters",
     "training",
-    "probes",
     "evaluate",
     "diagnose",
     "inside",

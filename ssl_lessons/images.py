@@ -29,7 +29,7 @@ import numpy as np
 import psutil
 import torch
 from filelock import FileLock
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -201,15 +201,12 @@ def load(
     """
     _check(size, limit)
     root, names = Path(name).expanduser(), ROLES.get(split, (split,))
-    if name not in CATALOGUE:
-        if not root.is_dir():
-            known = ", ".join(CATALOGUE)
-            raise DataError(f"dataset {name!r} is not known; choose one of: {known}, or a folder")
+    if name not in CATALOGUE and root.is_dir():
         inner = next((one for one in names if (root / one).is_dir()), None)
         if inner is None and split not in ("train", "pretrain"):
             raise DataError(f"{root} has no folder {' or '.join(names)} for the split {split!r}")
         return folder(root / (inner or ""), size, limit=limit, progress=progress, split=split)
-    known = CATALOGUE[name]
+    known = _entry(name)
     native = next((one for one in names if one in known.splits), None)
     if native is None:
         splits = ", ".join(dict.fromkeys([*known.splits, *ROLES]))
@@ -219,9 +216,11 @@ def load(
         count, seed = SHAPES[native]
         store.origin = f"shapes.draw({count}, {size}, seed={seed})"
         source = _digests(Path(shapes.__file__))[1]  # other code, other drawings
-        store = _cached(
-            store, size, source, lambda: list(zip(*shapes.draw(count, size, seed), strict=True)), progress
-        )
+
+        def drawn() -> list:
+            return list(zip(*shapes.draw(count, size, seed), strict=True))
+
+        store = _cached(store, size, source, drawn, progress)
         return store.subset(_spaced(count, limit)) if limit and limit < count else store
     side = next((side for side in known.archives if side >= size), max(known.archives))
     home = fetch(name, side, progress=progress, download=download)
@@ -231,10 +230,9 @@ def load(
             return _cached(store, size, source, lambda: STL10(home.parent, native), progress, limit)
         wnids = (Imagenette if name == "imagenette" else Imagewoof)._WNID_TO_CLASS
         return _files(store, home / native, wnids, size, source, progress, limit)
-    except DataError:
-        raise
     except (FileNotFoundError, RuntimeError) as error:  # torchvision's, of a part that is missing
-        raise DataError(f"{error}: remove {home}, to have it unpacked again") from error
+        again = f"{error}: remove {home}, to have it unpacked again"
+        raise (error if isinstance(error, DataError) else DataError(again)) from error
 
 
 def folder(
@@ -289,6 +287,12 @@ def from_dataset(
     if not classes and store.labels is not None:
         store.classes = tuple(map(str, range(store.labels.max() + 1)))
     return store
+
+
+def _entry(name: str) -> Entry:
+    if name not in CATALOGUE:
+        raise DataError(f"dataset {name!r} is not known; choose one of: {', '.join(CATALOGUE)}, or a folder")
+    return CATALOGUE[name]
 
 
 def _check(size: int, limit: int | None) -> None:
@@ -385,10 +389,9 @@ def _write(path, store, dataset, rows, size: int, source: str, progress, labels=
         except MemoryError:
             raise
         except Exception as error:  # decoders raise nearly anything on a damaged file
-            reason = f"{type(error).__name__}: {error}"[:60]
-            reason = "not an image" if isinstance(error, UnidentifiedImageError) else reason
             name = store.files[row] if store.files else f"image {row}"
-            return f"{name} ({reason.replace(' (', ', ')})"  # the name ends at the last " ("
+            reason = f"{type(error).__name__}: {error}"[:60].replace(" (", ", ")
+            return f"{name} ({reason})"  # the name ends at the last " ("
 
     label = f"Decoding {len(rows):,} images of {store.origin} to {size} px:"
     with TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}-") as place:
@@ -447,9 +450,10 @@ def data_root() -> Path:
     ssl_lessons/) around the working directory, then around this file; else ~/.cache/ssl-lessons."""
     named = os.environ.get("SSL_LESSONS_DATA")
     if named:
-        if Path(named).is_file():
+        root = Path(named).expanduser().absolute()
+        if root.is_file():
             raise DataError(f"SSL_LESSONS_DATA is {named!r}, which is a file: let it name a folder")
-        return Path(named).expanduser().absolute()
+        return root
     for place in (Path.cwd(), *Path.cwd().parents, Path(__file__).resolve().parent.parent):
         if (place / "notebooks").is_dir() and (place / "ssl_lessons").is_dir():
             return place / "data"
@@ -459,13 +463,11 @@ def data_root() -> Path:
 def cache_root() -> Path:
     """The folder of decoded images, made if missing: data_root()/cache; where that cannot be written
     (a Kaggle input, a shared disk), ($XDG_CACHE_HOME or ~/.cache)/ssl-lessons."""
-    user = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "ssl-lessons"
-    place = next(filter(_writable, (data_root() / "cache", user)), None)
-    if place is None:
-        raise DataError(
-            f"neither {data_root()} nor {user} can be written: let SSL_LESSONS_DATA name a folder"
-        )
-    return place
+    user = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "ssl-lessons"
+    for place in (data_root() / "cache", user):
+        if _writable(place):
+            return place
+    raise DataError(f"neither {data_root()} nor {user} can be written: let SSL_LESSONS_DATA name a folder")
 
 
 def _writable(place: Path) -> bool:
@@ -487,7 +489,7 @@ def fetch(name: str, size: int = 160, *, progress: bool = True, download: bool =
     `size` picks the 160 or 320 px archive and means nothing where there is only one. Raises DataError for an
     unknown size, a missing network (naming the file and its place), a wrong checksum, an unsafe archive.
     """
-    archives = CATALOGUE[name].archives
+    archives = _entry(name).archives
     if not archives:
         return data_root()  # Shapes: nothing to fetch
     size = size if len(archives) > 1 else min(archives)

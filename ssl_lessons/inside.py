@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_lessons.devices import pick_device
+from ssl_lessons.evaluate import knn, linear_probe
 from ssl_lessons.images import ImageStore
 from ssl_lessons.networks import Encoder, at_rest, flat
-from ssl_lessons.probes import knn, linear_probe
 from ssl_lessons.views import MOCO_V2, Policy, centre, in_channels, views
 
 PIXELS = 32  # raw pixels as features are of views of at most this side: 3,072 numbers

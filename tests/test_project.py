@@ -28,7 +28,7 @@ DEMANDED = [f"{number:02d}" for number in range(12)]  # lessons
 # The order in which data meets the files: each imports only from those before it.
 ORDER = ["shapes", "images", "feed", "policies", "views", "networks", "methods.base"]
 ORDER += ["methods.recipes", "methods.*", "optimisers", "kernels", "devices", "records", "meters"]
-ORDER += ["training", "profiling", "probes", "evaluate"]
+ORDER += ["training", "profiling", "evaluate"]
 ORDER += ["diagnose", "inside", "gaze", "figures.palette", "figures.diagrams", "figures.plots"]
 ORDER += ["figures.pictures", "lab.checks", "lab.experiments"]
 ORDER += [
