@@ -26,7 +26,6 @@ _MODULES = (
     "optimisers",
     "records",
     "training",
-    "probes",
     "evaluate",
     "diagnose",
     "figures",

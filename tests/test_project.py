@@ -29,7 +29,7 @@ DEMANDED = [f"{number:02d}" for number in range(12)]  # lessons
 # The order in which data meets the files: each imports only from those before it.
 ORDER = ["shapes", "images", "policies", "views", "networks", "processes"]
 ORDER += ["methods.base", "methods.recipes", "methods.*", "devices", "optimisers", "records"]
-ORDER += ["training", "probes", "evaluate"]
+ORDER += ["training", "evaluate"]
 ORDER += ["diagnose", "figures.palette", "figures.plots"]
 ORDER += ["figures.pictures", "lab.checks", "lab.experiments", "lab.lesson"]
 ORDER += [
