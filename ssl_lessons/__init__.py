@@ -15,6 +15,7 @@ __version__ = "0.1.0"
 
 # In the order in which data meets them; each imports only from those before it.
 _MODULES = (
+    "parameters",
     "shapes",
     "storage",
     "archives",

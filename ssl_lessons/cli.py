@@ -8,7 +8,7 @@ import argparse
 import sys
 
 from ssl_lessons import __version__, commands
-from ssl_lessons.jobs import Unknown
+from ssl_lessons.parameters import Unknown
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 

@@ -13,7 +13,8 @@ import sys
 from pathlib import Path
 
 from ssl_lessons import __version__
-from ssl_lessons.jobs import Unknown, check_settings, checkout, known, literal
+from ssl_lessons.jobs import check_settings, checkout, literal
+from ssl_lessons.parameters import Unknown, known
 
 OK, FAILED = 0, 1
 SHOWN = ("title", "splits", "classes", "licence")  # of a dataset, in JSON

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ssl_lessons import jobs
-from ssl_lessons.jobs import Unknown
+from ssl_lessons.parameters import Unknown
 from ssl_lessons.plans import Planned
 
 PAUSE = 1.0  # seconds between two looks at the runs

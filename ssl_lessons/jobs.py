@@ -16,25 +16,15 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
+from ssl_lessons.parameters import Unknown, known
+
 MARK = "SSL_LESSONS_JOB"  # in the environment of a job's process, of its kernel and of whatever that starts
 STATE = "job.json"
-
-
-class Unknown(ValueError):
-    """Something asked for does not exist or does not fit; the message lists what does."""
-
-
-def known(kind: str, name: str, names: Iterable[str]) -> str:
-    """`name` if it is one of `names`, else `Unknown` with the list."""
-    names = list(names)
-    if name not in names:
-        raise Unknown(f"{kind} {name!r} is not known; choose one of: {', '.join(names)}")
-    return name
 
 
 def literal(name: str, text: str):

@@ -67,11 +67,6 @@ class Table:
     notes: list[str]
 
 
-def results_folder() -> Path:
-    """The committed run records: data/results of the checkout."""
-    return Path(__file__).resolve().parent.parent / "data" / "results"
-
-
 # ---- Reading -----------------------------------------------------------------------------------------------
 
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ssl_lessons import jobs
-from ssl_lessons.jobs import Unknown, known
+from ssl_lessons.parameters import Unknown, known
 
 KEYS = ("notebook", "profile", "parameters", "grid", "exclude", "override")
 KINDS = {

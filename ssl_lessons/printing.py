@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from ssl_lessons.leaderboard import Row, Table, differences, read, results_folder, tables, why_apart
-from ssl_lessons.records import TITLES, RecordError, Run, atomically
+from ssl_lessons.leaderboard import Row, Table, differences, read, tables, why_apart
+from ssl_lessons.records import TITLES, RecordError, Run, atomically, results_folder
 
 LABELS = {"knn": "kNN", "linear_100": "linear", "linear_10": "linear 10 %", "linear_1": "linear 1 %"}
 LABELS |= {"finetune_100": "fine-tuned", "finetune_10": "fine-tuned 10 %", "finetune_1": "fine-tuned 1 %"}

@@ -46,6 +46,11 @@ class RecordError(Exception):
     """A run folder that is missing, damaged, or written by a newer version; the message names the file."""
 
 
+def results_folder() -> Path:
+    """The committed run records: data/results of the checkout."""
+    return Path(__file__).resolve().parent.parent / "data" / "results"
+
+
 def versions() -> dict[str, str]:
     """Versions of Python and of the libraries that numbers depend on."""
     found = {"python": platform.python_version()}

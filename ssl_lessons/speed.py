@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from ssl_lessons.leaderboard import results_folder
+from ssl_lessons.records import results_folder
 
 PROFILES = ("smoke", "class", "full")
 _HALF = "(relational reasoning: half of it, four views each)"  # what its batch is, in the captions

@@ -26,7 +26,18 @@ NOTEBOOKS = sorted([*(ROOT / "notebooks").glob("*.ipynb"), *(ROOT / "notebooks" 
 DEMANDED = [f"{number:02d}" for number in range(12)]  # lessons
 
 # The order in which data meets the files: each imports only from those before it.
-ORDER = ["shapes", "storage", "archives", "images", "feed", "policies", "views", "networks", "methods.base"]
+ORDER = [
+    "parameters",
+    "shapes",
+    "storage",
+    "archives",
+    "images",
+    "feed",
+    "policies",
+    "views",
+    "networks",
+    "methods.base",
+]
 ORDER += ["methods.recipes", "methods.*", "optimisers", "kernels", "devices", "records", "meters"]
 ORDER += ["training", "profiling", "probes", "evaluate"]
 ORDER += ["diagnose", "inside", "gaze", "figures.palette", "figures.diagrams", "figures.plots"]
