@@ -34,15 +34,9 @@ _MODULES = (
     "inside",
     "gaze",
     "figures",
-    "leaderboard",
-    "printing",
     "charts",
     "lab",
-    "jobs",
-    "plans",
-    "grid",
-    "doctor",
-    "commands",
+    "batch",
     "cli",
 )
 _NAMES = {

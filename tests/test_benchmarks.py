@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ssl_lessons import cli, jobs, lab, printing, speed
+from ssl_lessons import lab, speed
 from ssl_lessons.lab import lesson
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -145,16 +145,7 @@ def test_readme_shows_the_committed_benchmarks_and_nothing_else():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     for name, content in (("speed", speed.readme), ("minutes", speed.minutes)):
         shown = text.split(f"<!-- {name} -->")[1].split(f"<!-- /{name} -->")[0].strip()
-        assert shown == content(), "run `ssl-lessons leaderboard --into README.md`"
-
-
-def test_into_fills_every_marked_place(tmp_path, capsys):
-    page = tmp_path / "page.md"
-    marks = [f"<!-- {name} -->\nold\n<!-- /{name} -->" for name in ("results", "speed", "minutes")]
-    page.write_text("\n".join(marks))
-    assert cli.main(["leaderboard", "--into", str(page)]) == 0
-    text = page.read_text(encoding="utf-8")
-    assert "old" not in text and speed.minutes() in text and printing.readme() in text
+        assert shown == content()
 
 
 def test_a_benchmark_that_is_not_committed_is_an_error_that_lists_the_others():
@@ -164,6 +155,6 @@ def test_a_benchmark_that_is_not_committed_is_an_error_that_lists_the_others():
 
 
 def test_every_benchmark_is_committed():
-    scripts = (jobs.checkout() / "tests" / "benchmarks").glob("bench_*.py")
+    scripts = (ROOT / "tests" / "benchmarks").glob("bench_*.py")
     names = {path.stem.removeprefix("bench_") for path in scripts}
     assert {name for name in names if speed.committed(name) is None} == set()

@@ -26,35 +26,13 @@ NOTEBOOKS = sorted([*(ROOT / "notebooks").glob("*.ipynb"), *(ROOT / "notebooks" 
 DEMANDED = [f"{number:02d}" for number in range(12)]  # lessons
 
 # The order in which data meets the files: each imports only from those before it.
-ORDER = [
-    "parameters",
-    "shapes",
-    "storage",
-    "archives",
-    "images",
-    "feed",
-    "policies",
-    "views",
-    "networks",
-    "methods.base",
-]
+ORDER = ["parameters", "shapes", "storage", "archives", "images", "feed", "policies", "views"]
+ORDER += ["networks", "methods.base"]
 ORDER += ["methods.recipes", "methods.*", "optimisers", "kernels", "devices", "records", "meters"]
 ORDER += ["training", "profiling", "probes", "evaluate"]
 ORDER += ["diagnose", "inside", "gaze", "figures.palette", "figures.diagrams", "figures.plots"]
-ORDER += ["figures.pictures", "lab.checks", "lab.experiments"]
-ORDER += [
-    "leaderboard",
-    "printing",
-    "speed",
-    "charts",
-    "lab.lesson",
-    "jobs",
-    "plans",
-    "grid",
-    "doctor",
-    "commands",
-    "cli",
-]
+ORDER += ["figures.pictures", "lab.checks", "lab.experiments", "speed", "charts", "lab.lesson"]
+ORDER += ["batch.leaderboard", "batch.grid", "cli"]
 ORDER += ["__main__"]
 
 
@@ -189,7 +167,7 @@ def test_import_order_check_sees_what_it_should():
     package = ROOT / "ssl_lessons"
     assert "views" in list(imported(package / "methods" / "base.py"))
     assert {"methods.base", "networks"} <= set(imported(package / "methods" / "moco.py"))
-    assert "training" in list(imported(package / "commands.py"))
+    assert "training" in list(imported(package / "cli.py"))
 
 
 def fresh(code: str) -> str:

@@ -26,10 +26,12 @@ from ssl_lessons.figures.plots import (
     health,
     histograms,
     image_grid,
+    leaderboard,
     lines,
     matrices,
     matrix,
     overview,
+    spread,
     training_curves,
 )
 
@@ -57,6 +59,7 @@ __all__ = [
     "image_grid",
     "invariances",
     "layers",
+    "leaderboard",
     "lines",
     "matrices",
     "matrix",
@@ -65,6 +68,7 @@ __all__ = [
     "per_class",
     "relations",
     "series_map",
+    "spread",
     "training_curves",
     "without_negatives",
 ]

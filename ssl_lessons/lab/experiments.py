@@ -29,7 +29,7 @@ METHODS = {"simclr": SimCLR, "moco": MoCo, "relational": Relational, "byol": BYO
 
 def runs_folder() -> Path:
     """runs/ of the checkout that the package is used from, else of the working directory."""
-    checkout = Path(__file__).resolve().parent.parent
+    checkout = Path(__file__).resolve().parents[2]
     return (checkout if (checkout / "notebooks").is_dir() else Path.cwd()) / "runs"
 
 

@@ -16,17 +16,18 @@ from pathlib import Path
 
 import harness
 
-from ssl_lessons import charts, jobs, lab
+from ssl_lessons import charts, lab
+from ssl_lessons.batch import grid
 
 
 def measure(notebook: Path, profile: str, dataset: str | None) -> dict:
     parameters = {"profile": profile, **({"dataset": dataset} if dataset else {})}
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
-        job = jobs.execute(notebook, Path(folder), parameters)
+        state = grid.carry_out(grid.planned(notebook, parameters, notebook.stem), Path(folder))
         wall = time.perf_counter() - started
-        if job.error:
-            raise SystemExit(f"{notebook.name} failed in profile {profile}: {job.error}")
+        if state["error"]:
+            raise SystemExit(f"{notebook.name} failed in profile {profile}: {state['error']}")
         record = json.loads((Path(folder) / "record.json").read_text(encoding="utf-8"))
     return {"seconds": max(wall, record["lesson_seconds"]), "dataset": record["dataset"]["name"]}
 
@@ -41,8 +42,8 @@ def main(argv=None) -> int:
     report = {"machine": machine, "rows": []}
     if args.json and Path(args.json).exists():
         report["rows"] = json.loads(Path(args.json).read_text(encoding="utf-8"))["rows"]
-    every = sorted((jobs.checkout() / "notebooks").glob("[0-9][0-9]_*.ipynb"))
-    for notebook in [jobs.find_lesson(name) for name in args.lessons] or every:
+    every = sorted(grid.notebooks().glob("[0-9][0-9]_*.ipynb"))
+    for notebook in [grid.find_lesson(name) for name in args.lessons] or every:
         found = measure(notebook, args.profile, args.dataset)
         row = {"lesson": notebook.stem[:2], "profile": args.profile, **found}
         row |= {"device": machine["device"], "date": machine["date"], "torch": machine["versions"]["torch"]}

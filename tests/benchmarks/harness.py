@@ -17,7 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
 
-from ssl_lessons.commands import table
+from ssl_lessons.cli import table
 
 PEERS = ("torch", "torchvision", "lightly", "byol-pytorch", "kornia")
 
