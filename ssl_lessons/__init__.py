@@ -25,6 +25,7 @@ _MODULES = (
     "networks",
     "methods",
     "optimisers",
+    "devices",
     "records",
     "meters",
     "training",

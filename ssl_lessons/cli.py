@@ -1,9 +1,9 @@
 """`ssl-lessons …`, which is `python -m ssl_lessons …`: parses, calls the package, prints.
 
-Each command imports what it needs when it runs: `pretrain` and `evaluate` work where no notebook package is
-installed, and `--help` waits for nothing. Exit codes: 0 it worked; 1 it ran and failed, or `doctor` found
-something broken; 2 it was asked for something that does not exist (the answer lists what does); 130 it was
-interrupted.
+Modules are loaded when they are first used (`ssl_lessons.__getattr__`): `pretrain` and `evaluate` work where
+no notebook package is installed, and `--help` waits for nothing. Exit codes: 0 it worked; 1 it ran and
+failed, or `doctor` found something broken; 2 it was asked for something that does not exist (the answer
+lists what does); 130 it was interrupted.
 """
 
 import argparse
@@ -20,7 +20,7 @@ import time
 from importlib import metadata, util
 from pathlib import Path
 
-from ssl_lessons import __version__
+import ssl_lessons as ssl
 from ssl_lessons.parameters import Unknown, check, known, of_notebook, of_recipe
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -48,103 +48,86 @@ def table(rows) -> str:
 
 
 def metric_table(metrics: dict) -> str:
-    """One line a metric: its value, its baselines where they were judged, and the protocol of all."""
-    shown, rows = {}, []
+    """One line a metric: its value and its protocol; those of a random encoder end with _random."""
+    rows = []
     for name, metric in metrics.items():
-        value = metric["value"]
-        shown[name] = f"{value:.1%}" if 0 <= value <= 1 else f"{value:.4g}"
-        shown[name] += f" ± {metric['std']:.1%}" if "std" in metric else ""
-    for name, value in shown.items():
-        if not name.endswith(("_random", "_supervised")):
-            beside = []
-            for baseline in ("random", "supervised"):
-                if f"{name}_{baseline}" in shown:
-                    beside.append(f"{baseline} {shown[f'{name}_{baseline}']}")
-            rows.append((name, value, ", ".join(beside), metrics[name].get("protocol", "")))
+        value = f"{metric['value']:.1%}" if 0 <= metric["value"] <= 1 else f"{metric['value']:.4g}"
+        spread = f" ± {metric['std']:.1%}" if "std" in metric else ""
+        rows.append((name, value + spread, metric.get("protocol", "")))
     return table(rows) if rows else "the record holds no metrics"
 
 
 # ---- doctor and data ---------------------------------------------------------------------------------------
 
 
-def examine() -> list[tuple[str, str, str]]:
-    """What this Python and this machine have: (status, name, detail), a line each.
+def _torch() -> str:
+    import torch
+    import torchvision
 
-    The status is "ok", "warning" or "broken", and only the last stops a lesson. It works where torch does
-    not, and never raises for what it finds.
-    """
-    import psutil
-
-    memory = psutil.virtual_memory().total / 2**30
-    found = [("ok", "python", f"{platform.python_version()}, {platform.platform()}")]
-    found.append(("ok", "cpu", f"{os.cpu_count()} cores, {memory:.1f} GiB of memory"))
     try:  # a torchvision of another torch lacks its compiled operators
-        import torch
-        import torchvision
-
         torchvision.ops.nms(torch.zeros(1, 4), torch.zeros(1), 0.5)
-        found.append(("ok", "torch", f"{torch.__version__} with torchvision {torchvision.__version__}"))
-        found += _machine()
-    except (ImportError, OSError, RuntimeError, AttributeError) as error:
+    except (RuntimeError, AttributeError) as error:
         remedy = "install them together: pip install --upgrade torch torchvision"
-        found.append(("broken", "torch", f"torch and torchvision are not a pair ({error}); {remedy}"))
-    try:
-        release = metadata.version("fastprogress")
-        bad = release in ("1.1.0", "1.1.1", "1.1.2", "1.1.3", "1.1.4")
-        remedy = f"{release} fails on Colab: pip install --upgrade fastprogress"
-        found.append(("broken", "fastprogress", remedy) if bad else ("ok", "fastprogress", release))
-    except metadata.PackageNotFoundError:
-        found.append(("broken", "fastprogress", "missing: pip install fastprogress"))
-    packages = ("jupyterlab", "papermill", "nbconvert", "ipykernel")
-    if missing := [name for name in packages if not util.find_spec(name)]:
-        return [*found, ("warning", "notebooks", f"missing: pip install {' '.join(missing)}")]
-    return [*found, ("ok", "notebooks", "ready")]
+        raise ImportError(f"torch and torchvision are not a pair ({error}); {remedy}") from None
+    return f"{torch.__version__} with torchvision {torchvision.__version__}"
 
 
-def _machine() -> list[tuple[str, str, str]]:
-    """What needs a working torch to be told: device, profile, data."""
-    from ssl_lessons import devices, images, lab
+def _device() -> str:
+    device = ssl.devices.pick_device("auto")
+    precision = ssl.devices.pick_precision("auto", device)
+    return f"{device}, {ssl.records.device_name(device)}, precision {precision}"
 
-    device = devices.pick_device("auto")
-    detail = f"{device}, precision {devices.pick_precision('auto', device)}"
+
+def _fastprogress() -> str:
+    release = metadata.version("fastprogress")
+    if release in ("1.1.0", "1.1.1", "1.1.2", "1.1.3", "1.1.4"):
+        raise ImportError(f"{release} fails on Colab: pip install --upgrade fastprogress")
+    return release
+
+
+def _notebooks() -> str:
+    missing = [name for name in ("jupyterlab", "papermill", "nbconvert") if not util.find_spec(name)]
+    return f"missing: pip install {' '.join(missing)}" if missing else "ready"
+
+
+CHECKS = {
+    "python": lambda: f"{platform.python_version()}, {platform.platform()}",
+    "cpu": lambda: f"{os.cpu_count()} cores",
+    "torch": _torch,
+    "device": _device,
+    "profile": lambda: f"{ssl.lab.pick_profile()} is what 'auto' means here",
+    "data root": lambda: f"{ssl.images.data_root()}, decoded images in {ssl.images.cache_root()}",
+    "disk": lambda: f"{shutil.disk_usage(ssl.images.cache_root()).free / 2**30:.1f} GiB free",
+    "fastprogress": _fastprogress,
+    "notebooks": _notebooks,
+}
+
+
+def examine() -> list[tuple[str, str, str]]:
+    """What this Python and this machine have: (status, name, detail), a line each; nothing found raises.
+
+    The status is "ok", or "broken" for what would stop a lesson.
+    """
     found = []
-    if device.type == "cuda":
-        import torch
-
-        card = torch.cuda.get_device_properties(device)
-        detail += f"; {card.name}, {card.total_memory / 2**30:.1f} GiB"
-    found = [("ok", "device", detail)]
-    for name, look in (
-        ("profile", lambda: f"{lab.pick_profile()} is what 'auto' means here"),
-        ("data root", lambda: f"{images.data_root()}, decoded images in {images.cache_root()}"),
-    ):
+    for name, look in CHECKS.items():
         try:
             found.append(("ok", name, look()))
-        except (
-            OSError,
-            ValueError,
-            RuntimeError,
-        ) as error:  # SSL_LESSONS_PROFILE names none, nowhere to write
+        except Exception as error:  # a compiled library may raise anything
             found.append(("broken", name, str(error)))
-    root = images.data_root()
-    there = next(place for place in (root, *root.parents) if place.exists())
-    free = shutil.disk_usage(there).free / 2**30
-    return [*found, ("ok" if free > 2 else "warning", "disk", f"{free:.1f} GiB free")]
+    return found
 
 
 def doctor(args) -> int:
     found = examine()
     broken = any(status == "broken" for status, *_ in found)
     rows = [dict(zip(("status", "name", "detail"), finding, strict=True)) for finding in found]
-    show(args, {"ok": not broken, "version": __version__, "findings": rows}, table(found))
+    show(args, {"ok": not broken, "version": ssl.__version__, "findings": rows}, table(found))
     return FAILED if broken else OK
 
 
 def data_list(args) -> int:
-    from ssl_lessons import images
-
     rows = []
-    for name, entry in images.CATALOGUE.items():
+    for name, entry in ssl.images.CATALOGUE.items():
         rows.append({"name": name, "title": entry.title, "splits": entry.splits, "classes": entry.classes})
     lines = [(row["name"], ", ".join(row["splits"]), row["title"]) for row in rows]
     show(args, rows, table([("NAME", "SPLITS", "WHAT IT IS"), *lines]))
@@ -152,11 +135,9 @@ def data_list(args) -> int:
 
 
 def data_fetch(args) -> int:
-    from ssl_lessons import images
-
-    known("dataset", args.name, images.CATALOGUE)
+    known("dataset", args.name, ssl.images.CATALOGUE)
     with talk(args):
-        path = images.fetch(args.name, args.size)
+        path = ssl.images.fetch(args.name, args.size)
     show(args, {"name": args.name, "path": path}, f"{args.name} is in {path}")
     return OK
 
@@ -165,8 +146,7 @@ def data_fetch(args) -> int:
 
 
 def run(args) -> int:
-    from ssl_lessons.batch import grid
-
+    grid = ssl.batch.grid
     notebook = grid.find_lesson(args.lesson)
     asked = dict(args.p)
     for name in ("profile", "dataset"):
@@ -180,53 +160,52 @@ def run(args) -> int:
     with talk(args):
         print(f"{notebook.name} {parameters} → {folder}", flush=True)
         one = grid.planned(notebook, parameters, name)
-        state = grid.carry_out(one, folder, say=lambda text: print(text, end="", flush=True))
-    paths = {"notebook": folder / notebook.name, "html": (folder / notebook.name).with_suffix(".html")}
-    paths["record"] = folder / "record.json"
+        error = grid.carry_out(one, folder, say=lambda text: print(text, end="", flush=True))["error"]
+    executed, record = folder / notebook.name, folder / "record.json"
+    paths = {"notebook": executed, "html": executed.with_suffix(".html"), "record": record}
     paths = {kind: path if path.exists() else None for kind, path in paths.items()}
-    metrics = json.loads(paths["record"].read_text(encoding="utf-8"))["metrics"] if paths["record"] else {}
+    metrics = {}
+    if record.exists() and not error:
+        metrics = json.loads(record.read_text(encoding="utf-8"))["metrics"]
     lines = [f"{kind:<9}{path}" for kind, path in paths.items() if path]
-    lines += [metric_table(metrics)] if metrics and not state["error"] else []
-    answer = {"ok": not state["error"], **paths, "error": state["error"], "metrics": metrics}
-    show(args, answer, "\n".join(lines))
-    if state["error"]:
-        kept = f"what it reached is kept in {paths['notebook'] or folder}"
-        print(f"{notebook.name}: {state['error']}; {kept}", file=sys.stderr)
-    return FAILED if state["error"] else OK
+    text = "\n".join([*lines, metric_table(metrics)] if metrics else lines)
+    show(args, {"ok": not error, **paths, "error": error, "metrics": metrics}, text)
+    if error:
+        print(f"{notebook.name}: {error}; what it reached is kept in {folder}", file=sys.stderr)
+    return FAILED if error else OK
 
 
 def grid(args) -> int:
-    from ssl_lessons.batch import grid
-
+    grid = ssl.batch.grid
     if args.jobs is not None and args.jobs < 1:
         raise Unknown(f"--jobs {args.jobs} must be at least 1")
     if args.jobs and args.scheduler:
         raise Unknown("--jobs is for this machine; on a cluster the number of its workers decides")
-    plan, out = grid.read(args.file), Path(args.out or Path("runs", Path(args.file).stem)).resolve()
+    plan = grid.read(args.file)
+    out = Path(args.out or Path("runs", Path(args.file).stem)).resolve()
     with talk(args):
         try:
-            rows = grid.results(out, plan) if args.dry_run else grid.run(plan, out, args.jobs, args.scheduler)
+            rows = None if args.dry_run else grid.run(plan, out, args.jobs, args.scheduler)
         except KeyboardInterrupt:
             print(f"stopped; the same command goes on where {out} stands", file=sys.stderr)
             raise
-    failed = rows[rows["status"] == "failed"]
-    lines = [f"{(rows['status'] == 'done').sum()} of {len(rows)} runs done, in {out}"]
     if args.dry_run:
-        lines += [table((row.status, Path(row.folder).name) for row in rows.itertuples())]
+        rows = grid.results(out, plan)
+    done, failed = rows[rows["status"] == "done"], rows[rows["status"] == "failed"]
+    lines = [f"{len(done)} of {len(rows)} runs done, in {out}"]
+    if args.dry_run:
+        lines.append(table(zip(rows["status"], rows["folder"].map(os.path.basename), strict=True)))
     elif len(failed):
         lines.append(f"{len(failed)} failed; the same command tries them again:")
-        lines += [
-            f"  {row.name}: {row.error}\n    log: {row.folder}/run.log"
-            for row in failed.itertuples(index=False)
-        ]
-    ok = bool(args.dry_run or (rows["status"] == "done").all())
+        for _, row in failed.iterrows():
+            lines.append(f"  {row['name']}: {row['error']}\n    log: {row['folder']}/run.log")
+    ok = args.dry_run or len(done) == len(rows)
     show(args, {"ok": ok, "out": out, "runs": json.loads(rows.to_json(orient="records"))}, "\n".join(lines))
     return OK if ok else FAILED
 
 
 def leaderboard(args) -> int:
-    from ssl_lessons.batch import leaderboard as board
-
+    board = ssl.batch.leaderboard
     for place in args.runs:
         if not Path(place).exists():
             raise Unknown(f"there is nothing at {place}; name record files, or folders that hold some")
@@ -245,55 +224,36 @@ def leaderboard(args) -> int:
         return FAILED
     found = board.tables(runs, args.metric)
     if args.figure:
-        from ssl_lessons import figures
-
         label = board.LABELS.get(args.metric, args.metric)
-        figures.leaderboard(found, args.metric, label).savefig(args.figure)
+        ssl.figures.leaderboard(found, args.metric, label).savefig(args.figure)
     if args.into:
         board.put_into(args.into, board.markdown(found, args.metric) if args.runs else board.readme())
         print(f"{args.into} has the results between its markers", file=sys.stderr)
-        return OK
-    write = {
-        "markdown": lambda: board.markdown(found, args.metric),
-        "html": lambda: board.page(found, args.metric),
-        "json": lambda: board.as_json(found, args.metric, problems),
-        "csv": lambda: board.as_csv(found),
-    }
-    print(write.get(args.form, lambda: board.text(found, args.metric))())
+    elif args.form == "json":
+        print(board.as_json(found, args.metric, problems))
+    else:
+        print(board.FORMS[args.form](found, args.metric))
     return OK
 
 
 # ---- pretrain and evaluate ---------------------------------------------------------------------------------
 
 
-def dataset(name: str) -> str:
-    """A name of the catalogue as it is, a folder of images as an absolute path."""
-    from ssl_lessons import images
-
-    if name not in images.CATALOGUE and Path(name).expanduser().is_dir():
-        return str(Path(name).expanduser().resolve())
-    return known("dataset", name, [*images.CATALOGUE, "the path of a folder"])
-
-
 def method_file(name: str):
     """The method in ssl_lessons/methods/NAME.py, and that file's recipes."""
-    from ssl_lessons import methods
-    from ssl_lessons.methods.base import Method
-
-    files = sorted({file.name for file in pkgutil.iter_modules(methods.__path__)} - {"base", "recipes"})
+    files = sorted({file.name for file in pkgutil.iter_modules(ssl.methods.__path__)} - {"base", "recipes"})
     file = importlib.import_module(f"ssl_lessons.methods.{known('method', name, files)}")
-    own = [thing for thing in vars(file).values() if getattr(thing, "__module__", "") == file.__name__]
-    return next(thing for thing in own if isinstance(thing, type) and issubclass(thing, Method)), file.RECIPES
+    for thing in vars(file).values():
+        if isinstance(thing, type) and issubclass(thing, ssl.Method) and thing.__module__ == file.__name__:
+            return thing, file.RECIPES
 
 
 def labelled(args, data: str, size: int) -> list:
     """The stores to judge on, train and test; none where a folder of images has no labels or no test part."""
-    from ssl_lessons import images
-
     try:
-        stores = [images.load(data, split, size, limit=args.limit) for split in ("train", "test")]
-    except images.DataError:
-        if data in images.CATALOGUE:
+        stores = [ssl.images.load(data, split, size, limit=args.limit) for split in ("train", "test")]
+    except ssl.images.DataError:
+        if data in ssl.images.CATALOGUE:
             raise
         return []
     return stores if all(store.labels is not None for store in stores) else []
@@ -301,16 +261,14 @@ def labelled(args, data: str, size: int) -> list:
 
 def judge(args, run, encoder, stores, prefix: str = "", fine_tune_epochs: dict | None = None) -> int:
     """Judge an encoder and a random one of its architecture, write both into the run's record, print them."""
-    from ssl_lessons import evaluate
-
     network, metrics = run.record["network"], {}
     view = network["image_size"]
     if stores:
         same = (network["name"], view, network["stem"], run.record["seed"], network.get("layer"))
-        untrained = evaluate.random_encoder(*same)
+        untrained = ssl.evaluate.random_encoder(*same)
         for each, mark in ((encoder, ""), (untrained, "_random")):
             asked = {"device": args.device, "fine_tune_epochs": fine_tune_epochs}
-            for name, metric in evaluate.report(each, *stores, view, **asked).items():
+            for name, metric in ssl.evaluate.report(each, *stores, view, **asked).items():
                 metrics[f"{prefix}{name}{mark}"] = metric
         run.record["metrics"].update(metrics)
         run.save()
@@ -322,47 +280,46 @@ def judge(args, run, encoder, stores, prefix: str = "", fine_tune_epochs: dict |
 def pretrain(args) -> int:
     import torch
 
-    from ssl_lessons import devices, evaluate, images, networks, training, views
-    from ssl_lessons.records import Run
-
     make, recipes = method_file(args.method)
     name = args.recipe or ("lesson" if "lesson" in recipes else next(iter(recipes)))
     recipe = recipes[known("recipe", name, recipes)]
     fields = check(dict(args.p), of_recipe(recipe), "recipe field")
     if "policy" in fields:
-        fields["policy"] = views.POLICIES[known("policy", fields["policy"], views.POLICIES)]
-    known("network", args.network, networks.NETWORKS)
-    data, device, out = dataset(args.dataset), devices.pick_device(args.device), Path(args.out)
+        fields["policy"] = ssl.views.POLICIES[known("policy", fields["policy"], ssl.views.POLICIES)]
+    if not args.network.startswith("timm/"):
+        known("network", args.network, ssl.networks.NETWORKS)
+    data = ssl.batch.grid.dataset(args.dataset, Path.cwd())
+    device, out = ssl.devices.pick_device(args.device), Path(args.out)
     network = {"name": args.network, "image_size": args.crop, "stem": args.stem, "layer": None}
-    run = Run.open(out) if (out / "record.json").exists() else Run.create(out, device=device, network=network)
+    if (out / "record.json").exists():
+        run = ssl.records.Run.open(out)
+    else:
+        run = ssl.records.Run.create(out, device=device, network=network)
     if run.record.get("network") != network:
         raise Unknown(f"{out} holds a run of {run.record.get('network')}, not {network}; name another --out")
     with talk(args):
-        pool = images.load(data, "pretrain", args.size, limit=args.limit)
+        pool = ssl.images.load(data, "pretrain", args.size, limit=args.limit)
         stores = labelled(args, data, args.size)
         torch.manual_seed(args.seed)  # the initial weights
-        plain = networks.build(args.network, args.crop, args.stem)
+        plain = ssl.networks.build(args.network, args.crop, args.stem)
         method = make(plain, image_size=args.crop, recipe=recipe, **fields)
-        monitor = evaluate.knn_monitor(*stores, args.crop, args.device) if stores else None
+        monitor = ssl.evaluate.knn_monitor(*stores, args.crop, args.device) if stores else None
         same = {name: getattr(args, name) for name in ("epochs", "batch_size", "seed", "device", "precision")}
-        training.pretrain(method, pool, run=run, monitor=monitor, progress="lines", **same)
+        ssl.training.pretrain(method, pool, run=run, monitor=monitor, progress="lines", **same)
     return judge(args, run, method.encoder, stores)
 
 
 def evaluate(args) -> int:
-    from ssl_lessons import evaluate
-    from ssl_lessons.records import Run
-
     if not (Path(args.run) / "record.json").exists():
         known("run", args.run, sorted(str(record.parent) for record in Path("runs").glob("*/record.json")))
-    run = Run.open(args.run)
+    run = ssl.records.Run.open(args.run)
     trained_on = run.record["dataset"]
-    data = dataset(args.dataset or trained_on["name"])
+    data = ssl.batch.grid.dataset(args.dataset or trained_on["name"], Path.cwd())
     with talk(args):
         stores = labelled(args, data, args.size or trained_on["size"])
     prefix = f"{Path(data).name}_" if args.dataset else ""
-    epochs = evaluate.FINE_TUNE_EPOCHS if args.fine_tune else None
-    return judge(args, run, evaluate.load_encoder(run), stores, prefix, epochs)
+    epochs = ssl.evaluate.FINE_TUNE_EPOCHS if args.fine_tune else None
+    return judge(args, run, ssl.evaluate.load_encoder(run), stores, prefix, epochs)
 
 
 def bench(args) -> int:
@@ -388,7 +345,7 @@ def parser() -> argparse.ArgumentParser:
         description="Self-supervised learning, step by step: data, lessons, training runs, judgement.",
         epilog="example: ssl-lessons run 03 --profile class --dataset shapes",
     )
-    top.add_argument("--version", action="version", version=__version__)
+    top.add_argument("--version", action="version", version=ssl.__version__)
     verbs = top.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name: str, function, text: str, example: str, group=verbs, json=True):
@@ -465,7 +422,9 @@ def parser() -> argparse.ArgumentParser:
     option("--figure", metavar="FILE", help="draw accuracy against wall-clock as well, PNG, SVG or PDF")
     option("--into", metavar="FILE", help="put Markdown between the file's markers <!-- results -->")
     for name in ("markdown", "html", "json", "csv"):
-        option(f"--{name}", dest="form", action="store_const", const=name, help=f"print {name}, not text")
+        option(
+            f"--{name}", dest="form", action="store_const", const=name, default="text", help=f"print {name}"
+        )
 
     option = command("bench", bench, "run a benchmark of tests/benchmarks/", "bench views", json=False)
     option("name", metavar="NAME", help="views, …")

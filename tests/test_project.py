@@ -167,7 +167,7 @@ def test_import_order_check_sees_what_it_should():
     package = ROOT / "ssl_lessons"
     assert "views" in list(imported(package / "methods" / "base.py"))
     assert {"methods.base", "networks"} <= set(imported(package / "methods" / "moco.py"))
-    assert "training" in list(imported(package / "cli.py"))
+    assert "parameters" in list(imported(package / "cli.py"))
 
 
 def fresh(code: str) -> str:

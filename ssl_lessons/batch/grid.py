@@ -38,10 +38,12 @@ from pathlib import Path
 import pandas as pd
 import yaml
 from filelock import FileLock, Timeout
+from tqdm import tqdm
 
 from ssl_lessons.parameters import Unknown, check, known, of_notebook
-from ssl_lessons.records import RecordError, Run, atomically
+from ssl_lessons.records import TITLES, RecordError, Run, atomically
 
+PACKAGE = Path(__file__).resolve().parent.parent
 KEYS = ("notebook", "profile", "parameters", "grid", "exclude", "override")
 
 
@@ -64,11 +66,10 @@ class Planned:
 def notebooks() -> Path:
     """The folder of the lessons: of the checkout around the working directory, else of this file's checkout,
     else those that the installed package carries."""
-    package = Path(__file__).resolve().parent.parent
-    for folder in (Path.cwd(), *Path.cwd().parents, package.parent):
+    for folder in (Path.cwd(), *Path.cwd().parents, PACKAGE.parent):
         if (folder / "notebooks").is_dir() and (folder / "ssl_lessons").is_dir():
             return folder / "notebooks"
-    return package / "notebooks"
+    return PACKAGE / "notebooks"
 
 
 def find_lesson(name: str) -> Path:
@@ -82,34 +83,39 @@ def find_lesson(name: str) -> Path:
     return lessons[known("lesson", name, lessons)]
 
 
+def dataset(name: str, here: Path) -> str:
+    """A name of the catalogue as it is, a folder of images (its path from `here`) as an absolute path."""
+    from ssl_lessons import images
+
+    folder = here / Path(name).expanduser()
+    if name not in images.CATALOGUE and folder.is_dir():
+        return str(folder.resolve())
+    return known("dataset", name, [*images.CATALOGUE, "the path of a folder"])
+
+
 def checked(notebook: Path, parameters: dict, here: Path) -> dict:
-    """Parameters as a notebook's annotations say, the names of a profile, dataset, method, … known ones.
+    """Parameters as a notebook's annotations say, its profile, dataset, method, … among the known ones.
 
     Args:
         here: where the path of a folder of images starts.
     Raises:
         Unknown: a name or a value that does not exist; the message lists what does.
     """
-    from ssl_lessons import images, lab, networks
+    from ssl_lessons import lab, networks
 
     values = check(parameters, of_notebook(notebook), f"parameter of {notebook.name}")
     if "profile" in values:  # which one "auto" means is part of what is run
         values["profile"] = lab.pick_profile(values["profile"])
-    methods = [lab.METHODS[values["method"]]] if values.get("method") in lab.METHODS else lab.METHODS.values()
-    recipes = [sys.modules[method.__module__].RECIPES for method in methods]
-    there = {
-        "method": lab.TITLES,
-        "network": networks.NETWORKS,
-        "recipe": dict.fromkeys(sum(map(list, recipes), [])),
-    }
-    for name, names in there.items():
-        if values.get(name):  # empty: the profile's own
-            known(name, values[name], names)
-    if values.get("dataset") and values["dataset"] not in images.CATALOGUE:
-        folder = here / Path(values["dataset"]).expanduser()
-        if not folder.is_dir():
-            known("dataset", values["dataset"], [*images.CATALOGUE, "the path of a folder"])
-        values["dataset"] = str(folder.resolve())
+    if values.get("dataset"):  # empty, like those below: the profile's own
+        values["dataset"] = dataset(values["dataset"], here)
+    methods = [values["method"]] if values.get("method") in lab.METHODS else lab.METHODS
+    recipes = []
+    for method in methods:
+        recipes += sys.modules[lab.METHODS[method].__module__].RECIPES
+    there = {"method": TITLES, "network": networks.NETWORKS, "recipe": dict.fromkeys(recipes)}
+    for name in there.keys() & values.keys():
+        if values[name] and not values[name].startswith("timm/"):  # its networks are not ours to list
+            known(name, values[name], there[name])
     return values
 
 
@@ -133,58 +139,46 @@ def read(file: str | Path) -> list[Planned]:
     """
     file = Path(file)
     asked, here = _load(file), file.resolve().parent
-    notebook = _notebook(asked.get("notebook"), here)
+    notebook = _notebook(str(asked.get("notebook")), here)
     declared = of_notebook(notebook)
     if "run_dir" not in declared:
         raise Unknown(f"{notebook.name} has no parameter run_dir: its records would lie in one place")
     del declared["run_dir"]
-    what = f"parameter of {notebook.name} in"
     profile = {"profile": asked["profile"]} if "profile" in asked else {}
-    fixed = _names(asked["parameters"], declared, f"{what} parameters") if asked.get("parameters") else {}
-    axes = _names(asked.get("grid"), declared, f"{what} grid")
+    fixed = _named(asked.get("parameters") or {}, "parameters", notebook, declared)
+    axes = _named(asked.get("grid"), "grid", notebook, declared)
     for name in (fixed.keys() & axes.keys()) | (profile.keys() & {*fixed, *axes}):
         raise Unknown(f"parameter {name!r} is set in two places of {file}")
-    common = {**({"profile": "auto"} if "profile" in declared else {}), **profile, **fixed}
+    common = {"profile": "auto"} if "profile" in declared else {}
+    common |= profile | fixed
     values = [_values(name, value) for name, value in axes.items()]
     runs = [{**common, **dict(zip(axes, each, strict=True))} for each in itertools.product(*values)]
 
     excluded = []
-    for rule in _list(asked, "exclude"):
-        excluded += _matching(_names(rule, declared, f"{what} exclude"), runs, declared)
+    for rule in asked.get("exclude") or []:
+        excluded += _matching(_named(rule, "exclude", notebook, declared), runs, declared)
     runs = [run for run in runs if run not in excluded]
     if not runs:
         raise Unknown(f"{file}: every run is excluded")
-    for rule in _list(asked, "override"):
+    for rule in asked.get("override") or []:
         if not isinstance(rule, dict) or set(rule) != {"when", "set"}:
             raise Unknown(f"override {rule!r} must be {{when: {{name: value}}, set: {{name: value}}}}")
-        for run in _matching(_names(rule["when"], declared, f"{what} override"), runs, declared):
-            run.update(_names(rule["set"], declared, f"{what} override"))
+        for run in _matching(_named(rule["when"], "override", notebook, declared), runs, declared):
+            run.update(_named(rule["set"], "override", notebook, declared))
 
     plan: dict[str, Planned] = {}
     for run in runs:
         run = checked(notebook, run, here)
-        name = "-".join(Path(str(run[name])).name for name in axes)
-        one = planned(notebook, run, name)
+        one = planned(notebook, run, "-".join(Path(str(run[name])).name for name in axes))
         if one.fingerprint in plan:
             raise Unknown(f"two runs of {file} are the same: {plan[one.fingerprint].parameters} and {run}")
         plan[one.fingerprint] = one
     return list(plan.values())
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML would silently keep the last of a key that stands twice."""
-
-    def construct_mapping(self, node, deep=False):
-        keys = [key.value for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise Unknown(f"the key {key!r} stands twice in one place")
-        return super().construct_mapping(node, deep)
-
-
 def _load(file: Path) -> dict:
     try:
-        asked = yaml.load(file.read_text(encoding="utf-8"), _Loader)
+        asked = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (FileNotFoundError, IsADirectoryError):
         there = ", ".join(map(str, sorted((notebooks() / "grids").glob("*.yaml"))))
         raise Unknown(f"there is no file {file}; a grid is, for example: {there}") from None
@@ -197,28 +191,19 @@ def _load(file: Path) -> dict:
     return asked
 
 
-def _notebook(name, here: Path) -> Path:
-    if name is None or isinstance(name, bool | float | list | dict):
-        raise Unknown(f"notebook {name!r} must be a path from the grid's file, or a lesson's number")
-    path = here / str(name)
-    if path.suffix == ".ipynb" and not path.is_file():
-        there = ", ".join(sorted(other.name for other in path.parent.glob("*.ipynb"))) or "none"
-        raise Unknown(f"there is no notebook {path}; in that folder: {there}")
-    return path.resolve() if path.suffix == ".ipynb" else find_lesson(str(name))
+def _notebook(name: str, here: Path) -> Path:
+    path = here / name
+    if path.suffix != ".ipynb":
+        return find_lesson(name)
+    known("notebook", path.name, sorted(other.name for other in path.parent.glob("*.ipynb")))
+    return path.resolve()
 
 
-def _names(value, declared: dict, where: str) -> dict:
-    if not isinstance(value, dict) or not value:
+def _named(value, where: str, notebook: Path, declared: dict) -> dict:
+    if not isinstance(value, dict) or (where == "grid" and not value):
         raise Unknown(f"{where}: {value!r} must be names with values")
     for name in value:
-        known(where, name, declared)
-    return value
-
-
-def _list(asked: dict, key: str) -> list:
-    value = asked.get(key) or []
-    if not isinstance(value, list):
-        raise Unknown(f"{key} {value!r} must be a list")
+        known(f"parameter of {notebook.name} in {where}", name, declared)
     return value
 
 
@@ -268,12 +253,19 @@ def carry_out(
     Returns:
         job.json as it is then: "status" is "done" or "failed", "error" says why; a stopped run is "running".
     """
+    from nbconvert import HTMLExporter
+
     folder.mkdir(parents=True, exist_ok=True)
-    asked = {"name": one.name, "notebook": str(one.notebook), "fingerprint": one.fingerprint}
-    state = {**asked, "parameters": one.parameters, "attempts": 0, **read_state(folder)}
-    try:
-        lock = FileLock(folder / "job.lock")
-        lock.acquire(timeout=10)  # on a cluster an earlier grid's run may be about to stop
+    executed = folder / one.notebook.name
+    state = {
+        **vars(one),
+        "notebook": str(one.notebook),
+        "attempts": 0,
+        **read_state(folder),
+        "status": "running",
+    }
+    try:  # on a cluster an earlier grid's run may be about to stop
+        lock = FileLock(folder / "job.lock").acquire(timeout=10)
     except Timeout:
         error = f"another process works in {folder}: wait for it, or end it"
         return {**state, "status": "failed", "error": error}
@@ -281,21 +273,20 @@ def carry_out(
         _end_stray(state, folder)
         for last_try in (False, True):
             begun = time.monotonic()
-            state |= {"status": "running", "attempts": state["attempts"] + 1, "host": platform.node()}
+            state |= {"attempts": state["attempts"] + 1, "host": platform.node()}
             code = _papermill(one, folder, state, env or {}, alive, say)
-            if alive and not alive.exists() and code != 0:
+            if code and alive and not alive.exists():
                 return state
-            error, died = (
-                _error(folder / one.notebook.name, code, folder / "papermill.log") if code else (None, False)
-            )
-            if not died or last_try:
+            state |= {"status": "done", "error": None, "seconds": time.monotonic() - begun}
+            if code == 0:
                 break
-        write_html(folder / one.notebook.name)
-        state |= {
-            "status": "failed" if error else "done",
-            "error": error,
-            "seconds": time.monotonic() - begun,
-        }
+            error, died = _error(executed, code, folder / "papermill.log")
+            state |= {"status": "failed", "error": error}
+            if last_try or not died:
+                break
+        if executed.exists():
+            page, _ = HTMLExporter().from_filename(str(executed))
+            executed.with_suffix(".html").write_text(page, encoding="utf-8")
         return write_state(folder, state)
 
 
@@ -308,6 +299,8 @@ def _papermill(one: Planned, folder: Path, state: dict, env: dict, alive: Path |
     command = [sys.executable, "-m", "papermill", one.notebook, executed, "-f", folder / "parameters.yaml"]
     command += ["--cwd", one.notebook.parent, "--no-progress-bar", "--stdout-file", "-", "--stderr-file", "-"]
     env = {**os.environ, "PYTHONUNBUFFERED": "1", "SSL_LESSONS_PROGRESS": "lines", **env}
+    if one.notebook.is_relative_to(PACKAGE):  # what lessons share does not belong into the installed package
+        env.setdefault("SSL_LESSONS_RUNS", str(folder.parent))
     env.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")  # else every kernel starts with a warning
     with (
         open(log, "ab") as cells,
@@ -324,6 +317,8 @@ def _papermill(one: Planned, folder: Path, state: dict, env: dict, alive: Path |
                     process.wait(0.3)
                 if say:
                     say(printed.read())
+            if say:
+                say(printed.read())  # what came in its last moment
         finally:  # stopped, or a ctrl-C: its kernel ends with it
             process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -360,18 +355,6 @@ def _end_stray(state: dict, folder: Path) -> None:
             for each in family:
                 each.kill()
             psutil.wait_procs(family, timeout=10)
-
-
-def write_html(notebook: Path) -> Path | None:
-    """An HTML copy beside an executed notebook; None if there is no notebook."""
-    from nbconvert import HTMLExporter
-
-    if not notebook.exists():
-        return None
-    page, _ = HTMLExporter().from_filename(str(notebook))
-    copy = notebook.with_suffix(".html")
-    copy.write_text(page, encoding="utf-8")
-    return copy
 
 
 def read_state(folder: Path) -> dict:
@@ -488,13 +471,6 @@ def _ended(future: cf.Future, folder: Path) -> dict:
         return write_state(folder, {**read_state(folder), **told})
 
 
-def span(seconds: float) -> str:
-    """A time as a person says it: 40 s, 3.2 min, 5.1 h."""
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
 def run(
     plan: list[Planned], out: str | Path, jobs: int | None = None, scheduler: str | None = None
 ) -> pd.DataFrame:
@@ -525,15 +501,12 @@ def run(
         waiting = [one for one, status in zip(plan, before["status"], strict=True) if status != "done"]
         print(f"{len(plan) - len(waiting)} of {len(plan)} done; {jobs} side by side", flush=True)
         futures = {pool.submit(_carry_out, one, one.folder(out), alive): one for one in waiting}
-        took = []
         try:
-            for future in cf.as_completed(futures):
+            bar = tqdm(cf.as_completed(futures), total=len(futures), unit="run")  # tells the time left
+            for future in bar:
                 state = _ended(future, futures[future].folder(out))
-                took += [state["seconds"]] if state["status"] == "done" else []
-                left = len(waiting) - sum(each.done() for each in futures)
                 said = f": {state['error']}" if state["status"] == "failed" else ""
-                rest = span(sum(took) / len(took) * left / min(jobs, left)) if took and left else "unknown"
-                print(f"{state['name']} {state['status']}{said} ({left} left, about {rest})", flush=True)
+                bar.write(f"{state['name']} {state['status']}{said}")
         finally:  # after a ctrl-C they are in the middle
             alive.unlink(missing_ok=True)
     rows = results(out, plan)

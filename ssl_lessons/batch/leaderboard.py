@@ -6,8 +6,9 @@ package versions or a metric's protocol stand in tables apart, which say why.
 
 import html
 import json
+import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,8 +67,7 @@ def read(places: Iterable[str | Path]) -> tuple[pd.DataFrame, list[str]]:
                     raise RecordError(f"{path} is no record; name a .json file, or a folder that holds some")
                 rows.append(_row_of(path.as_posix(), Run.open(path).record))
             except RecordError as error:
-                if path == place or path.name == "record.json" or not _another_kind(path):
-                    problems.append(str(error))
+                problems.append(str(error))
             except (AttributeError, KeyError, TypeError, ValueError) as error:
                 problems.append(f"{path} is damaged ({type(error).__name__}: {error}); run it again")
     runs = pd.DataFrame(rows)
@@ -75,11 +75,13 @@ def read(places: Iterable[str | Path]) -> tuple[pd.DataFrame, list[str]]:
     return runs, problems
 
 
-def _records_in(folder: Path) -> list[Path]:
-    def is_aside(path: Path) -> bool:
-        return any(part[0] == "." or part == "trials" for part in path.relative_to(folder).parts[:-1])
-
-    return [path for path in sorted(folder.rglob("*.json")) if not is_aside(path)]
+def _records_in(folder: Path) -> Iterator[Path]:
+    for path in sorted(folder.rglob("*.json")):
+        inside = path.relative_to(folder).parts[:-1]
+        if "trials" in inside or any(part.startswith(".") for part in inside):
+            continue
+        if path.name == "record.json" or not _another_kind(path):
+            yield path
 
 
 def _another_kind(path: Path) -> bool:
@@ -93,8 +95,9 @@ def _another_kind(path: Path) -> bool:
 
 def _row_of(path: str, record: dict) -> dict:
     data, versions, network = record["dataset"] or {}, record["versions"], record.get("network") or {}
-    history, recipe = record["history"], _flat(record["recipe"] or {})
+    recipe, history = record["recipe"] or {}, record["history"]
     seconds = pd.Series([row["seconds"] for row in history if "seconds" in row], dtype=float)
+    memory = [row["peak_memory"] for row in history if row.get("peak_memory")]
     row = {
         "record": path,
         "images": f"{data.get('name')} {data.get('split')}",
@@ -102,26 +105,26 @@ def _row_of(path: str, record: dict) -> dict:
         "number": f"{data.get('images')} images",
         "fingerprint": str(data.get("fingerprint")),
         "views": f"{record.get('view_size')} px",
-        **{package: str(versions.get(package)) for package in ("ssl-lessons", "torch", "torchvision")},
+        **{package: str(versions.get(package)) for package in FACTS[-3:]},
         "method": str(record.get("method")),
-        "recipe": recipe.pop("recipe name", None),
+        "recipe": recipe.get("name"),
         "epochs": history[-1]["epoch"] if history else 0,  # those it has finished
         "batch size": _text(record.get("batch_size")),
         "network": network.get("name"),
         "stem": network.get("stem"),
-        "layer": network.get("layer"),
+        "layer": _text(network.get("layer")),
         "precision": record.get("precision"),
         **NEUTRAL,
-        **recipe,
+        **_flat(recipe),
         "device": record["device"],
         "seed": record["seed"],
         "started": str(record.get("started")),
         "minutes": record["seconds"] / 60,
-        "images/s": data["images"] / seconds.median()
-        if len(seconds)
-        else None,  # a disturbed epoch counts little
-        "memory": max((row["peak_memory"] for row in history if row.get("peak_memory")), default=None),
+        "images/s": math.nan,
+        "memory": max(memory, default=math.nan),
     }
+    if len(seconds):
+        row["images/s"] = data["images"] / seconds.median()  # a disturbed epoch counts little
     for name, metric in record["metrics"].items():
         if metric["value"] is not None:  # a NaN was written as null
             row[name] = float(metric["value"])
@@ -133,14 +136,13 @@ def _flat(recipe: dict) -> dict[str, str | None]:
     """A recipe's values as text, its policies opened up: {"recipe policy jitter": …}."""
     flat = {}
     for key, value in recipe.items():
-        inner = {f"{key} {name}": each for name, each in value.items()} if isinstance(value, dict) else {}
-        flat.update(inner or {key: value})
-    left_out = ("epochs", "batch_size")  # of the recipe; the run may have had others
-    return {
-        f"recipe {key}": _text(value)
-        for key, value in flat.items()
-        if key not in left_out and "source" not in key
-    }
+        if key in ("name", "epochs", "batch_size"):  # columns of their own; the run may have had others
+            continue
+        parts = value if isinstance(value, dict) else {"": value}
+        for name, part in parts.items():
+            if "source" not in (key, name):
+                flat[f"recipe {key} {name}".strip()] = _text(part)
+    return flat
 
 
 def _text(value) -> str | None:
@@ -184,9 +186,8 @@ def tables(runs: pd.DataFrame, metric: str = "knn") -> list[Table]:
             found.append(_table(group, [*FACTS, *apart], metric))
     for table in found:
         facts = table.facts
-        table.title = (
-            f"{facts['images']}: {facts['number']} stored at {facts['stored']}, views of {facts['views']}"
-        )
+        table.title = f"{facts['images']}: {facts['number']} stored at {facts['stored']}, "
+        table.title += f"views of {facts['views']}"
         more = [key for key in differences(found) if key not in ("images", "number", "stored", "views")]
         table.title = "; ".join([table.title, *(f"{key}: {facts[key]}" for key in more if key in facts)])
     return found
@@ -227,11 +228,8 @@ def _row(runs: pd.DataFrame, same: list[str], measured: list[str]) -> dict:
     row = runs[same].iloc[0].to_dict()
     row |= {"title": title(row["method"]), "n": len(runs), "seeds": sorted(runs["seed"], key=str)}
     for name in measured:
-        row |= {
-            f"{name} mean": runs[name].mean(),
-            f"{name} std": runs[name].std(),
-            f"{name} n": runs[name].count(),
-        }
+        values = runs[name]
+        row |= {f"{name} mean": values.mean(), f"{name} std": values.std(), f"{name} n": values.count()}
     row |= {"minutes": timed["minutes"].mean(), "minutes std": timed["minutes"].std()}
     row |= {"images/s": timed["images/s"].mean(), "memory": timed["memory"].max()}
     return row | {"devices": devices, "records": list(runs["record"])}
@@ -282,32 +280,30 @@ def why_apart(found: Sequence[Table]) -> str:
 
 def shown(table: Table, metric: str = "knn") -> pd.DataFrame:
     """A table's rows as text, in a reader's columns. Accuracies are in per cent, mean ± std."""
-    rows = table.rows
-    text = pd.DataFrame({"": rows["rank"].astype(str), "method": rows["title"]})
-    text["epochs"], text["n"] = rows["epochs"].astype(str), rows["n"].astype(str)
-    for name in _columns(table, metric):
-        mean, std, n = rows[f"{name} mean"], rows[f"{name} std"], rows[f"{name} n"]
-        write = (lambda value: f"{100 * value:.1f}") if is_share(mean) else (lambda value: f"{value:.4g}")
-        cells = mean.map(write).where(n > 0, "–")
-        cells += std.map(lambda value, write=write: f" ± {write(value)}").where(std.notna(), "")
-        text[LABELS.get(name, name)] = cells + (" (n " + n.astype(str) + ")").where(
-            (n > 0) & (n < rows["n"]), ""
-        )
-    for name, head, form in (
-        ("minutes", "minutes", ".1f"),
-        ("images/s", "images/s", ".0f"),
-        ("memory", "memory, GB", ".1f"),
-    ):
-        values = rows[name].astype(float) / (1e9 if name == "memory" else 1)
-        text[head] = [format(value, form) if value == value else "–" for value in values]
-    devices = zip(rows["devices"], rows["precision"], strict=True)
-    text["device"] = ["; ".join(f"{name}, {precision}" for name in names) for names, precision in devices]
-    return text
+    names = _columns(table, metric)
+    # A metric is a share, and shown in per cent, where it is in [0, 1] in every row
+    share = {name: table.rows[f"{name} mean"].dropna().between(0, 1).all() for name in names}
+    lines = []
+    for _, row in table.rows.iterrows():
+        line = {"": row["rank"], "method": row["title"], "epochs": row["epochs"], "n": row["n"]}
+        for name in names:
+            scale, form = (100, ".1f") if share[name] else (1, ".4g")
+            cell = _number(scale * row[f"{name} mean"], form)
+            if row[f"{name} n"] > 1:
+                cell += f" ± {_number(scale * row[f'{name} std'], form)}"
+            if 0 < row[f"{name} n"] < row["n"]:
+                cell += f" (n {row[f'{name} n']})"
+            line[LABELS.get(name, name)] = cell
+        line["minutes"] = _number(row["minutes"], ".1f")
+        line["images/s"] = _number(row["images/s"], ".0f")
+        line["memory, GB"] = _number(row["memory"] / 1e9, ".1f")
+        line["device"] = "; ".join(f"{device}, {row['precision']}" for device in row["devices"])
+        lines.append(line)
+    return pd.DataFrame(lines).astype(str)
 
 
-def is_share(means: pd.Series) -> bool:
-    """Whether a metric is a share in [0, 1] in every row, and so shown in per cent."""
-    return bool(means.dropna().between(0, 1).all())
+def _number(value: float, form: str) -> str:
+    return "–" if pd.isna(value) else format(value, form)
 
 
 def _columns(table: Table, metric: str) -> list[str]:
@@ -341,32 +337,36 @@ def text(found: Sequence[Table], metric: str = "knn") -> str:
     return "\n".join(parts).rstrip()
 
 
+def as_markdown(rows: pd.DataFrame) -> str:
+    """A table of text for a page; words stand on the left, numbers on the right."""
+    words = ("method", "device", "record", "images", "network")
+    lines = [
+        f"| {' | '.join(rows)} |",
+        "|" + "|".join("---" if head in words else "--:" for head in rows) + "|",
+    ]
+    for row in rows.itertuples(index=False):
+        lines.append("| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |")
+    return "\n".join(lines)
+
+
 def markdown(found: Sequence[Table], metric: str = "knn") -> str:
     """For a page: a heading, a table and small print for each table."""
     parts = [why_apart(found)] if why_apart(found) else []
     for table in found:
-        rows = shown(table, metric)
-        lines = [f"| {' | '.join(rows)} |"]
-        lines.append("|" + "|".join("---" if head in ("method", "device") else "--:" for head in rows) + "|")
-        for row in rows.itertuples(index=False):
-            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |")
-        notes = [f"- {line}" for line in below(table, metric)]
-        parts += [f"### {table.title}", "\n".join(lines), "\n".join(notes)]
+        notes = "\n".join(f"- {line}" for line in below(table, metric))
+        parts += [f"### {table.title}", as_markdown(shown(table, metric)), notes]
     return "\n\n".join(parts)
 
 
 def page(found: Sequence[Table], metric: str = "knn") -> str:
     """A whole HTML page, without anything from elsewhere."""
-    parts = [f"<p>{html.escape(why_apart(found))}</p>"] if why_apart(found) else []
+    parts = ['<meta charset="utf-8"><title>Leaderboard</title><style>body{font-family:sans-serif}</style>']
+    parts.append(f"</head>\n<body>\n<p>{html.escape(why_apart(found))}</p>")
     for table in found:
-        notes = "".join(f"<li>{html.escape(line)}</li>\n" for line in below(table, metric))
-        rows = shown(table, metric).to_html(index=False, escape=True, border=0)
-        parts.append(f"<h2>{html.escape(table.title)}</h2>\n{rows}\n<ul>\n{notes}</ul>")
-    style = "body{font-family:sans-serif;margin:2em}td,th{padding:.2em .8em;text-align:right}"
-    style += "tr:nth-child(even){background:#f2f2f2}td:nth-child(2),td:last-child{text-align:left}"
-    head = f'<meta charset="utf-8"><title>Leaderboard</title><style>{style}</style>'
-    body = "\n".join(["<h1>Leaderboard</h1>", *parts])
-    return f'<!DOCTYPE html>\n<html lang="en">\n<head>{head}</head>\n<body>\n{body}\n</body>\n</html>'
+        parts.append(f"<h2>{html.escape(table.title)}</h2>")
+        parts.append(shown(table, metric).to_html(index=False, escape=True, border=0, justify="left"))
+        parts += ["<ul>", *(f"<li>{html.escape(line)}</li>" for line in below(table, metric)), "</ul>"]
+    return "\n".join(['<!DOCTYPE html>\n<html lang="en">\n<head>', *parts, "</body>\n</html>"])
 
 
 def as_json(found: Sequence[Table], metric: str = "knn", problems: Sequence[str] = ()) -> str:
@@ -378,7 +378,7 @@ def as_json(found: Sequence[Table], metric: str = "knn", problems: Sequence[str]
     return json.dumps({**whole, "left_out": list(problems)}, indent=1, ensure_ascii=False)
 
 
-def as_csv(found: Sequence[Table]) -> str:
+def as_csv(found: Sequence[Table], metric: str = "knn") -> str:
     """One line a row, with full precision; the column `table` says which rows may be compared."""
     numbered = [table.rows.assign(table=i, **table.facts) for i, table in enumerate(found, 1)]
     rows = pd.concat(numbered, ignore_index=True)
@@ -386,6 +386,9 @@ def as_csv(found: Sequence[Table]) -> str:
     for name in ("seeds", "devices", "records"):
         rows[name] = rows[name].map(lambda values: "; ".join(map(str, values)))
     return rows.to_csv(index=False, lineterminator="\n").rstrip("\n")
+
+
+FORMS = {"text": text, "markdown": markdown, "html": page, "json": as_json, "csv": as_csv}
 
 
 # ---- The committed records ---------------------------------------------------------------------------------
@@ -399,10 +402,11 @@ def put_into(file: str | Path, content: str, name: str = "results") -> None:
     """
     start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
     whole = Path(file).read_text(encoding="utf-8")
-    if whole.count(start) != 1 or whole.count(end) != 1 or whole.index(start) > whole.index(end):
+    before, _, rest = whole.partition(start)
+    old, _, after = rest.partition(end)
+    if whole != before + start + old + end + after or start in rest or end in before + after:
         raise ValueError(f"{file} must have the line {start} once and, after it, {end} once")
-    before, after = whole[: whole.index(start)], whole[whole.index(end) :]
-    new = f"{before}{start}\n{content}\n{after}"
+    new = f"{before}{start}\n{content}\n{end}{after}"
     atomically(Path(file), lambda path: path.write_text(new, encoding="utf-8"))
 
 
@@ -437,43 +441,35 @@ def time_table(folder: Path, dataset: str = "imagenette") -> str:
 
     Of records whose history has kNN, as `trained` with a monitor makes them (row.ipynb); see `CAVEAT`.
     """
-    lines = [
-        "| method | epochs of the run | reached after | images, k | minutes | seed | device |",
-        "|---|--:|--:|--:|--:|--:|---|",
-    ]
+    lines = []
     for path in sorted(folder.glob("*.json")):
         record = Run.open(path).record
         history = pd.DataFrame(record["history"])
         if "knn" not in history or record["dataset"]["name"] != dataset or record["method"] == "Supervised":
             continue
-        start = f"| {TITLES[record['method'].lower()]} | {record['epochs']} |"
-        end = f"{record['seed']} | {record['device']}, {record['precision']} |"
-        reached = history[history["knn"] >= LEVEL]
-        if reached.empty:
-            lines.append(f"{start} not; {history['knn'].max():.1%} | – | – | {end}")
-            continue
-        first = reached["epoch"].iloc[0]
-        steps = record["dataset"]["images"] // record["batch_size"] * first
-        minutes = history["seconds"][history["epoch"] <= first].sum() / 60
-        images = steps * record["batch_size"] / 1000
-        lines.append(f"{start} {first} epochs | {images:.0f} | {minutes:.1f} | {end}")
-    return "\n".join(lines) if len(lines) > 2 else ""
+        line = {"method": TITLES[record["method"].lower()], "epochs of the run": record["epochs"]}
+        reached = history["epoch"][history["knn"] >= LEVEL].min()
+        if reached == reached:  # NaN where none has
+            images = record["dataset"]["images"] // record["batch_size"] * record["batch_size"] * reached
+            minutes = history["seconds"][history["epoch"] <= reached].sum() / 60
+            line |= {"reached after": f"{reached} epochs", "images, k": f"{images / 1000:.0f}"}
+            line["minutes"] = f"{minutes:.1f}"
+        else:
+            line |= {"reached after": f"not; {history['knn'].max():.1%}", "images, k": "–", "minutes": "–"}
+        lines.append({**line, "seed": record["seed"], "device": f"{record['device']}, {record['precision']}"})
+    return as_markdown(pd.DataFrame(lines)) if lines else ""
 
 
 def lessons_table(folder: Path | None = None) -> str:
     """The committed records of lessons 02 to 06 as a Markdown table."""
-    lines = [
-        "| record | method | images | network | epochs | minutes | kNN | random | 10 % | random | device |",
-        "|---|---|---|---|--:|--:|--:|--:|--:|--:|---|",
-    ]
+    lines = []
     for path in sorted((folder or results_folder()).glob("0[2-6]-*.json")):
         row = Run.open(path).record
-        names = ("knn", "knn_random", "linear_10", "linear_10_random")
-        judged = " | ".join(f"{row['metrics'][metric]['value']:.1%}" for metric in names)
-        lines.append(
-            f"| {path.stem} | {TITLES[row['method'].lower().removeprefix('my')]} "
-            f"| {row['dataset']['name']}, {row['view_size']} px "
-            f"| {row['network']['name']} | {row['epochs']} "
-            f"| {row['seconds'] / 60:.1f} | {judged} | {row['device']}, {row['precision']} |"
-        )
-    return "\n".join(lines)
+        line = [path.stem, TITLES[row["method"].lower().removeprefix("my")]]
+        line += [f"{row['dataset']['name']}, {row['view_size']} px", row["network"]["name"], row["epochs"]]
+        line.append(f"{row['seconds'] / 60:.1f}")
+        for name in ("knn", "knn_random", "linear_10", "linear_10_random"):
+            line.append(f"{row['metrics'][name]['value']:.1%}")
+        lines.append([*line, f"{row['device']}, {row['precision']}"])
+    heads = ["record", "method", "images", "network", "epochs", "minutes", "kNN", "random", "10 %", "random"]
+    return as_markdown(pd.DataFrame(lines, columns=[*heads, "device"]))
