@@ -299,13 +299,15 @@ def pretrain(args) -> int:
         raise Unknown(f"{out} holds a run of {run.record.get('network')}, not {network}; name another --out")
     with talk(args):
         pool = ssl.images.load(data, "pretrain", args.size, limit=args.limit)
-        stores = labelled(args, data, args.size)
+        stores = labelled(args, data, args.size) if ssl.records.main_process() else []
         torch.manual_seed(args.seed)  # the initial weights
         plain = ssl.networks.build(args.network, args.crop, args.stem)
         method = make(plain, image_size=args.crop, recipe=recipe, **fields)
         monitor = ssl.evaluate.knn_monitor(*stores, args.crop, args.device) if stores else None
         same = {name: getattr(args, name) for name in ("epochs", "batch_size", "seed", "device", "precision")}
         ssl.training.pretrain(method, pool, run=run, monitor=monitor, progress="lines", **same)
+    if not ssl.records.main_process():  # of several, one judges
+        return OK
     return judge(args, run, method.encoder, stores)
 
 

@@ -1,31 +1,38 @@
-"""Where a run computes and in which arithmetic, what makes it fast there, and the parts of a step."""
+"""Where a run computes and in which arithmetic, and what makes it fast there."""
 
 import ctypes
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
 
 import torch
-
-from ssl_lessons.kernels import Kernels
-from ssl_lessons.optimisers import TrainingError
+from accelerate.utils import parse_flag_from_env
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-# The parts of a training step, in their order; `profiling.py` measures them by these names.
-PARTS = ("read", "views", "forward", "backward", "optimizer", "after_step")
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # glibc, malloc.h
 
 
+class TrainingError(Exception):
+    """A run that cannot start or go on; the message says why, what is kept, and what to try."""
+
+
 def pick_device(name: str = "auto") -> torch.device:
-    """The device meant by a name; "auto" is the GPU where there is one, else the CPU."""
+    """The device meant by a name; "auto" is the GPU where there is one (CUDA's or a Mac's), else the CPU.
+
+    `accelerate launch --cpu` makes "auto" the CPU. Raises `TrainingError` for a name that PyTorch does not
+    know, or a GPU that it does not see.
+    """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if parse_flag_from_env("ACCELERATE_USE_CPU"):
+            return torch.device("cpu")
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise TrainingError(f"device {name!r} is not known; choose auto, cpu, cuda or cuda:0") from None
+        raise TrainingError(f"device {name!r} is not known; choose auto, cpu, cuda, cuda:0 or mps") from None
     if device.type == "cuda" and (device.index or 0) >= (seen := torch.cuda.device_count()):
         raise TrainingError(
             f"device {name!r} is a GPU, and PyTorch sees {seen or 'none'}; choose auto or cpu"
@@ -62,27 +69,10 @@ def autocast(device: torch.device, precision: str):
     return torch.autocast(device.type, dtype=PRECISIONS[precision])
 
 
-def kernels(device: torch.device, module: torch.nn.Module):
-    """The context in which a module goes through both passes of training: on a CPU, `Kernels`. Judging goes
-    without: an encoder is judged by the operations that its user will run."""
-    return Kernels(module) if device.type == "cpu" else nullcontext()
-
-
-@contextmanager
-def passes(device: torch.device, precision: str, module: torch.nn.Module) -> Iterator[None]:
-    """`autocast` and `kernels`: the context of a module's forward pass in training."""
-    with autocast(device, precision), kernels(device, module):
-        yield
-
-
 def prepare(device: torch.device) -> None:
-    """Set what makes training on this device faster and changes no result beyond rounding; for the process.
-
-    A CPU: freed memory stays with the process (`keep_freed_memory`). A GPU: cuDNN tries its algorithms once
-    for each shape of a convolution, and a run has few shapes.
-    """
+    """Set what makes training on this device faster; no result changes beyond rounding."""
     if device.type == "cuda":
-        torch.backends.cudnn.benchmark = True
+        torch.backends.cudnn.benchmark = True  # tries its algorithms once for each shape; a run has few
     elif device.type == "cpu":
         keep_freed_memory()
 
@@ -103,14 +93,13 @@ def keep_freed_memory() -> bool:
     return bool(mallopt(_M_MMAP_THRESHOLD, 1 << 30)) and bool(mallopt(_M_TRIM_THRESHOLD, -1))  # -1: never
 
 
-@contextmanager
-def part(name: str, device: torch.device) -> Iterator[None]:
-    """Mark a part of a training step for PyTorch's profiler; costs microseconds when none is watching.
-
-    Under a profiler a GPU is waited for at the end of each part, so that the time of a part is that of its
-    kernels: truthful shares, and a step that is slower as a whole.
-    """
-    with torch.autograd.profiler.record_function(f"step: {name}"):
-        yield
-        if device.type == "cuda" and torch.autograd._profiler_enabled():
-            torch.cuda.synchronize(device)
+def peak_memory(device: torch.device) -> int | None:
+    """Bytes: the most that tensors held on a GPU, or this whole process on a CPU; None if unknown."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux KiB

@@ -4,13 +4,10 @@ import math
 
 import torch
 
+from ssl_lessons.devices import TrainingError
 from ssl_lessons.methods.base import Method, Recipe
 
 SCHEDULES = ("cosine", "step", "constant")
-
-
-class TrainingError(Exception):
-    """A run that cannot start or go on; the message says why, what is kept, and what to try."""
 
 
 def peak_rate(recipe: Recipe, batch_size: int) -> float:
@@ -38,6 +35,15 @@ def learning_rate(recipe: Recipe, batch_size: int, epoch: float, epochs: int) ->
     return peak
 
 
+def set_learning_rate(
+    optimizer: torch.optim.Optimizer, recipe: Recipe, batch_size: int, epoch: float, epochs: int
+) -> None:
+    """Give each group of `optimiser` its rate of this moment, see `learning_rate`."""
+    rate = learning_rate(recipe, batch_size, epoch, epochs)
+    for group in optimizer.param_groups:
+        group["lr"] = group["scale"] * (peak_rate(recipe, batch_size) if group["constant"] else rate)
+
+
 def optimiser(method: Method) -> torch.optim.Optimizer:
     """The recipe's optimiser over every parameter of the method that takes gradients.
 
@@ -47,41 +53,37 @@ def optimiser(method: Method) -> torch.optim.Optimizer:
     rate or a weight decay of its own is a group too: `scale` is what a group's rate is multiplied by.
     """
     recipe = method.recipe
-    groups: dict[tuple, list] = {}
+    groups: dict[tuple, dict] = {}
     apart = recipe.predictor_lr != 1 or recipe.predictor_weight_decay is not None
     for name, parameter in method.named_parameters():
-        if parameter.requires_grad:
-            plain = recipe.plain_norms and parameter.ndim <= 1
-            part = name.split(".")[0]
-            predictor = apart and part == "predictor"
-            groups.setdefault((plain, part in method.constant_lr, predictor), []).append(parameter)
-    parameters = []
-    for (plain, constant, predictor), some in groups.items():
-        group = {"params": some, "constant": constant, "scale": recipe.predictor_lr if predictor else 1.0}
+        if not parameter.requires_grad:
+            continue
+        part = name.split(".")[0]
+        plain = recipe.plain_norms and parameter.ndim <= 1
+        constant = part in method.constant_lr
+        predictor = apart and part == "predictor"
+        group = groups.setdefault((plain, constant, predictor), {"params": [], "constant": constant})
+        group["params"].append(parameter)
+        group["scale"] = recipe.predictor_lr if predictor else 1.0
         if predictor and recipe.predictor_weight_decay is not None:
             group["weight_decay"] = recipe.predictor_weight_decay
         if plain:
             group["weight_decay"] = 0.0
-        parameters.append(group)
+    parameters = list(groups.values())
+    settings = {"lr": recipe.lr, "weight_decay": recipe.weight_decay}
     # One kernel for all weights, where there is one, instead of a loop over them.
-    device = next(method.parameters()).device.type
-    settings = {
-        "lr": recipe.lr,
-        "weight_decay": recipe.weight_decay,
-        "fused": device in ("cpu", "cuda") or None,
-    }
+    fused = next(method.parameters()).device.type in ("cpu", "cuda") or None
     if recipe.optimizer == "sgd":
-        return torch.optim.SGD(parameters, momentum=recipe.sgd_momentum, **settings)
+        return torch.optim.SGD(parameters, momentum=recipe.sgd_momentum, fused=fused, **settings)
     if recipe.optimizer == "adam":
-        return torch.optim.Adam(parameters, **settings)
+        return torch.optim.Adam(parameters, fused=fused, **settings)
     if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, **settings)
+        return torch.optim.AdamW(parameters, fused=fused, **settings)
     if recipe.optimizer == "lars":
         try:
             from timm.optim import Lars  # here, so that nothing else needs timm
         except ImportError:
             raise TrainingError("optimizer 'lars' is timm's: pip install timm, or choose another") from None
-        del settings["fused"]
         # Groups without weight decay keep the plain rate, as both official codes do.
         return Lars(parameters, momentum=recipe.sgd_momentum, trust_coeff=1e-3, **settings)
     raise TrainingError(f"optimizer {recipe.optimizer!r} is not known; choose one of: sgd, lars, adam, adamw")

@@ -11,16 +11,23 @@ weights are: a leaderboard of a thousand records does not wait for it.
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import importlib.metadata
+import inspect
 import json
 import math
 import os
 import platform
-from collections.abc import Callable
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from filelock import FileLock, Timeout
 
 if TYPE_CHECKING:
     import torch
@@ -72,6 +79,40 @@ def device_name(device: torch.device) -> str:
         capability = torch.backends.cpu.get_cpu_capability()
         return f"CPU, {os.cpu_count()} cores ({platform.machine()}, {capability})"
     return device.type
+
+
+def main_process() -> bool:
+    """Whether this process writes and prints: the only one, or the first of several."""
+    torch = sys.modules.get("torch")  # a reader of records need not load it
+    if torch and torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank() == 0
+    return int(os.environ.get("WORLD_SIZE", 1)) == 1 or int(os.environ.get("RANK", 0)) == 0
+
+
+def source_of(kind: type) -> str | None:
+    """A fingerprint of a class's own code and of its parents', for the settings of a run.
+
+    Functions (those attached later too) and plain attributes count, comments and layout do not. Classes of
+    this package and of PyTorch are left out: a record has their versions. None where nothing is left, or
+    Python has no source for it (code that was typed at a prompt).
+    """
+    parts = []
+    for parent in kind.__mro__:
+        if parent.__module__.split(".")[0] in ("ssl_lessons", "torch", "builtins"):
+            continue
+        for name, value in sorted(vars(parent).items()):
+            function = getattr(value, "__func__", getattr(value, "fget", value))
+            if inspect.isroutine(function):
+                try:
+                    source = textwrap.dedent(inspect.getsource(function))
+                    parts.append(ast.unparse(ast.parse(source)))
+                except SyntaxError:  # a lambda in the middle of an expression
+                    parts.append(source)
+                except (OSError, TypeError):
+                    return None
+            elif not name.startswith("__") and isinstance(value, (bool, int, float, str, tuple)):
+                parts.append(f"{name} = {value!r}")
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16] if parts else None
 
 
 def atomically(path: Path, write: Callable[[Path], None]) -> None:
@@ -178,16 +219,36 @@ class Run:
             raise RecordError(f"{path} lacks {', '.join(missing)}; delete its folder and run it again")
         return cls(path.parent, record)
 
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Hold the folder: one process writes into it. The system lets go of it when that process ends,
+        killed or not. Raises `RecordError` at once where another process holds it."""
+        if self.folder is None or not main_process():
+            yield
+            return
+        # a singleton: whoever holds it in this process may take it again
+        lock = FileLock(self.folder / ".lock", timeout=0, is_singleton=True)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise RecordError(
+                f"another process is writing into {self.folder}; wait for it to end, or name another folder"
+            ) from None
+        try:
+            yield
+        finally:
+            lock.release()
+
     def update(self, **settings) -> None:
         """Set parts of the record and write it."""
         self.record.update(_plain(settings))
         self.save()
 
     def save(self) -> None:
-        """Write record.json atomically; a run in memory stays there."""
-        if self.folder is None:
-            return
-        _write(self.folder / "record.json", self.record)
+        """Write record.json atomically. A run in memory stays there, and of several processes one writes."""
+        if self.folder is not None and main_process():
+            with self.writing():
+                _write(self.folder / "record.json", self.record)
 
     def add_metric(self, name: str, value: float, **details) -> None:
         """Add a judged number with its protocol to the record, and write that; details say how it came."""

@@ -1,25 +1,33 @@
 """The loop: any method, any image store, from the first step or from where a killed run stopped.
 
-What it owns: order of the images, schedule, mixed precision, progress, checkpoints, and noticing when a run
-goes wrong. What a method does with two views is not its business.
+What it owns: order of the images, schedule, progress, checkpoints, and noticing when a run goes wrong. What a
+method does with two views is not its business; device, mixed precision and processes are Accelerate's.
 """
 
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from ssl_lessons.devices import kernels, part, passes, pick_device, pick_precision, prepare
-from ssl_lessons.feed import AHEAD, batches, resident
+from ssl_lessons.devices import TrainingError, peak_memory, pick_device, pick_precision, prepare
 from ssl_lessons.images import ImageStore, sent
-from ssl_lessons.meters import joules, peak_memory
 from ssl_lessons.methods.base import Method
-from ssl_lessons.optimisers import TrainingError, learning_rate, optimiser, peak_rate
-from ssl_lessons.records import Run
+from ssl_lessons.optimisers import learning_rate, optimiser, set_learning_rate
+from ssl_lessons.processes import (
+    accelerated,
+    average_gradients,
+    from_first,
+    joint_batchnorm,
+    mean_of_all,
+    rank_and_size,
+    share_weights,
+)
+from ssl_lessons.records import Run, source_of
 
 Monitor = Callable[[nn.Module], dict[str, float]]
 COLLAPSED = 0.1  # of the largest spread that the run has shown
@@ -29,7 +37,7 @@ COLLAPSED_ALWAYS = 0.01  # of an even spread, whatever the run has shown
 class _Progress:
     """What is shown while a run goes on: bars and live curves in a notebook, one line an epoch elsewhere."""
 
-    def __init__(self, show: str, start: int, epochs: int, steps: int):
+    def __init__(self, show: str, start: int, epochs: int):
         from fastprogress import fastprogress  # here, so that the module imports without it
 
         if show == "auto":
@@ -37,15 +45,15 @@ class _Progress:
             show = show or ("bars" if fastprogress.IN_NOTEBOOK else "lines")
         if show not in ("bars", "lines", "none"):
             raise TrainingError(f"progress {show!r} is not known; choose one of: auto, bars, lines, none")
-        self.show, self.epochs, self.steps = show, epochs, steps
+        self.show, self.epochs = show, epochs
         self.outer = range(start, epochs)
         if show == "bars":
             self._bar = fastprogress.progress_bar
             self.outer = fastprogress.master_bar(self.outer)
             self.outer.names = ["loss / first loss"]
 
-    def batches(self):
-        return self._bar(range(self.steps), parent=self.outer) if self.show == "bars" else range(self.steps)
+    def steps(self, batches: Sequence):
+        return self._bar(batches, parent=self.outer) if self.show == "bars" else batches
 
     def report(self, row: dict, history: list[dict]) -> None:
         line = f"epoch {row['epoch']:>3}/{self.epochs}   loss {row['loss']:.3f}"
@@ -77,156 +85,168 @@ def pretrain(
     precision: str = "auto",
     monitor: Monitor | None = None,
     monitor_every: int = 1,
+    on_epoch: Callable[[dict], object] | None = None,
     progress: str = "auto",
     stop_on_collapse: bool = True,
-    budget: int | None = None,
 ) -> dict:
     """Train a method on an image store; returns the run's record, `record["history"]` with a row an epoch.
+
+    Started as several processes (`accelerate launch`, `torchrun`, `debug_launcher`), each takes a part of
+    every batch, and together they compute what one process would; the first one writes, judges and prints.
 
     Args:
         method: trained in place; `method.encoder` is what is kept.
         store: uint8 images, at least one batch of them; the last partial batch of each epoch is left out.
-        epochs, batch_size: the recipe's where None (of a store that is smaller, all images at once).
+        epochs, batch_size: the recipe's where None (of a store that is smaller, all images at once). The
+            batch is that of all processes together.
         seed: of the order of the images, of the views, and of whatever the method draws.
         run: a folder (or `Run`) to keep the run in. With it, each epoch ends in a checkpoint, and calling
             again after an interruption goes on from the last one; on a CPU with the same numbers.
         device, precision: see `pick_device` and `pick_precision`.
         monitor: called with the encoder every `monitor_every` epochs and after the last; what it returns
-            joins the history, and "knn" is drawn.
+            joins the history, and "knn" is drawn. Of several processes only the first calls it.
+        on_epoch: called by the first process with each row of the history (for TensorBoard and the like).
         progress: "auto", "bars" (notebook), "lines" (terminal) or "none".
-        budget: bytes that the images may take on the device (None: half of a GPU's free memory, half of a
-            CPU's RAM). More of them stay in their file, from which batches are read ahead.
         stop_on_collapse: raise when the embeddings fall together; False for experiments on collapse.
     Raises:
-        TrainingError: nothing to train on, NaN, collapse, out of memory. The last good checkpoint is kept.
+        TrainingError: nothing to train on, NaN, collapse, out of memory, other settings or another code of
+            the method than the folder's run. The last good checkpoint is kept.
+        RecordError: another process writes into the folder, or what is in it is damaged.
     """
     recipe = method.recipe
     epochs = recipe.epochs if epochs is None else epochs
     batch_size = min(recipe.batch_size, len(store)) if batch_size is None else batch_size  # a small folder
+    target = pick_device(device)
+    precision = pick_precision(precision, target)
+    with ExitStack() as stack:
+        accelerator = stack.enter_context(accelerated(target, precision))
+        rank, size = rank_and_size()
+        target = accelerator.device if size > 1 else target  # each process has a GPU of its own
+        _check_request(method, store, epochs, batch_size, size)
+        torch.manual_seed(seed)
+        method.to(target, memory_format=torch.channels_last).train()
+        share_weights(method)
+        if target.type == "cuda":  # initialised by the line above
+            torch.cuda.reset_peak_memory_stats(target)  # the history's is this run's
+        share_weights(method)
+        prepare(target)
+        store = store.to(target)
+        optimizer = accelerator.prepare_optimizer(optimiser(method), device_placement=False)
+        generator = torch.Generator().manual_seed(seed)
+
+        dataset = {name: getattr(store, name) for name in ("name", "split", "size", "fingerprint", "origin")}
+        settings = {
+            "method": type(method).__name__,
+            "source": source_of(type(method)),
+            "recipe": recipe,
+            "dataset": {**dataset, "images": len(store)},
+            "view_size": method.image_size,
+            "epochs": epochs,
+            "batch_size": batch_size,
+            "precision": precision,
+            "seed": seed,
+        }
+        run = _open(run if rank == 0 or isinstance(run, Run) else None, target)
+        stack.enter_context(run.writing())
+        state = _earlier_state(run, settings, target) if rank == 0 else None
+        run.record, state = from_first((run.record, state))
+        if state is not None:
+            _restore(state, run, method, optimizer, accelerator.scaler, generator, target)
+        history: list[dict] = run.record["history"]
+        if rank:  # what a method or a user's augmentation draws is not the same on every process
+            torch.manual_seed(seed + rank + size * len(history))
+
+        stack.enter_context(joint_batchnorm(method, target))
+        steps = len(store) // batch_size
+        method.run_steps = epochs * steps
+        shown = _Progress(progress if rank == 0 else "none", len(history), epochs)
+        for epoch in shown.outer:
+            started, totals = time.perf_counter(), {}
+            order = torch.randperm(len(store), generator=generator)
+            batches = [rows.chunk(size)[rank] for rows in order.split(batch_size)[:steps]]
+            try:
+                for step, rows in enumerate(shown.steps(batches)):
+                    moment = epoch + step / steps
+                    set_learning_rate(optimizer, recipe, batch_size, moment, epochs)
+                    views = method.augment(store.batch(rows, target), generator)  # V times (B, C, S, S)
+                    with accelerator.autocast():
+                        labels = {"labels": sent(store.labels[rows], target)} if method.supervised else {}
+                        loss, diagnostics = method(views, **labels)
+                    optimizer.zero_grad(set_to_none=True)
+                    accelerator.backward(loss)
+                    average_gradients(method)
+                    optimizer.step()
+                    method.after_step((moment + 1 / steps) / epochs)
+                    # Summed on the device and read once an epoch: reading a number makes a GPU wait.
+                    for name, value in {"loss": loss.detach(), **diagnostics}.items():
+                        totals[name] = totals.get(name, 0) + value
+            except (RuntimeError, MemoryError) as error:
+                _explain(error, batch_size, method.image_size, target)
+                raise
+
+            row = {"epoch": epoch + 1}
+            row |= mean_of_all({name: float(total) / steps for name, total in totals.items()})
+            row["lr"] = learning_rate(recipe, batch_size, moment, epochs)
+            row["seconds"] = time.perf_counter() - started
+            row["peak_memory"] = peak_memory(target)
+            _check_health(row, history, method, run, stop_on_collapse)
+            due = (epoch + 1) % monitor_every == 0 or epoch + 1 == epochs
+            if rank == 0 and monitor is not None and due:
+                # plain numbers: resume.pt is loaded with weights_only, which refuses NumPy's
+                row.update({name: float(value) for name, value in monitor(method.encoder).items()})
+                method.train()
+            row = from_first(row)
+            history.append(row)
+            run.record["seconds"] += time.perf_counter() - started
+            if rank == 0:
+                if run.folder is not None:
+                    _checkpoint(run, method, optimizer, accelerator.scaler, generator, target)
+                shown.report(row, history)
+                if on_epoch is not None:
+                    on_epoch(row)
+    return run.record
+
+
+def _check_request(method: Method, store: ImageStore, epochs: int, batch_size: int, size: int) -> None:
     if epochs < 1 or batch_size < 1:
         raise TrainingError(f"epochs {epochs} and batch_size {batch_size} must both be at least 1")
     if len(store) < batch_size:
         raise TrainingError(
             f"{store.name} has {len(store)} images, less than batch_size {batch_size}; lower it"
         )
+    if batch_size % size:
+        raise TrainingError(f"batch_size {batch_size} is not a multiple of the {size} processes; change it")
     if method.supervised and store.labels is None:
         raise TrainingError(f"{type(method).__name__} needs labels; {store.name} {store.split} has none")
-    target = pick_device(device)
-    precision = pick_precision(precision, target)
-    torch.manual_seed(seed)
-    method.to(target, memory_format=torch.channels_last).train()
-    if target.type == "cuda":  # after the first tensor there: resetting does not initialise CUDA by itself
-        torch.cuda.reset_peak_memory_stats(target)  # the history's is this run's
-    prepare(target)
-    store = store.to(target, budget)
-    ahead = 0 if resident(store, target, budget) else AHEAD
-    optimizer = optimiser(method)
-    generator = torch.Generator().manual_seed(seed)
-    scaler = torch.amp.GradScaler(target.type, enabled=precision == "fp16")
-    dataset = {name: getattr(store, name) for name in ("name", "split", "size", "fingerprint", "origin")}
-    settings = {
-        "method": type(method).__name__,
-        "recipe": recipe,
-        "dataset": {**dataset, "images": len(store)},
-        "view_size": method.image_size,
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "precision": precision,
-        "seed": seed,
-    }
-    run, state = _open(run, settings, target)
-    if state is not None:
-        try:
-            method.load_state_dict(state["method"])
-        except RuntimeError as error:
-            raise TrainingError(f"{run.folder} holds another network; name another folder") from error
-        optimizer.load_state_dict(state["optimizer"])
-        for group in optimizer.param_groups:
-            group.setdefault("scale", 1.0)  # not in an older version's
-        scaler.load_state_dict(state["scaler"])
-        generator.set_state(state["generators"]["views"])
-        torch.set_rng_state(state["generators"]["cpu"])
-        if target.type == "cuda" and "cuda" in state["generators"]:
-            torch.cuda.set_rng_state(state["generators"]["cuda"], target)
-        behind = len(run.record["history"]) < len(state["history"])
-        run.record.update(history=state["history"], seconds=state["seconds"])
-        if behind:  # the kill fell between resume.pt and the two other files
-            _save(run, method)
-    history: list[dict] = run.record["history"]
-
-    steps = len(store) // batch_size
-    method.run_steps = epochs * steps
-    shown = _Progress(progress, len(history), epochs, steps)
-    for epoch in shown.outer:
-        started, view_seconds, totals = time.perf_counter(), 0.0, {}
-        energy = joules(target)
-        order = torch.randperm(len(store), generator=generator)
-        feed = batches(store, order, batch_size, target, ahead)
-        for step in shown.batches():
-            moment = epoch + step / steps
-            rate = learning_rate(recipe, batch_size, moment, epochs)
-            for group in optimizer.param_groups:
-                group["lr"] = group["scale"] * (peak_rate(recipe, batch_size) if group["constant"] else rate)
-            clock = time.perf_counter()
-            with part("read", target):
-                rows, images = next(feed)  # (B,), (B, 3, H, W) uint8
-            try:
-                with part("views", target):
-                    seen = method.augment(images, generator)
-                view_seconds += time.perf_counter() - clock
-                with part("forward", target), passes(target, precision, method):
-                    extra = {"labels": sent(store.labels[rows], target)} if method.supervised else {}
-                    loss, diagnostics = method(seen, **extra)
-                with part("backward", target), kernels(target, method):  # a checkpoint goes forward again
-                    optimizer.zero_grad(set_to_none=True)
-                    scaler.scale(loss).backward()
-                with part("optimizer", target):
-                    scaler.step(optimizer)
-                    scaler.update()
-            except (RuntimeError, MemoryError) as error:
-                _explain(error, batch_size, method.image_size, target)
-                raise
-            with part("after_step", target):
-                method.after_step((moment + 1 / steps) / epochs)
-            # Summed on the device and read once an epoch: reading a number makes a GPU wait.
-            for name, value in {"loss": loss.detach(), **diagnostics}.items():
-                totals[name] = totals.get(name, 0) + value
-        row = {"epoch": epoch + 1, **{name: float(total) / steps for name, total in totals.items()}}
-        row["lr"] = rate
-        row["seconds"] = time.perf_counter() - started
-        if target.type == "cpu":  # a GPU works on while the host goes ahead: its share cannot be read off
-            row["view_share"] = view_seconds / row["seconds"]
-        row["peak_memory"] = peak_memory(target)
-        if energy is not None and (used := joules(target) - energy) >= 0:
-            row["joules"] = used
-        _check_health(row, history, method, run, stop_on_collapse)
-        if monitor is not None and ((epoch + 1) % monitor_every == 0 or epoch + 1 == epochs):
-            # plain numbers: resume.pt is loaded with weights_only, which refuses NumPy's
-            row.update({name: float(value) for name, value in monitor(method.encoder).items()})
-            method.train()
-        history.append(row)
-        run.record["seconds"] += time.perf_counter() - started
-        if run.folder is not None:
-            _checkpoint(run, method, optimizer, scaler, generator, target)
-        shown.report(row, history)
-    return run.record
 
 
-def _open(run: Run | str | Path | None, settings: dict, device: torch.device) -> tuple[Run, dict | None]:
-    """The run to write into, and the state to go on from where it has one."""
+def _open(run: Run | str | Path | None, device: torch.device) -> Run:
+    """The run to write into."""
+    if isinstance(run, Run):
+        return run
     if run is None:
-        run = Run.in_memory(device=device)
-    elif not isinstance(run, Run):
-        folder = Path(run)
-        run = Run.open(folder) if (folder / "record.json").exists() else Run.create(folder, device=device)
+        return Run.in_memory(device=device)
+    exists = Path(run, "record.json").exists()
+    return Run.open(run) if exists else Run.create(run, device=device)
+
+
+def _earlier_state(run: Run, settings: dict, device: torch.device) -> dict | None:
+    """The state to go on from, where the run's folder has one of the same settings; else the run is new."""
     if run.folder is None or not run.resume_path.exists():
         run.update(**settings, history=[], seconds=0.0)  # a history without its resume.pt is another run's
-        return run, None
+        return None
     fresh = Run.in_memory(device=device, **settings).record
     recipe, known = settings["recipe"], run.record.get("recipe") or {}
     for name, value in fresh["recipe"].items():  # an older version's lacks the fields that have come since
         if name not in known and getattr(recipe, name) == getattr(type(recipe), name, None):
             known[name] = value
+    if run.record.get("source") is None or fresh["source"] is None:  # nothing to compare
+        run.record["source"] = fresh["source"] = run.record.get("source") or fresh["source"]
+    elif run.record["source"] != fresh["source"] and run.record.get("method") == fresh["method"]:
+        raise TrainingError(
+            f"the code of {fresh['method']} is not the one that {run.folder} was trained with; its history "
+            "is kept as it is: name another folder for the new code, or delete this one"
+        )
     for name in settings:
         old, new = run.record.get(name), fresh[name]
         if isinstance(old, dict) and isinstance(new, dict):  # of a recipe or dataset, only what differs
@@ -238,14 +258,35 @@ def _open(run: Run | str | Path | None, settings: dict, device: torch.device) ->
             )
     for litter in run.folder.glob("*.tmp"):  # what a kill in the middle of a write left
         litter.unlink()
-    return run, run.load_resume()
+    return run.load_resume()
+
+
+def _restore(state: dict, run: Run, method, optimizer, scaler, generator, device) -> None:
+    """Put everything back as `_checkpoint` found it."""
+    try:
+        method.load_state_dict(state["method"])
+    except RuntimeError as error:
+        raise TrainingError(f"{run.folder} holds another network; name another folder") from error
+    optimizer.load_state_dict(state["optimizer"])
+    for group in optimizer.param_groups:
+        group.setdefault("scale", 1.0)  # not in an older version's
+    if scaler is not None:
+        scaler.load_state_dict(state["scaler"])
+    generator.set_state(state["generators"]["views"])
+    torch.set_rng_state(state["generators"]["cpu"])
+    if device.type == "cuda" and "cuda" in state["generators"]:
+        torch.cuda.set_rng_state(state["generators"]["cuda"], device)
+    behind = len(run.record["history"]) < len(state["history"])
+    run.record.update(history=state["history"], seconds=state["seconds"])
+    if behind and run.folder is not None and rank_and_size()[0] == 0:
+        _save(run, method)  # the kill fell between resume.pt and the two other files
 
 
 def _checkpoint(run: Run, method, optimizer, scaler, generator, device) -> None:
     state = {
         "method": method.state_dict(),
         "optimizer": optimizer.state_dict(),
-        "scaler": scaler.state_dict(),
+        "scaler": {} if scaler is None else scaler.state_dict(),
         "generators": {"views": generator.get_state(), "cpu": torch.get_rng_state()},
         "history": run.record["history"],
         "seconds": run.record["seconds"],

@@ -8,111 +8,109 @@ from pathlib import Path
 
 import pytest
 
-from ssl_lessons import lab, speed
+from ssl_lessons import lab
 from ssl_lessons.lab import lesson
 
 ROOT = Path(__file__).resolve().parent.parent
-TOY = [
-    "--network",
-    "conv4",
-    "--data",
-    "shapes",
-    "--size",
-    "16",
-    "--stored",
-    "20",
-    "--batch",
-    "16",
-    "--steps",
-    "2",
-]
+sys.path.insert(0, str(ROOT / "tests" / "benchmarks"))
+
+import bench_lesson  # noqa: E402
+import bench_memory  # noqa: E402
+import bench_scale  # noqa: E402
+import bench_step  # noqa: E402
+import bench_views  # noqa: E402
+import harness  # noqa: E402
+import report  # noqa: E402
+
+TOY = ["--network", "conv4", "--data", "shapes", "--size", "16", "--stored", "20"]
+TOY += ["--batch", "16", "--steps", "2", "--rounds", "1"]
 
 
 def bench(name, tmp_path, *arguments) -> tuple[dict, str]:
-    """What `ssl-lessons bench NAME` wrote and printed; its figure must be a picture."""
-    out, picture = tmp_path / "bench.json", tmp_path / "bench.png"
+    """What `ssl-lessons bench NAME` wrote and printed."""
+    out = tmp_path / "bench.json"
     command = [sys.executable, "-m", "ssl_lessons", "bench", name, *arguments]
-    command += ["--device", "cpu", "--json", str(out), "--figure", str(picture)]
+    command += ["--device", "cpu", "--json", str(out)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, env=environment)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert picture.read_bytes()[:4] == b"\x89PNG"
-    found = json.loads(out.read_text(encoding="utf-8"))
-    assert found["machine"]["cores"] >= 1 and found["machine"]["versions"]["torch"]
-    assert found["machine"]["device"] in done.stdout
-    return found, done.stdout
+    written = json.loads(out.read_text(encoding="utf-8"))
+    assert written["machine"]["cores"] >= 1 and written["machine"]["versions"]["torch"]
+    assert written["machine"]["device"] in done.stdout
+    return written, done.stdout
 
 
-def test_step_has_ours_and_the_bare_model_of_every_method(tmp_path):
-    arguments = [*TOY, "--turns", "1", "--rounds", "1", "--precisions", "fp32", "--peers", "lightly"]
-    found, told = bench("step", tmp_path, *arguments)
-    assert [row["method"] for row in found["rows"]] == [*lesson.METHODS.values()] or len(found["rows"]) == 5
-    for row in found["rows"]:
-        rates = row["images_per_second"]
-        assert rates["ours"] > 0 and rates["bare"] > 0 and row["method"] in told
-        for name in ("bare", "bare, our kernels"):
-            (ours,), (bare,) = row["seconds"]["ours"], row["seconds"][name]
-            assert row["over"][name] == pytest.approx(ours / bare - 1)
-        assert rates["ours"] == pytest.approx(row["batch"] / ours)
-        parts = found["profiles"][f"{row['method']}, fp32"]["parts"]
-        assert parts["forward"] > 0 and parts["views"] > 0
-    assert "lightly" in found["skipped"]  # drawn shapes have no files that it could read
-    assert speed.step(found).count("\n|") == 2 + 5
+def rows_of(table: str) -> list[list[str]]:
+    """The cells of the rows of a text's Markdown tables, without their heads."""
+    lines = [line for line in table.splitlines() if line.startswith("|")]
+    heads = {i - 1 for i, line in enumerate(lines) if line.startswith("|---")}
+    kept = [line for i, line in enumerate(lines) if i not in heads and not line.startswith("|---")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in kept]
+
+
+def test_step_has_ours_the_bare_model_and_the_parts(tmp_path):
+    methods = ["MoCo v2", "relational reasoning"]
+    arguments = [*TOY, "--turns", "1", "--precisions", "fp32", "--peers", "lightly", "--methods", *methods]
+    written, printed = bench("step", tmp_path, *arguments)
+    assert [row["method"] for row in written["rows"]] == methods
+    assert [row["batch"] for row in written["rows"]] == [16, 8]
+    for row in written["rows"]:
+        (ours,), (bare,) = row["seconds"]["ours"], row["seconds"]["bare"]
+        assert row["over"]["bare"] == pytest.approx(ours / bare - 1)
+        assert row["images_per_second"]["ours"] == pytest.approx(row["batch"] / ours)
+        parts = written["parts"][f"{row['method']}, fp32"]
+        assert list(parts) == list(bench_step.PARTS) and min(parts.values()) > 0
+    assert "lightly" in written["skipped"]  # drawn shapes have no files that it could read
+    rows = rows_of(bench_step.table(written))
+    assert [row[0] for row in rows] == [*methods, "MoCo v2, fp32", "relational reasoning, fp32"]
+    assert bench_step.table(written) in printed
+
+
+def test_every_method_has_a_step_to_measure():
+    """The bare model's pass reaches every weight that the method's own loss trains."""
+    import torch
+
+    for name in bench_step.METHODS:
+        method = bench_step.build(name, "conv4", 16)
+        views = [torch.randn(4, 3, 16, 16) for _ in method.policies]
+        bench_step.forward(method, views).backward()
+        missed = [n for n, p in method.named_parameters() if p.requires_grad and p.grad is None]
+        assert missed == [], name
+    assert set(bench_step.METHODS) == set(lesson.METHODS.values())
 
 
 def test_scale_finds_the_slopes(tmp_path):
-    found, _ = bench("scale", tmp_path, "--series", "images", "queue", "--most", "4096", "--rounds", "1")
-    images, queue = found["series"]
+    written, _ = bench("scale", tmp_path, "--series", "images", "queue", "--most", "4096", "--rounds", "1")
+    images, queue = written["series"]
     assert images["x"] == [1000, 3000] and queue["x"] == [1024, 4096]
     assert images["timed"] == "an epoch" and queue["timed"] == "a step"
     for one in (images, queue):
         assert all(value > 0 for value in one["seconds"]) and set(one["slopes"]) == {"seconds", "bytes"}
-    assert speed.scale(found).count("\n|") == 2 + 2
+    assert len(rows_of(bench_scale.table(written))) == 2
 
 
 def test_a_slope_is_the_exponent():
-    code = "from bench_scale import slope; print(slope([1, 10, 100], [3, 30, 300]), slope([1, 2], [5, 5]))"
-    folder = ROOT / "tests" / "benchmarks"
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True
-    )
-    linear, flat = map(float, done.stdout.split())
-    assert linear == pytest.approx(1) and flat == pytest.approx(0, abs=1e-9)
-
-
-def test_convolution_has_both_ways_of_every_case(tmp_path):
-    found, told = bench("convolution", tmp_path, "--batches", "128", "--rounds", "1", "--channels", "256")
-    rows = found["rows"]
-    assert all(row["PyTorch"] > 0 and row["ours"] > 0 and row["convolution"] in told for row in rows)
-    used = {p: [row["used"] for row in rows if row["precision"] == p] for p in ("fp32", "bf16")}
-    # 4, 9 and 16 pixels of 256 channels; 4 pixels of 128 and of 64
-    assert used == {"fp32": [True, False, False, True, False], "bf16": [True, True, False, True, False]}
-    assert speed.convolution(found).count("\n|") == 2 + 5
+    assert bench_scale.slope([1, 10, 100], [3, 30, 300]) == pytest.approx(1)
+    assert bench_scale.slope([1, 2], [5, 5]) == pytest.approx(0, abs=1e-9)
 
 
 def test_memory_names_its_parts(tmp_path):
-    found, _ = bench("memory", tmp_path, *TOY, "--rounds", "1", "--methods", "SimCLR")
-    (row,) = found["rows"]
-    assert row["kept"]["images"] == 4000 * 3 * 20 * 20
-    assert row["kept"]["host"] > row["kept"]["gradients"] > 0 and row["kept"]["device"] is None
-    assert "SimCLR" in speed.memory(found)
-
-
-def test_far_has_a_budget_below_its_images(tmp_path):
-    found, _ = bench("far", tmp_path, "--images", "600", "--stored", "20", "--size", "16", "--rounds", "1")
-    assert found["bytes"] == 600 * 3 * 20 * 20 and found["budget"] == found["bytes"] // 10
-    assert all(found[name] > 0 for name in ("resident", "far", "far, not ahead"))
-    assert "of resident" in speed.far(found)
+    written, _ = bench("memory", tmp_path, *TOY, "--methods", "SimCLR")
+    (row,) = written["rows"]
+    assert row["images"] == 4000 * 3 * 20 * 20
+    assert row["host"] > row["gradients"] > 0 and row["device"] is None
+    (shown,) = rows_of(bench_memory.table(written))
+    assert shown[0] == "SimCLR" and shown[5] == "–"
 
 
 def test_views_skips_what_is_not_installed(tmp_path):
-    found, told = bench(
-        "views", tmp_path, "--sizes", "16", "--repeats", "1", "--count", "8", "--data", "noise"
-    )
-    results = found["sizes"]["16"]["results"]
+    arguments = ["--sizes", "16", "--repeats", "1", "--count", "8", "--data", "noise"]
+    written, _ = bench("views", tmp_path, *arguments)
+    results = written["sizes"]["16"]["results"]
     assert results["ours"]["views_per_second"] > 0 and results["torchvision"]["views_per_second"] > 0
     assert all("skipped" in one or one["views_per_second"] > 0 for one in results.values())
-    assert "| 16 px |" in speed.views(found)
+    ((size, *_, images),) = rows_of(bench_views.table(written))
+    assert size == "16 px" and "not photographs" in images
 
 
 def test_lesson_times_a_real_kernel_and_keeps_what_was_measured_before(tmp_path):
@@ -124,28 +122,44 @@ def test_lesson_times_a_real_kernel_and_keeps_what_was_measured_before(tmp_path)
         "seconds": 60.0,
     }
     (tmp_path / "bench.json").write_text(json.dumps({"rows": [earlier]}))
-    found, told = bench("lesson", tmp_path, "01", "--profile", "smoke")
-    assert earlier in found["rows"] and len(found["rows"]) == 2
-    (row,) = (row for row in found["rows"] if row != earlier)
+    written, _ = bench("lesson", tmp_path, "01", "--profile", "smoke")
+    assert earlier in written["rows"] and len(written["rows"]) == 2
+    (row,) = (row for row in written["rows"] if row != earlier)
     assert (row["lesson"], row["profile"], row["dataset"]) == ("01", "smoke", "shapes") and row["seconds"] > 1
 
 
-def test_minutes_come_from_benchmarks_and_records(tmp_path):
-    rows = [{"lesson": "03", "profile": "smoke", "dataset": "shapes", "device": "CPU", "seconds": 30.0}]
-    (tmp_path / "bench-lesson.json").write_text(json.dumps({"rows": rows}))
+def test_minutes_come_from_benchmarks_and_records(tmp_path, monkeypatch):
+    row = {"lesson": "03", "profile": "smoke", "dataset": "shapes", "device": "CPU", "seconds": 30.0}
     record = {"profile": "class", "dataset": {"name": "imagenette"}, "device": "CPU", "lesson_seconds": 90.0}
     (tmp_path / "04-imagenette-class.json").write_text(json.dumps(record))
     (tmp_path / "05-imagenette-class.json").write_text("{")  # damaged: passed over
-    table = speed.minutes(tmp_path)
+    monkeypatch.setattr(lesson, "results_folder", lambda: tmp_path)
+    table = bench_lesson.table({"rows": [row]})
     assert "| lesson | `smoke`, CPU | `class`, CPU |" in table
-    assert "| 03 | 0.5 | – |" in table and "| 04 | – | 1.5 |" in table and "| 05 |" not in table
+    assert rows_of(table) == [["03", "0.5 (shapes)", "–"], ["04", "–", "1.5 (imagenette)"]]
 
 
-def test_readme_shows_the_committed_benchmarks_and_nothing_else():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    for name, content in (("speed", speed.readme), ("minutes", speed.minutes)):
-        shown = text.split(f"<!-- {name} -->")[1].split(f"<!-- /{name} -->")[0].strip()
-        assert shown == content()
+def test_the_page_shows_the_committed_benchmarks_and_nothing_else():
+    page = (ROOT / "data" / "results" / "README.md").read_text(encoding="utf-8")
+    for name in report.NAMES:
+        shown = page.split(f"<!-- {name} -->")[1].split(f"<!-- /{name} -->")[0].strip()
+        assert shown == report.section(name), "run `python tests/benchmarks/report.py`"
+
+
+def test_filling_the_page_keeps_what_stands_around(tmp_path):
+    for name in report.NAMES:
+        committed = (harness.RESULTS / f"bench-{name}.json").read_text(encoding="utf-8")
+        (tmp_path / f"bench-{name}.json").write_text(committed, encoding="utf-8")
+    page = tmp_path / "README.md"
+    marks = [f"above {name}\n<!-- {name} -->\nold\n<!-- /{name} -->\nbelow" for name in report.NAMES]
+    page.write_text("\n".join(marks), encoding="utf-8")
+    report.fill(tmp_path)
+    text = page.read_text(encoding="utf-8")
+    assert "\nold\n" not in text and text.count("\nbelow") == len(report.NAMES)
+    assert all(f"above {name}\n" in text for name in report.NAMES)
+    page.write_text(marks[0], encoding="utf-8")
+    with pytest.raises(ValueError, match="must have the lines <!-- views -->"):
+        report.fill(tmp_path)
 
 
 def test_a_benchmark_that_is_not_committed_is_an_error_that_lists_the_others():
@@ -154,7 +168,8 @@ def test_a_benchmark_that_is_not_committed_is_an_error_that_lists_the_others():
     assert lab.benchmark("views")["sizes"]
 
 
-def test_every_benchmark_is_committed():
+def test_every_benchmark_is_committed_and_on_the_page():
     scripts = (ROOT / "tests" / "benchmarks").glob("bench_*.py")
     names = {path.stem.removeprefix("bench_") for path in scripts}
-    assert {name for name in names if speed.committed(name) is None} == set()
+    files = {path.stem.removeprefix("bench-") for path in harness.RESULTS.glob("bench-*.json")}
+    assert names == files == set(report.NAMES)

@@ -1,6 +1,9 @@
 """Figures: a Figure out, axes that say what they show, nothing lost at edge sizes, no warning."""
 
-import inspect
+import json
+import re
+from pathlib import Path
+from xml.etree import ElementTree
 
 import matplotlib
 
@@ -8,11 +11,13 @@ matplotlib.use("Agg")
 
 import pytest
 import torch
+from IPython.display import SVG
 from matplotlib.figure import Figure
 
 from ssl_lessons import figures
 from ssl_lessons.figures import palette
 
+ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.usefixtures("drawn_without_warning")
 
 
@@ -27,14 +32,30 @@ def assert_labelled(axis):
     assert axis.get_xlabel() and (axis.get_ylabel() or axis.get_title())
 
 
-def test_every_function_that_needs_nothing_draws():
-    for name, function in inspect.getmembers(figures, inspect.isfunction):
-        here = function.__module__.startswith(figures.__name__) and not name.startswith("_")
-        parameters = inspect.signature(function).parameters.values()
-        if here and all(p.default is not p.empty for p in parameters):
-            figure = function()
-            assert isinstance(figure, Figure) and figure.axes, name
-            figure.canvas.draw()
+def shown_drawings():
+    """(lesson, cell, file) of every cell that shows a drawing."""
+    shown = []
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+            for name in re.findall(r'SVG\("figures/(.+?)"\)', "".join(cell["source"])):
+                shown.append((path.stem, cell, ROOT / "notebooks" / "figures" / name))
+    return shown
+
+
+@pytest.mark.parametrize(
+    "lesson, cell, drawing", shown_drawings(), ids=lambda value: getattr(value, "stem", "")
+)
+def test_a_drawing_is_well_formed_says_what_it_shows_and_is_the_one_in_the_output(lesson, cell, drawing):
+    root = ElementTree.parse(drawing).getroot()
+    assert root.find("{http://www.w3.org/2000/svg}title").text
+    ((output,), shown) = cell["outputs"], SVG(drawing).data
+    assert "".join(output["data"]["image/svg+xml"]) == shown, (
+        f"run the cell of {drawing.name} in {lesson} again"
+    )
+
+
+def test_every_drawing_is_shown():
+    assert {file for *_, file in shown_drawings()} == set((ROOT / "notebooks" / "figures").glob("*.svg"))
 
 
 @pytest.mark.parametrize("count, rows", [(1, 1), (6, 2), (6, 6)])
@@ -131,16 +152,13 @@ def test_health_of_several_runs_has_a_line_for_each_and_one_legend():
     assert [text.get_text() for text in legend.get_texts()] == list(runs)
 
 
-@pytest.mark.parametrize("count", [1, 8])
-def test_dots_puts_the_same_rows_side_by_side(count):
-    columns = {"std": {f"v{i}": i / 8 for i in range(count)}, "loss": {f"v{i}": -i for i in range(count)}}
-    std, loss = figures.dots(columns, {"std": (0.1, 0.5)}, {"std": "spread"}).axes
-    assert (std.get_title(), loss.get_title()) == ("spread", "loss")
-    assert [label.get_text() for label in std.get_yticklabels()] == [f"v{i}" for i in range(count)]
-    assert list(std.lines[0].get_xdata()) == [i / 8 for i in range(count)]
-    assert list(std.lines[0].get_ydata()) == list(loss.lines[0].get_ydata()) == list(range(count))
-    assert std.get_ylim() == loss.get_ylim() == (count - 0.5, -0.5)
-    assert set(spans(std)) == {RED, GREEN} and not loss.patches
+def test_shade_works_along_x_too():
+    figure, (axis,) = palette.axes_row(1, 3, 2)
+    axis.plot([0.2, 0.3], [0, 1])
+    figures.shade(axis, "x", 0.1, 0.5)
+    low, high = axis.get_xlim()
+    assert low < 0.1 and high > 0.5
+    assert spans(axis) == {RED: (low, 0.1), GREEN: (0.5, high)}
 
 
 @pytest.mark.parametrize("values", [{"a": 0.0}, {"a": 1.0, "b": 0.25}, {str(i): i / 20 for i in range(12)}])
@@ -148,8 +166,8 @@ def test_accuracy_bars(values):
     figure = figures.accuracy_bars(values, title="t", baselines=["a"])
     (axis,) = figure.axes
     assert axis.get_xlabel() == "test accuracy (%)"
-    assert [bar.get_width() for bar in axis.patches] == [100 * value for value in values.values()][::-1]
-    assert axis.get_xlim()[1] > max(bar.get_width() for bar in axis.patches)
+    assert [bar.get_width() for bar in axis.patches] == [100 * value for value in values.values()]
+    assert axis.yaxis_inverted()  # the first on top
     grey = matplotlib.colors.to_rgba(figures.GREY)
     names = [label.get_text() for label in axis.get_yticklabels()]
     assert [bar.get_facecolor() == grey for bar in axis.patches] == [name == "a" for name in names]
@@ -188,6 +206,30 @@ def test_matrix(shape):
     axis, bar = figure.axes
     assert (axis.get_xlabel(), axis.get_ylabel(), bar.get_ylabel()) == ("key", "query", "cosine")
     assert axis.images[0].get_array().shape == shape
+
+
+def test_matrices_share_one_scale():
+    figure = figures.matrices({"low": torch.zeros(2, 2), "high": torch.ones(2, 2)}, "key", "query", "cosine")
+    assert [axis.images[0].get_clim() for axis in figure.axes[:2]] == [(0, 1), (0, 1)]
+
+
+def test_confusion_is_in_per_cent_of_the_true_class():
+    counts = torch.tensor([[3, 1, 0], [0, 5, 5], [0, 0, 0]])  # the last class has no images
+    axis, bar = figures.confusion(counts, ["a", "b", "c"], "kNN").axes
+    assert (axis.get_xlabel(), axis.get_ylabel()) == ("predicted class", "true class")
+    assert "%" in bar.get_ylabel() and axis.images[0].get_clim() == (0, 100)
+    shown = axis.images[0].get_array()
+    assert shown[:2].tolist() == [[75, 25, 0], [0, 50, 50]] and shown.mask[2].all()
+    printed = {(text.get_position()[1], text.get_position()[0]): text.get_text() for text in axis.texts}
+    assert printed == {(0, 0): "75", (0, 1): "25", (1, 1): "50", (1, 2): "50"}  # (row, column)
+    for labels in (axis.get_xticklabels(), axis.get_yticklabels()):
+        assert [label.get_text() for label in labels] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (4, 4), (9,)])
+def test_confusion_refuses_another_number_of_classes(shape):
+    with pytest.raises(ValueError, match=r"for 3 classes; pass \(3, 3\)"):
+        figures.confusion(torch.ones(shape), ["a", "b", "c"])
 
 
 def test_colours_differ():

@@ -1,4 +1,4 @@
-"""images.py with archives.py and storage.py: real files, real processes, a real local server."""
+"""images.py: real files, real processes, a real local server."""
 
 import contextlib
 import functools
@@ -12,7 +12,6 @@ import sys
 import tarfile
 import threading
 import warnings
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +19,10 @@ import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
+from torch.utils.data import DataLoader, TensorDataset
+from torchvision.datasets import STL10, FakeData, Imagenette
 
-from ssl_lessons import images, storage
+from ssl_lessons import images
 from ssl_lessons.images import DataError
 
 
@@ -54,39 +55,35 @@ def truncated(path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-def left(place):
-    """Files below a folder that a failed or finished build should not have left: parts, locks."""
-    return [str(one) for one in place.rglob("*") if one.name.endswith((".part", ".lock"))]
+def litter(place):
+    """What a failed or finished build should not have left below a folder."""
+    kept = (".jpg", ".JPEG", ".safetensors", ".lock", ".tgz", ".json", ".bin", ".txt")
+    return [str(one) for one in place.rglob(".*") if one.suffix not in kept]
+
+
+def caches(root):
+    return sorted((root / "cache").glob("*.safetensors"))
 
 
 def read(path, size=32, **options):
     return images.folder(path, size, progress=False, **options)
 
 
-def run(code, *arguments, **options):
-    command = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
-
-
-def at_once(code, *arguments):
-    """What two processes print that are let go together, once both have said "ready"."""
-    both = [run(code, *arguments, stdin=subprocess.PIPE) for _ in range(2)]
-    assert [one.stdout.readline() for one in both] == ["ready\n"] * 2
-    for one in both:
-        one.stdin.write("\n")
-        one.stdin.flush()
-    return [one.communicate(timeout=90) for one in both]
+def upright(store):
+    """The pixels as (N, row, column, channel), for arithmetic."""
+    return store.images.permute(0, 2, 3, 1).numpy().astype(int)
 
 
 # ---- The store ------------------------------------------------------------------------------------------
 
 
-def test_layout_batch_subset_and_labels(tmp_path):
+def test_layout_batch_subset_labels_and_files(tmp_path):
     store = read(photos(tmp_path / "zoo"))
     assert store.images.shape == (6, 3, 32, 32) and store.images.dtype == torch.uint8
-    assert store.images.transpose(1, 2).is_contiguous()  # memory (N, H, 3, W)
+    assert store.images.transpose(1, 2).is_contiguous()  # memory (N, S, 3, S)
     assert store.labels.tolist() == [0, 0, 0, 1, 1, 1] and store.labels.dtype == torch.int64
     assert (store.classes, len(store), store.size) == (("ant", "bee"), 6, 32)
+    assert store.files[4] == os.path.join("bee", "1.jpg")
     batch = store.batch([4, 0, 4])
     assert batch.transpose(1, 2).is_contiguous() and torch.equal(batch, store.images[[4, 0, 4]])
     assert torch.equal(batch, store.batch(torch.tensor([4, 0, 4]), device="cpu"))
@@ -94,15 +91,23 @@ def test_layout_batch_subset_and_labels(tmp_path):
         store.batch([6])
     part = store.subset([5, 1])
     assert torch.equal(part.images, store.images[[5, 1]]) and part.labels.tolist() == [1, 0]
+    assert part.files == (store.files[5], store.files[1])
     assert part.fingerprint not in (store.fingerprint, store.subset([1, 5]).fingerprint)
     assert part.fingerprint == store.subset(torch.tensor([5, 1])).fingerprint
     assert store.to("cpu") is store
 
 
-def test_fingerprint_is_sha256_of_pixels_then_labels(tmp_path):
+def test_fingerprint_is_sha256_of_pixels_then_labels_and_so_is_the_caches(tmp_path, root):
     store = read(photos(tmp_path / "zoo"))
-    rows = store.images.transpose(1, 2).numpy().tobytes()
-    assert store.fingerprint == hashlib.sha256(rows + store.labels.numpy().tobytes()).hexdigest()
+    rows = store.images.transpose(1, 2)
+    digest = hashlib.sha256(rows.numpy().tobytes() + store.labels.numpy().tobytes()).hexdigest()
+    assert store.fingerprint == digest
+    (path,) = caches(root)
+    with safe_open(path, "pt") as file:
+        assert torch.equal(file.get_tensor("images"), rows)
+        assert torch.equal(file.get_tensor("labels"), store.labels)
+        assert json.loads(file.metadata()["classes"]) == ["ant", "bee"]
+        assert file.metadata()["fingerprint"] == digest
 
 
 def test_writing_into_a_store_does_not_change_the_cache(tmp_path):
@@ -111,14 +116,11 @@ def test_writing_into_a_store_does_not_change_the_cache(tmp_path):
     assert read(tmp_path / "zoo").images[0].sum() > 0
 
 
-def test_cache_is_a_safetensors_file(tmp_path, root):
+def test_a_data_loader_reads_a_store(tmp_path):
     store = read(photos(tmp_path / "zoo"))
-    (path,) = (root / "cache").iterdir()
-    with safe_open(path, "pt") as file:
-        assert torch.equal(file.get_tensor("images"), store.images.transpose(1, 2))
-        assert torch.equal(file.get_tensor("labels"), store.labels)
-        assert json.loads(file.metadata()["classes"]) == ["ant", "bee"]
-        assert file.metadata()["fingerprint"] == store.fingerprint
+    pixels, labels = zip(*DataLoader(store, batch_size=4), strict=True)
+    assert torch.equal(torch.cat(pixels), store.images) and torch.equal(torch.cat(labels), store.labels)
+    assert images.from_dataset(store.images, 32, progress=False)[0][1] == -1  # no label
 
 
 @pytest.mark.cuda
@@ -132,6 +134,49 @@ def test_store_on_a_gpu_and_pinned(tmp_path):
         assert torch.equal(one.batch([3, 1], device="cuda").cpu(), store.images[[3, 1]])
 
 
+# ---- Other people's datasets ------------------------------------------------------------------------------
+
+
+class HuggingFace:
+    """The part of a Hugging Face dataset that is used: dictionaries, and the names of the labels."""
+
+    class Labels:
+        names = ["cat", "dog"]
+
+    features = {"label": Labels, "image": None}
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, row):
+        return {"image": picture(row), "label": row % 2}
+
+
+def test_any_dataset_becomes_a_store():
+    pixels, labels = torch.randint(0, 256, (5, 3, 32, 32), dtype=torch.uint8), torch.tensor([0, 2, 1, 0, 1])
+    read = functools.partial(images.from_dataset, progress=False)
+    alone, labelled = read(pixels, 32), read(pixels, 32, labels=labels, name="mine")
+    assert torch.equal(alone.images, pixels) and alone.labels is None and alone.classes == ()
+    assert labelled.labels.tolist() == labels.tolist() and labelled.classes == ("0", "1", "2")
+    assert alone.images.transpose(1, 2).is_contiguous() and alone.fingerprint != labelled.fingerprint
+    same = read(TensorDataset(pixels.float() / 255, labels), 32, classes=("a", "b", "c"))
+    assert same.fingerprint == labelled.fingerprint and same.classes == ("a", "b", "c")
+    theirs = read(HuggingFace(), 16)
+    assert theirs.classes == ("cat", "dog") and theirs.labels.tolist() == [0, 1, 0, 1]
+    assert np.array_equal(theirs.images[3].numpy().transpose(1, 0, 2), images.square(picture(3), 16))
+    fake = FakeData(6, (3, 40, 50), num_classes=4)  # torchvision's: (PIL image, label)
+    assert read(fake, 16).labels.tolist() == [label for _, label in fake]
+
+
+def test_items_that_are_no_images_are_named():
+    pixels = [(picture(0), 0), ("no such file.jpg", 1), (picture(2), "dog")]
+    with pytest.warns(UserWarning, match=r"2 of 3 images of dataset list .*image 1 .*image 2 \(ValueError"):
+        assert len(images.from_dataset(pixels, 16, progress=False)) == 1
+    for nothing in ([], [{"img": picture()}], pixels[1:]):
+        with pytest.raises(DataError, match=f"not one of {len(nothing)} images of dataset list"):
+            images.from_dataset(nothing, 16, progress=False)
+
+
 # ---- Decoding -------------------------------------------------------------------------------------------
 
 
@@ -140,7 +185,7 @@ def test_short_side_is_resized_and_the_centre_kept(tmp_path):
     wide.paste((255, 0, 0), (30, 0, 60, 30))  # red in the middle third
     wide.save(tmp_path / "wide.png")
     wide.rotate(90, expand=True).save(tmp_path / "tall.png")
-    tall, broad = read(tmp_path, 16).images.permute(0, 2, 3, 1).numpy().astype(int)
+    tall, broad = upright(read(tmp_path, 16))
     expected = wide.resize((48, 16), Image.Resampling.BILINEAR).crop((16, 0, 32, 16))
     assert np.abs(broad - np.asarray(expected)).max() <= 1
     assert np.abs(tall - np.asarray(expected.rotate(90))).max() <= 1
@@ -150,11 +195,10 @@ def test_large_jpeg_decoded_small_equals_decoding_it_whole(tmp_path):
     picture(1, (1200, 1200)).save(tmp_path / "large.jpg", quality=95)
     with Image.open(tmp_path / "large.jpg") as file:
         whole = np.asarray(file.resize((32, 32), Image.Resampling.BILINEAR)).astype(int)
-    mine = read(tmp_path).images[0].permute(1, 2, 0).numpy().astype(int)
-    assert np.abs(mine - whole).max() <= 3
+    assert np.abs(upright(read(tmp_path))[0] - whole).max() <= 3
 
 
-def test_grey_cmyk_palette_transparent_and_16_bit(tmp_path):
+def test_grey_cmyk_palette_transparent_16_bit_and_rotated(tmp_path):
     source = picture(5, (32, 32))
     source.convert("L").save(tmp_path / "a_grey.jpg", quality=95)
     source.convert("CMYK").save(tmp_path / "b_cmyk.jpg", quality=95)
@@ -164,53 +208,32 @@ def test_grey_cmyk_palette_transparent_and_16_bit(tmp_path):
     ghost.save(tmp_path / "d_transparent.png")
     deep = (np.asarray(source.convert("L")).astype(np.uint16) << 8) + 7
     Image.fromarray(deep).save(tmp_path / "e_deep.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: show it rotated by 90 degrees clockwise
+    source.rotate(90).save(tmp_path / "f_turned.jpg", exif=exif, quality=95)
     store = read(tmp_path)
-    grey, cmyk, palette, ghost, deep = store.images.permute(0, 2, 3, 1).numpy().astype(int)
+    grey, cmyk, palette, ghost, deep, turned = upright(store)
     colour, plain = np.asarray(source).astype(int), np.asarray(source.convert("L")).astype(int)[..., None]
     assert np.abs(grey - plain).mean() < 3 and (grey[..., 0] == grey[..., 2]).all()
     assert np.abs(cmyk - colour).mean() < 6
     assert np.abs(palette - colour).mean() < 12
     assert (ghost == 255).all()  # on white, not on whatever lies below
     assert np.abs(deep - plain).max() <= 1
+    assert np.abs(turned - colour).mean() < 4
     assert store.labels is None and store.skipped == ()
 
 
-def test_exif_rotation_is_applied(tmp_path):
-    upright = picture(6, (32, 32))
-    exif = Image.Exif()
-    exif[0x0112] = 6  # the camera was turned: show it rotated by 90 degrees clockwise
-    upright.rotate(90).save(tmp_path / "turned.jpg", exif=exif, quality=95)
-    mine = read(tmp_path).images[0].permute(1, 2, 0).numpy().astype(int)
-    assert np.abs(mine - np.asarray(upright)).mean() < 4
-    assert np.abs(mine - np.asarray(upright.rotate(90))).mean() > 15
-
-
-def test_truncated_jpeg_is_named_counted_and_refused_if_strict(tmp_path, root):
+def test_damaged_files_are_named_counted_and_left_out(tmp_path, root):
     photos(tmp_path / "zoo")
-    truncated(tmp_path / "zoo" / "bee" / "broken.jpg")
+    truncated(tmp_path / "zoo" / "bee" / 'bro(ken "é漢.jpg')
     (tmp_path / "zoo" / "ant" / "text.jpg").write_text("no image")
-    with pytest.raises(DataError, match=r"text\.jpg|broken\.jpg"):
-        read(tmp_path / "zoo", strict=True)
-    assert not list((root / "cache").iterdir())
-    with pytest.warns(UserWarning, match=r"2 of 8 files .* left out: .*text\.jpg .*broken\.jpg"):
-        store = read(tmp_path / "zoo")
-    assert store.labels.tolist() == [0, 0, 0, 1, 1, 1] and len(store.skipped) == 2
-    assert store.skipped[1].startswith(os.path.join("bee", "broken.jpg") + " (")
-    with pytest.warns(UserWarning, match="2 of 8"):  # and again from the cache
-        assert read(tmp_path / "zoo").skipped == store.skipped
-    with pytest.raises(DataError, match=r"2 of 8 files .*broken\.jpg"):
-        read(tmp_path / "zoo", strict=True)
-
-
-def test_header_has_room_for_many_odd_names(tmp_path, root):
-    picture().save(tmp_path / "good.png")
-    for i in range(300):
-        (tmp_path / f'"{i}" é\\ü 漢字.jpg').write_text("no image")
-    with pytest.warns(UserWarning, match="300 of 301"):
-        assert len(read(tmp_path).skipped) == 300
-    (path,) = (root / "cache").iterdir()
-    with safe_open(path, "pt") as file:
-        assert file.get_tensor("images").shape == (1, 32, 3, 32)
+    for _ in range(2):  # and again from the cache
+        with pytest.warns(UserWarning, match=r"2 of 8 images .* left out: .*text\.jpg .*bro\(ken"):
+            store = read(tmp_path / "zoo")
+        assert store.labels.tolist() == [0, 0, 0, 1, 1, 1] and len(store.skipped) == 2
+        assert store.files == read(photos(tmp_path / "other")).files
+    assert store.skipped[1].startswith(os.path.join("bee", 'bro(ken "é漢.jpg') + " (")
+    assert not litter(root)
 
 
 # ---- Folders --------------------------------------------------------------------------------------------
@@ -224,20 +247,17 @@ def test_empty_missing_and_undecodable_folders(tmp_path, root):
         with pytest.raises(DataError, match="no images in .*CLASS"):
             read(place)
     truncated(tmp_path / "zoo" / "ant" / "only.jpg")
-    with pytest.raises(DataError, match=r"not one of 1 files .*only\.jpg"):
+    with pytest.raises(DataError, match=r"not one of 1 images .*only\.jpg"):
         read(tmp_path / "zoo")
-    assert not left(root)
+    assert not litter(root) and not caches(root)
 
 
 def test_class_folder_without_images_keeps_its_number(tmp_path):
     photos(tmp_path / "zoo", ("ant", "cat"))
-    (tmp_path / "zoo" / "bee").mkdir()
-    for _ in range(2):  # also when it comes from the cache
-        with pytest.warns(UserWarning, match=r"no images in 1 class folder.* bee"):
-            store = read(tmp_path / "zoo")
-        assert store.classes == ("ant", "bee", "cat") and store.labels.tolist() == [0, 0, 0, 2, 2, 2]
-        with pytest.raises(DataError, match="bee"):
-            read(tmp_path / "zoo", strict=True)
+    assert read(tmp_path / "zoo").labels.tolist() == [0, 0, 0, 1, 1, 1]
+    (tmp_path / "zoo" / "bee").mkdir()  # and the cache file is out of date
+    store = read(tmp_path / "zoo")
+    assert store.classes == ("ant", "bee", "cat") and store.labels.tolist() == [0, 0, 0, 2, 2, 2]
 
 
 def test_hidden_files_depth_and_images_without_classes(tmp_path):
@@ -250,24 +270,29 @@ def test_hidden_files_depth_and_images_without_classes(tmp_path):
     assert store.labels is None and store.classes == () and len(store) == 4
 
 
-def test_a_changed_folder_is_decoded_again(tmp_path):
+def test_a_changed_folder_is_decoded_again_and_a_limit_is_spread(tmp_path):
     before = read(photos(tmp_path / "zoo"))
     picture(99).save(tmp_path / "zoo" / "ant" / "new.jpg")
     after = read(tmp_path / "zoo")
     assert (len(before), len(after)) == (6, 7) and before.fingerprint != after.fingerprint
+    few = read(tmp_path / "zoo", limit=3)
+    assert few.files == tuple(after.files[i] for i in (0, 2, 4))
+    assert torch.equal(few.images, after.images[[0, 2, 4]]) and few.labels.tolist() == [0, 0, 1]
 
 
 def test_folder_by_name_with_splits(tmp_path):
     photos(tmp_path / "zoo" / "train", each=4)
     photos(tmp_path / "zoo" / "val", each=1)
     name = str(tmp_path / "zoo")
-    sizes = [len(images.load(name, split, 16, progress=False)) for split in ("pretrain", "train", "test")]
-    assert sizes == [8, 8, 2]
+    sizes = [
+        len(images.load(name, split, 16, progress=False)) for split in ("pretrain", "train", "test", "val")
+    ]
+    assert sizes == [8, 8, 2, 2]
     with pytest.raises(DataError, match="test or val"):  # never the training images under another name
         images.load(str(tmp_path / "zoo" / "train"), "test", 16)
 
 
-@pytest.mark.parametrize("size", [0, -3, 7, 4096, 64.0, "64", True, None])
+@pytest.mark.parametrize("size", [0, 7, 4096, 64.0, "64", True, None])
 def test_wrong_size(tmp_path, size):
     for call in (images.load, lambda name, split, size: read(tmp_path, size)):
         with pytest.raises(DataError, match="whole number of pixels from 8 to 1024"):
@@ -283,13 +308,11 @@ def test_unknown_names_are_answered_with_the_known_ones():
         images.load("imagenette", "validation")
     with pytest.raises(DataError, match="no 64 px archive; choose one of: 160, 320"):
         images.fetch("imagenette", 64)
-    with pytest.raises(DataError, match="only stl10"):
-        images.load("imagenette", "train", fold=1)
     with pytest.raises(DataError, match="at least one"):
         images.load("shapes", limit=0)
 
 
-# ---- Roots ----------------------------------------------------------------------------------------------
+# ---- Roots and cache files --------------------------------------------------------------------------------
 
 
 def test_data_root(tmp_path, monkeypatch, root):
@@ -306,58 +329,37 @@ def test_data_root(tmp_path, monkeypatch, root):
         images.data_root()
 
 
-def test_cache_falls_back_where_the_data_root_cannot_be_written(tmp_path, root):
-    (root / "cache").write_text("in the way")
+def test_a_root_that_cannot_be_written_may_hold_the_archive_alone(tmp_path, root, small_archive, monkeypatch):
+    small_archive.rename(root / small_archive.name)
+    access = os.access  # for a user without rights, whoever runs the test
+    monkeypatch.setattr(os, "access", lambda path, mode: root not in Path(path).parents and path != root)
+    monkeypatch.setattr(Path, "mkdir", functools.partialmethod(_mkdir_outside, root, Path.mkdir))
+    store = get("test", download=False)
+    assert access(root, os.R_OK) and len(store) == 20
     assert images.cache_root() == tmp_path / "xdg" / "ssl-lessons"
-    store = read(photos(tmp_path / "zoo"))
-    assert len(store) == 6 and len(list(images.cache_root().iterdir())) == 1
+    assert [one.name for one in root.iterdir()] == [small_archive.name]
+    assert (images.cache_root() / "imagenette2-160").is_dir() and len(caches(root)) == 0
 
 
-@pytest.mark.skipif(
-    os.name != "posix" or os.geteuid() != 0, reason="needs root, to become a user without rights"
-)
-def test_read_only_root_that_holds_only_the_archive(tmp_path, root, small_archive):
-    os.replace(small_archive, root / small_archive.name)
-    root.chmod(0o555)
-    home = Path("/tmp") / f"ssl-lessons-test-{os.getpid()}"
-    code = """
-import os, sys
-from ssl_lessons import images  # imported before the rights are dropped: the checkout may be ours alone
-images.fetch, images.shapes, __import__("PIL.JpegImagePlugin"), __import__("encodings.idna")
-os.setgid(65534); os.setuid(65534)
-store = images.load("imagenette", "test", 32, progress=False)
-print(len(store), images.cache_root(), sorted(os.listdir(images.cache_root())))
-"""
-    try:
-        home.mkdir(mode=0o777)
-        home.chmod(0o777)
-        for place in (root, *root.parents):
-            if place.owner() == "root" and place != Path("/") and not place.stat().st_mode & 1:
-                place.chmod(place.stat().st_mode | 0o005)
-        out, err = run(code, env=os.environ | {"XDG_CACHE_HOME": str(home)}).communicate(timeout=60)
-        assert out.startswith(
-            f"20 {home}/ssl-lessons ['imagenette-val-32.safetensors', 'imagenette2-160']"
-        ), err
-        assert [one.name for one in root.iterdir()] == ["imagenette2-160.tgz"]
-    finally:
-        storage.remove(home)
+def _mkdir_outside(self, root, mkdir, *arguments, **options):
+    if root in self.parents:
+        raise PermissionError(f"{self} cannot be made")
+    mkdir(self, *arguments, **options)
 
 
-# ---- Cache files: damage, a full disk, two processes ----------------------------------------------------
-
-
-@pytest.mark.parametrize("damage", ["cut", "garbage", "flipped", "empty", "header"])
+@pytest.mark.parametrize("damage", ["cut", "garbage", "empty", "header"])
 def test_damaged_cache_file_is_noticed_and_built_again(tmp_path, root, damage):
     good = read(photos(tmp_path / "zoo"))
-    (path,) = (root / "cache").iterdir()
-    data = bytearray(path.read_bytes())
-    if damage == "flipped":
-        data[-2000] ^= 1  # one bit of one pixel
-    if damage == "header":
-        data[:8] = b"\xff" * 8
-    data = {"cut": data[:-100], "garbage": b"\0" * len(data), "empty": b""}.get(damage, data)
+    (path,) = caches(root)
+    data = path.read_bytes()
+    damaged = {
+        "cut": data[:-100],
+        "garbage": b"\0" * len(data),
+        "empty": b"",
+        "header": b"\xff" * 8 + data[8:],
+    }
     path.unlink()  # the open store keeps the old file
-    path.write_bytes(data)
+    path.write_bytes(damaged[damage])
     with pytest.warns(UserWarning, match="damaged"):
         again = read(tmp_path / "zoo")
     assert again.fingerprint == good.fingerprint and torch.equal(again.images, good.images)
@@ -366,81 +368,60 @@ def test_damaged_cache_file_is_noticed_and_built_again(tmp_path, root, damage):
         read(tmp_path / "zoo")
 
 
-FILL = """
-import resource, sys
-from ssl_lessons import images
-resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-try:
-    images.folder(sys.argv[1], 128, progress=False)
-except images.DataError as error:
-    print(error)
-"""
-
-
-def test_full_disk_while_writing_leaves_nothing(tmp_path, root):
-    photos(tmp_path / "zoo", each=10)
-    out, err = run(FILL, tmp_path / "zoo").communicate(timeout=60)  # the system refuses to write past 100 kB
-    assert "no room for" in out and "takes 1.0 MB" in out and "SSL_LESSONS_DATA" in out, err
-    assert list((root / "cache").iterdir()) == []
-
-
-def test_full_disk_on_a_real_small_disk(tmp_path, monkeypatch):
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "none", disk], capture_output=True)
-    if mounted.returncode:
-        pytest.skip(f"cannot mount: {mounted.stderr.decode().strip()}")
-    try:
-        monkeypatch.setenv("SSL_LESSONS_DATA", str(disk))
-        with pytest.raises(DataError, match=r"takes 1\.0 MB .*MB are free.*another disk"):
-            read(photos(tmp_path / "zoo", each=10), 128)
-        assert list((disk / "cache").iterdir()) == []
-        assert len(read(tmp_path / "zoo", 16)) == 20  # what fits is still done
-    finally:
-        subprocess.run(["umount", disk], check=True)
+def run(code, *arguments, **options):
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
 
 
 def test_two_processes_build_the_same_cache_at_once(tmp_path, root):
     photos(tmp_path / "zoo", each=150)
     code = """
-import sys, time
-from ssl_lessons import images, storage
-write = storage._write
+import sys
+from ssl_lessons import images
+write = images._write
 def counted(*arguments):
     print("wrote", flush=True)
     write(*arguments)
-storage._write = counted
+images._write = counted
 print("ready", flush=True)
 input()
 print(images.folder(sys.argv[1], 64, progress=False).fingerprint)
 """
-    answers = at_once(code, tmp_path / "zoo")
-    prints = {out.split()[-1] for out, _ in answers}
-    assert len(prints) == 1, answers
-    assert sum(out.count("wrote") for out, _ in answers) == 1  # the other one waited and read
-    (path,) = (root / "cache").iterdir()
-    assert storage.reopen(path).fingerprint in prints
+    both = [run(code, tmp_path / "zoo", stdin=subprocess.PIPE) for _ in range(2)]
+    assert [one.stdout.readline() for one in both] == ["ready\n"] * 2
+    for one in both:
+        one.stdin.write("\n")
+        one.stdin.flush()
+    answers = [one.communicate(timeout=90)[0] for one in both]
+    assert len({out.split()[-1] for out in answers}) == 1
+    assert sum(out.count("wrote") for out in answers) == 1  # the other one waited and read
+    assert len(caches(root)) == 1
 
 
-def test_a_build_that_was_killed_is_no_obstacle(tmp_path, root):
+def test_a_build_that_was_killed_or_ran_out_of_disk_is_no_obstacle(tmp_path, root):
     photos(tmp_path / "zoo", each=5)
     code = """
-import os, sys
-from ssl_lessons import images, storage
-storage.os.fsync = lambda handle: os.kill(os.getpid(), 9)
+import os, resource, sys
+from ssl_lessons import images
+if sys.argv[2] == "killed":
+    images.save_file = lambda *_: os.kill(os.getpid(), 9)
+else:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))  # the system refuses to write past 10 kB
 images.folder(sys.argv[1], 32, progress=False)
 """
-    dead = run(code, tmp_path / "zoo")
-    dead.communicate(timeout=60)
-    assert dead.returncode == -9 and left(root)
-    assert len(read(tmp_path / "zoo")) == 10 and not left(root)
+    for kind in ("killed", "full"):
+        dead = run(code, tmp_path / "zoo", kind)
+        _, err = dead.communicate(timeout=60)
+        assert dead.returncode == (-9 if kind == "killed" else 1) and not caches(root)
+    assert "File too large" in err
+    assert len(read(tmp_path / "zoo")) == 10
 
 
 # ---- Shapes and STL-10 ----------------------------------------------------------------------------------
 
 
 def test_shapes_roles_and_limit(monkeypatch):
-    monkeypatch.setattr(images, "_SHAPES", {"train": (60, 0), "test": (30, 1)})
+    monkeypatch.setattr(images, "SHAPES", {"train": (60, 0), "test": (30, 1)})
     train, test = (images.load("shapes", split, 16, progress=False) for split in ("pretrain", "test"))
     assert (len(train), train.split, len(test), test.split) == (60, "train", 30, "test")
     assert train.classes == images.CATALOGUE["shapes"].classes and "seed=0" in train.origin
@@ -450,95 +431,31 @@ def test_shapes_roles_and_limit(monkeypatch):
     assert len(images.load("shapes", "train", 16, limit=1000, progress=False)) == 60
 
 
-@pytest.fixture
-def stl(root):
-    """STL-10's layout in small: 40 training images, 20 to test, 30 unlabelled."""
-    place = root / "stl10_binary"
+def test_stl10_is_upright_and_zero_based(root, monkeypatch):
+    place, pictures = root / "stl10_binary", {}
     place.mkdir()
     rng = np.random.default_rng(0)
-    pictures = {}
     for split, count in (("train", 40), ("test", 20), ("unlabeled", 30)):
-        upright = rng.integers(0, 256, (count, 96, 96, 3), dtype=np.uint8)  # (N, row, column, channel)
-        upright.transpose(0, 3, 2, 1).tofile(
-            place / f"{split}_X.bin"
-        )  # column-major: (N, channel, column, row)
-        pictures[split] = upright
+        pictures[split] = rng.integers(
+            0, 256, (count, 96, 96, 3), dtype=np.uint8
+        )  # (N, row, column, channel)
+        pictures[split].transpose(0, 3, 2, 1).tofile(place / f"{split}_X.bin")  # (N, channel, column, row)
         if split != "unlabeled":
             (np.arange(count) % 10 + 1).astype(np.uint8).tofile(place / f"{split}_y.bin")
-    lines = [" ".join(map(str, rng.permutation(40)[:10])) for _ in range(10)]
-    (place / "fold_indices.txt").write_text("\n".join(lines) + "\n")
-    return place, pictures, lines
-
-
-def test_stl10_is_upright_zero_based_and_not_copied(stl, root):
-    place, pictures, _ = stl
+    with pytest.raises(DataError, match="corrupted.* remove .*stl10_binary"):  # torchvision's own checksums
+        images.load("stl10", "train", 96)
+    monkeypatch.setattr(STL10, "_check_integrity", lambda self: True)
     for split, native in (("pretrain", "unlabeled"), ("train", "train"), ("test", "test")):
         store = images.load("stl10", split, 96, progress=False)
-        assert np.array_equal(store.images.permute(0, 2, 3, 1).numpy(), pictures[native])
-        batch = store.batch([2, 0])
-        assert batch.transpose(1, 2).is_contiguous() and torch.equal(batch, store.images[[2, 0]])
+        assert np.array_equal(upright(store), pictures[native])
         expected = None if native == "unlabeled" else (np.arange(len(store)) % 10).tolist()
         assert (None if store.labels is None else store.labels.tolist()) == expected
-    assert (
-        store.classes[0] == "airplane" and store.fingerprint == images.load("stl10", "test", 96).fingerprint
-    )
-    assert not list((root / "cache").glob("*.safetensors"))
+    small = images.load("stl10", "train", 48, limit=7, progress=False)
+    theirs = Image.fromarray(pictures["train"][5]).resize((48, 48), Image.Resampling.BILINEAR)
+    assert len(small) == 7 and np.abs(upright(small)[1] - np.asarray(theirs)).max() <= 1
 
 
-def test_stl10_folds_limit_and_another_size(stl):
-    _, pictures, lines = stl
-    fold = images.load("stl10", "train", 96, fold=3, progress=False)
-    indices = np.array(lines[3].split(), int)
-    assert np.array_equal(fold.images.permute(0, 2, 3, 1).numpy(), pictures["train"][indices])
-    assert fold.labels.tolist() == (indices % 10).tolist()
-    small = images.load("stl10", "train", 48, fold=3, progress=False)
-    assert small.labels.tolist() == fold.labels.tolist() and small.size == 48
-    mine = small.images[0].permute(1, 2, 0).numpy().astype(int)
-    theirs = Image.fromarray(pictures["train"][indices[0]]).resize((48, 48), Image.Resampling.BILINEAR)
-    assert np.abs(mine - np.asarray(theirs)).max() <= 1
-    assert len(images.load("stl10", "pretrain", 96, limit=7, progress=False)) == 7
-    for wrong in (10, -1, "3"):
-        with pytest.raises(DataError, match="folds, 0 to 9"):
-            images.load("stl10", "train", 96, fold=wrong)
-
-
-def test_stl10_damaged_files(stl):
-    place = stl[0]
-    (place / "train_y.bin").write_bytes(b"\x0b" * 40)
-    with pytest.raises(DataError, match="40 labels from 1 to 10"):
-        images.load("stl10", "train", 96)
-    with open(place / "test_X.bin", "ab") as file:
-        file.write(b"more")
-    with pytest.raises(DataError, match="not a number of whole images"):
-        images.load("stl10", "test", 96)
-    (place / "unlabeled_X.bin").unlink()
-    with pytest.raises(DataError, match=r"unlabeled_X\.bin is missing"):
-        images.load("stl10", "unlabeled", 96)
-
-
-def test_stl10_is_never_in_memory_whole(stl):
-    code = """
-import os, resource, sys
-from ssl_lessons import images
-images.load("stl10", "test", 96).batch([0])  # what is loaded once
-def mine():  # MB of anonymous memory: pages of a file can be dropped again and do not count
-    lines = open("/proc/self/status").read().splitlines()
-    return sum(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 1024
-with open(sys.argv[1], "r+b") as file:
-    file.truncate(10_000 * 27_648)  # 276 MB
-before = mine()
-store = images.load("stl10", "unlabeled", 96, progress=False)
-store.batch(range(0, 10_000, 100))
-print(len(store), mine() - before)
-"""
-    if not Path("/proc/self/status").exists():
-        pytest.skip("needs /proc")
-    out, err = run(code, stl[0] / "unlabeled_X.bin").communicate(timeout=60)
-    count, grown = out.split()
-    assert count == "10000" and float(grown) < 60, err
-
-
-# ---- Archives: unpacking, checksums, download -----------------------------------------------------------
+# ---- Archives: download, checksums, unpacking -------------------------------------------------------------
 
 
 @pytest.fixture
@@ -546,7 +463,7 @@ def small_archive(tmp_path):
     """imagenette2-160.tgz in small: the official layout, two images a class and split."""
     tree = tmp_path / "made" / "imagenette2-160"
     for split in ("train", "val"):
-        photos(tree / split, images.CATALOGUE["imagenette"].wnids, each=2)
+        photos(tree / split, Imagenette._WNID_TO_CLASS, each=2)
     (tree / "noise.bin").write_bytes(np.random.default_rng(0).bytes(300_000))  # some length to interrupt
     path = tmp_path / "made" / "imagenette2-160.tgz"
     with tarfile.open(path, "w:gz") as tar:
@@ -560,8 +477,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
     content, ranges, cut, asked = b"", True, [], None
 
     def do_GET(self):
-        self.asked.append(self.headers.get("Range"))
-        first = int(self.headers["Range"][6:-1]) if self.ranges and self.headers.get("Range") else 0
+        self.asked.append(self.headers["Range"])
+        first = int(self.headers["Range"][6:-1]) if self.ranges else 0
         if first and first >= len(self.content):
             self.send_error(416)
             return
@@ -580,101 +497,89 @@ def serve(monkeypatch, small_archive):
     """serve(**options) starts a server on 127.0.0.1, to which the catalogue then points."""
     with contextlib.ExitStack() as stack:
 
-        def start(md5=None, content=None, **options):
-            content = small_archive.read_bytes() if content is None else content
+        def start(md5=None, **options):
+            content = small_archive.read_bytes()
             handler = type("Mine", (Handler,), {"content": content, "asked": [], "cut": [], **options})
             server = stack.enter_context(http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler))
             threading.Thread(target=functools.partial(server.serve_forever, 0.05), daemon=True).start()
             stack.callback(server.shutdown)
-            known = images.CATALOGUE["imagenette"]
-            archive = replace(
-                known.archives[160],
-                url=f"http://127.0.0.1:{server.server_port}/imagenette2-160.tgz",
-                md5=md5 or hashlib.md5(small_archive.read_bytes()).hexdigest(),
-                bytes=len(content),
-            )
-            entry = replace(known, archives={**known.archives, 160: archive})
-            monkeypatch.setitem(images.CATALOGUE, "imagenette", entry)
+            url = f"http://127.0.0.1:{server.server_port}/imagenette2-160.tgz"
+            monkeypatch.setitem(ARCHIVES, 160, (url, md5 or hashlib.md5(content).hexdigest()))
             return handler
 
         yield start
+
+
+ARCHIVES = images.CATALOGUE["imagenette"].archives
 
 
 def get(split="train", **options):
     return images.load("imagenette", split, 32, progress=False, **options)
 
 
-def test_download_verify_unpack_decode(serve, root):
+def test_download_unpack_decode(serve, root, capfd):
     server = serve()
     store = get()
     assert len(store) == 20 and store.classes[:2] == ("tench", "English springer")
     assert store.labels.tolist() == [label for label in range(10) for _ in range(2)]
     assert store.origin.endswith("the official file") and "not" not in store.origin
     assert get("test").split == "val" and len(server.asked) == 1
-    assert [row[2].split(":")[0] for row in images.verify("imagenette")] == ["ok"] * 4
-    assert not left(root)
+    assert not litter(root) and capfd.readouterr().out == ""
 
 
 def test_interrupted_download_goes_on_where_it_stopped(serve, root):
-    server = serve(cut=[100_000, 0])  # then a second answer that brings nothing: given up
-    with pytest.raises(DataError, match=r"0\.1 MB are kept, and the next call goes on"):
+    server = serve(cut=[100_000])
+    with pytest.raises(DataError, match="ended .* bytes early.* next call goes on"):
         get()
     assert (root / ".imagenette2-160.tgz.part").stat().st_size == 100_000
-    assert len(get()) == 20
-    assert server.asked == [None, "bytes=100000-", "bytes=100000-"]
-    assert not left(root)
-
-
-def test_a_broken_line_is_taken_up_at_once(serve):
-    server = serve(cut=[100_000, 50_000])
-    assert len(get()) == 20 and server.asked == [None, "bytes=100000-", "bytes=150000-"]
+    assert len(get()) == 20 and server.asked == ["bytes=0-", "bytes=100000-"]
+    assert not litter(root)
 
 
 def test_server_without_range_starts_again(serve):
-    server = serve(cut=[100_000], ranges=False)
-    assert len(get()) == 20 and server.asked == [None, "bytes=100000-"]
+    serve(cut=[100_000], ranges=False)
+    with pytest.raises(DataError):
+        get()
+    assert len(get()) == 20
 
 
 def test_part_that_is_already_whole(serve, root, small_archive):
     server = serve()
     (root / ".imagenette2-160.tgz.part").write_bytes(small_archive.read_bytes())
-    assert len(get()) == 20 and len(server.asked) == 1  # answered 416
+    assert len(get()) == 20 and server.asked == []
 
 
 def test_wrong_checksum_is_set_aside_and_can_be_accepted_by_hand(serve, root):
     serve(md5="0" * 32)
     wrong = root / "imagenette2-160.tgz.wrong"
-    with pytest.raises(DataError, match=r"arrived with md5 \w{32} instead of 0{32} .*set aside as .*\.wrong"):
+    with pytest.raises(DataError, match=r"arrived with md5 \w{32} instead of 0{32}.*set aside as .*\.wrong"):
         get()
-    assert [one.name for one in root.iterdir() if not one.is_dir()] == [wrong.name]
     wrong.rename(root / "imagenette2-160.tgz")
     sha256 = hashlib.sha256((root / "imagenette2-160.tgz").read_bytes()).hexdigest()
     assert get().origin == f"imagenette2-160.tgz (sha256 {sha256[:16]}), not the official file"
 
 
 def test_without_network_the_error_says_which_file_to_put_where(monkeypatch, root):
-    known = images.CATALOGUE["imagenette"]
-    dead = replace(known.archives[160], url="http://127.0.0.1:9/imagenette2-160.tgz")  # nobody listens there
-    monkeypatch.setitem(images.CATALOGUE, "imagenette", replace(known, archives={160: dead}))
+    url = "http://127.0.0.1:9/imagenette2-160.tgz"  # nobody listens there
+    monkeypatch.setitem(ARCHIVES, 160, (url, ""))
     for options in ({}, {"download": False}):
         with pytest.raises(DataError) as caught:
             get(**options)
-        for part in (dead.url, "99 MB", str(root / "imagenette2-160.tgz"), "SSL_LESSONS_DATA", "shapes"):
+        for part in (url, str(root / "imagenette2-160.tgz"), "SSL_LESSONS_DATA", "shapes"):
             assert part in str(caught.value)
-    assert not left(root)
+    assert not litter(root)
 
 
-def test_archive_or_folder_put_in_place_by_hand(small_archive, root):
+def test_folder_unpacked_by_hand_and_one_that_lacks_classes(small_archive, root):
     (root / small_archive.name).write_bytes(small_archive.read_bytes())
     first = get(download=False)
     assert "not the official file" in first.origin
-    assert any("not the official file" in row[2] for row in images.verify())
     (root / "imagenette2-160" / ".ssl_lessons.json").unlink()  # as if unpacked by hand
     second = get(download=False)
     assert "by hand" in second.origin and second.fingerprint == first.fingerprint
-    for one in (root / "imagenette2-160" / "val").iterdir():
-        storage.remove(one)
-    with pytest.raises(DataError, match="lacks n01440764, .* unpacked again"):
+    for one in (root / "imagenette2-160" / "val" / "n01440764").iterdir():
+        one.unlink()
+    with pytest.raises(DataError, match="n01440764.* unpacked again"):
         get("val")
 
 
@@ -683,10 +588,9 @@ def test_damaged_archive(small_archive, root):
     packed = root / small_archive.name
     for damaged in (data[: len(data) // 2], b"no archive", b""):
         packed.write_bytes(damaged)
-        with pytest.raises(DataError, match=r"imagenette2-160\.tgz is damaged .*fetch it again"):
+        with pytest.raises(DataError, match=r"could not unpack .*imagenette2-160\.tgz .* remove it"):
             get(download=False)
-        assert images.verify("imagenette")[0][2].startswith("damaged")
-        assert not left(root) and not (root / "imagenette2-160").exists()
+        assert not litter(root) and not (root / "imagenette2-160").exists()
 
 
 def link(name, target, kind=tarfile.SYMTYPE):
@@ -698,103 +602,37 @@ def link(name, target, kind=tarfile.SYMTYPE):
 EVIL = [
     tarfile.TarInfo("../x"),
     tarfile.TarInfo("imagenette2-160/../../x"),
-    tarfile.TarInfo("/tmp/ssl-lessons-evil"),
     tarfile.TarInfo("elsewhere/x"),
+    tarfile.TarInfo("/tmp/ssl-lessons-evil"),
     link("imagenette2-160/x", "/etc/passwd"),
     link("imagenette2-160/x", "../../x", tarfile.LNKTYPE),
     link("imagenette2-160/x", "", tarfile.FIFOTYPE),
 ]
 
 
-@pytest.mark.parametrize("filtered", [True, False], ids=["filter", "no filter"])
 @pytest.mark.parametrize("evil", EVIL, ids=lambda member: f"{member.name}{member.type.decode()}")
-def test_malicious_archive_is_refused_and_nothing_is_left(evil, filtered, root, monkeypatch):
-    if not filtered:  # a Python from before tarfile had filters
-        monkeypatch.delattr(tarfile, "data_filter", raising=False)
+def test_nothing_leaves_a_malicious_archive(evil, root):
     with tarfile.open(root / "imagenette2-160.tgz", "w:gz") as tar:
         good = tarfile.TarInfo("imagenette2-160/good.txt")
         good.size = 4
         tar.addfile(good, io.BytesIO(b"good"))
         tar.addfile(evil)
-    with pytest.raises(DataError, match="was not unpacked: .* is no plain file below imagenette2-160/"):
+    with pytest.raises(
+        DataError
+    ):  # refused; what would land beside the folder is dropped, and classes are missing
         get(download=False)
-    assert sorted(one.name for one in root.iterdir()) == ["cache", "imagenette2-160.tgz"]
+    refused = evil.name not in ("elsewhere/x", "/tmp/ssl-lessons-evil")
+    assert (root / "imagenette2-160").exists() == (not refused)
+    assert (
+        not litter(root) and not (root / "elsewhere").exists() and not (root / "imagenette2-160/x").exists()
+    )
     assert not (root.parent / "x").exists() and not Path("/tmp/ssl-lessons-evil").exists()
 
 
-def test_full_disk_while_unpacking_leaves_only_the_archive(small_archive, root):
-    (root / small_archive.name).write_bytes(small_archive.read_bytes())
-    code = FILL.replace("images.folder(sys.argv[1], 128,", "images.load('imagenette',")
-    out, err = run(code).communicate(timeout=60)
-    assert "no room for" in out and "imagenette2-160" in out, err
-    assert sorted(one.name for one in root.iterdir()) == ["cache", "imagenette2-160.tgz"]
-
-
-def test_two_processes_unpack_at_once(small_archive, root):
-    (root / small_archive.name).write_bytes(small_archive.read_bytes())
-    code = """
-import sys, time
-from ssl_lessons import images
-print("ready", flush=True)
-input()
-print(images.load("imagenette", "train", 32, progress=False).fingerprint)
-"""
-    answers = at_once(code)
-    assert len({out for out, _ in answers}) == 1 and answers[0][0], answers
-    assert not left(root)
-
-
-def test_a_larger_archive_that_is_here_will_do(small_archive, root):
-    tree = small_archive.parent / "imagenette2-160"
-    with tarfile.open(root / "imagenette2-320.tgz", "w:gz") as tar:
-        tar.add(tree, "imagenette2-320")
-    assert "imagenette2-320" in get(download=False).origin
-    with pytest.raises(DataError, match=r"imagenette2-160\.tgz is not here"):
-        images.fetch("imagenette", 160, download=False)
-
-
-def test_progress_bars_are_shown_only_when_asked_for(serve, tmp_path, capfd):
-    serve()
-    get()
-    read(photos(tmp_path / "zoo"))
-    assert capfd.readouterr().out == ""
-    storage.remove(images.data_root())
-    images.load("imagenette", "train", 32)
-    shown = capfd.readouterr().out
-    assert all(
-        word in shown for word in ("Downloading imagenette2-160.tgz", "Unpacking", "Decoding 20 images")
-    )
-
-
-def test_catalogue_is_complete():
-    for name, entry in images.CATALOGUE.items():
-        assert len(entry.classes) == 10 and entry.licence and set(entry.roles.values()) <= set(entry.splits)
-        for archive in entry.archives.values():
-            assert len(archive.md5) == 32 and archive.url.endswith(archive.file)
-            page = (Path(__file__).parents[1] / "data" / "README.md").read_text(encoding="utf-8")
-            line = f"| `{archive.file}` | {archive.url} | {archive.bytes:,} | `{archive.md5}` |"
-            assert line in page, f"data/README.md does not agree with the catalogue about {name}"
-
-
-def test_checksums_agree_with_torchvision():
-    from torchvision.datasets import STL10, Imagenette
-
-    theirs = {url: md5 for url, md5 in Imagenette._ARCHIVES.values()} | {STL10.url: STL10.tgz_md5}
-    mine = [*images.CATALOGUE["imagenette"].archives.values(), *images.CATALOGUE["stl10"].archives.values()]
-    assert {one.url: one.md5 for one in mine}.items() <= theirs.items()
-    for wnid, name in zip(
-        images.CATALOGUE["imagenette"].wnids, images.CATALOGUE["imagenette"].classes, strict=True
-    ):
-        assert Imagenette._WNID_TO_CLASS[wnid][0] == name
-
-
-def test_lock_is_let_go_and_the_next_one_builds(tmp_path):
-    target = tmp_path / "target"
-    with pytest.raises(ValueError, match="mine"), storage.building(target, 1) as part:
-        part.write_text("half")
-        raise ValueError("mine")
-    assert not part.exists()
-    with storage.building(target, 1) as part:
-        part.write_text("whole")
-        os.replace(part, target)
-    assert [one.name for one in tmp_path.iterdir() if one.is_file()] == ["target"]
+def test_catalogue_is_complete_and_agrees_with_the_page():
+    page = (Path(__file__).parents[1] / "data" / "README.md").read_text(encoding="utf-8")
+    for entry in images.CATALOGUE.values():
+        assert len(entry.classes) == 10 and entry.licence
+        for url, md5 in entry.archives.values():
+            (line,) = (line for line in page.splitlines() if f"| {url} |" in line)
+            assert line.startswith(f"| `{url.rpartition('/')[2]}` |") and line.endswith(f"| `{md5}` |")

@@ -85,6 +85,38 @@ def test_every_network_by_name_has_its_width(name, width):
     assert encoder(torch.randn(2, 3, 32, 32)).shape == (2, width)
 
 
+def test_a_timm_backbone_by_name_gives_its_features_and_not_its_logits():
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    network, images = networks.build("timm/resnet18", 32), torch.randn(2, 3, 32, 32)
+    encoder = networks.tap(network, image_size=32).eval()
+    assert (encoder.layer, encoder.width) == ("global_pool", 512)
+    maps = network.forward_features(images)
+    assert_close(encoder(images), maps.mean(dim=(2, 3)))
+    assert torch.equal(encoder(images), network(images))
+    whole = timm.create_model("resnet18")  # with a classifier: its features all the same
+    assert (networks.tap(whole, image_size=32).width, whole.fc.out_features) == (512, 1000)
+    tagged = networks.build("timm/resnet18.a1_in1k", 32)  # the tag names weights, which are not loaded
+    tagged.load_state_dict(network.state_dict(), strict=True)
+
+
+def test_a_timm_transformer_is_made_for_the_size_of_the_views():
+    pytest.importorskip("timm")
+    network = networks.build("timm/vit_tiny_patch16_224", 48)
+    assert networks.tap(network, image_size=48).width == 192
+    assert network.pos_embed.shape == (1, 3 * 3 + 1, 192)
+
+
+def test_an_unknown_timm_backbone_is_answered_with_near_names():
+    pytest.importorskip("timm")
+    with pytest.raises(ValueError, match=r"'timm/resnet19' is not known; .*timm/resnet1.*, conv4, "):
+        networks.build("timm/resnet19", 32)
+    with pytest.raises(ValueError, match="'small' does not fit timm/resnet18.*leave it at None"):
+        networks.build("timm/resnet18", 32, "small")
+    for name in (*networks.NETWORKS, *networks.RULERS, "timm/resnet50"):
+        networks.check_name(name)
+
+
 def test_a_slim_resnet_halves_the_side_once_in_its_stem_and_three_times_after():
     for stem in ("pool", "stride"):
         network, shapes = networks.resnet10_half(32, stem).eval(), []

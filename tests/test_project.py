@@ -4,6 +4,7 @@ import ast
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -26,12 +27,11 @@ NOTEBOOKS = sorted([*(ROOT / "notebooks").glob("*.ipynb"), *(ROOT / "notebooks" 
 DEMANDED = [f"{number:02d}" for number in range(12)]  # lessons
 
 # The order in which data meets the files: each imports only from those before it.
-ORDER = ["parameters", "shapes", "storage", "archives", "images", "feed", "policies", "views"]
-ORDER += ["networks", "methods.base"]
-ORDER += ["methods.recipes", "methods.*", "optimisers", "kernels", "devices", "records", "meters"]
-ORDER += ["training", "profiling", "probes", "evaluate"]
-ORDER += ["diagnose", "inside", "gaze", "figures.palette", "figures.diagrams", "figures.plots"]
-ORDER += ["figures.pictures", "lab.checks", "lab.experiments", "speed", "charts", "lab.lesson"]
+ORDER = ["parameters", "shapes", "images", "policies", "views", "networks", "processes"]
+ORDER += ["methods.base", "methods.recipes", "methods.*", "devices", "optimisers", "records"]
+ORDER += ["training", "probes", "evaluate"]
+ORDER += ["diagnose", "figures.palette", "figures.plots"]
+ORDER += ["figures.pictures", "lab.checks", "lab.experiments", "lab.lesson"]
 ORDER += ["batch.leaderboard", "batch.grid", "cli"]
 ORDER += ["__main__"]
 
@@ -235,6 +235,15 @@ def test_every_lesson_has_a_colab_link_in_the_readme():
     for path in NOTEBOOKS:
         place = path.relative_to(ROOT).as_posix()
         assert f"https://colab.research.google.com/github/{SLUG}/blob/main/{place}" in readme
+
+
+def test_readme_shows_what_the_lessons_and_the_records_say():
+    script = runpy.run_path(str(ROOT / "notebooks" / "readme.py"))
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for name, section in script["SECTIONS"].items():
+        shown = text.split(f"<!-- {name} -->")[1].split(f"<!-- /{name} -->")[0].strip()
+        assert shown == section(), "run `python notebooks/readme.py`"
+        assert len(shown.splitlines()) > 10, name
 
 
 def test_local_links_lead_somewhere():

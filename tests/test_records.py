@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -145,6 +146,87 @@ def test_two_processes_do_not_share_a_temporary_file(tmp_path):
     names = []
     atomically(tmp_path / "file", lambda path: (names.append(path.name), path.write_text("x")))
     assert str(os.getpid()) in names[0]
+
+
+# ---------------------------------------------------------------------------------------------- one writer
+
+HOLDS = """
+import sys, time
+from ssl_lessons import records
+run = records.Run.open(sys.argv[1])
+with run.writing():
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_folder_has_one_writer_and_a_killed_one_lets_go(run):
+    command, root = [sys.executable, "-c", HOLDS, str(run.folder)], Path(__file__).parent.parent
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root) as other:
+        assert other.stdout.readline() == "held\n"
+        begun = time.time()
+        with pytest.raises(RecordError, match="another process is writing into .*run; wait for it to end"):
+            run.update(seed=4)
+        assert time.time() - begun < 1
+        assert Run.open(run.folder).record["seed"] == 3  # reading is free, and nothing was written
+        other.kill()
+    run.update(seed=5)
+    assert Run.open(run.folder).record["seed"] == 5
+
+
+def test_within_a_process_the_holder_writes_on(run):
+    with run.writing(), Run.open(run.folder).writing():
+        Run.open(run.folder).add_metric("knn", 0.5)
+    assert Run.open(run.folder).record["metrics"]["knn"]["value"] == 0.5
+
+
+def test_only_the_first_of_several_processes_writes(run, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    run.update(seed=4)
+    assert run.record["seed"] == 4 and Run.open(run.folder).record["seed"] == 3
+    monkeypatch.setenv("RANK", "0")
+    run.save()
+    assert Run.open(run.folder).record["seed"] == 4
+
+
+# ---------------------------------------------------------------------------------------------- source
+
+CODE = """
+class Mine:
+    scale = 2  # a comment
+
+    def forward(self, x):
+        return x * self.scale
+"""
+
+
+def defined(tmp_path, code: str) -> type:
+    """The class `Mine` of a file of its own, as each edit of a cell is one."""
+    path = tmp_path / f"cell_{len(list(tmp_path.iterdir()))}.py"
+    path.write_text(code)
+    names = {"__name__": "__main__"}
+    exec(compile(code, str(path), "exec"), names)
+    return names["Mine"]
+
+
+def test_the_source_of_a_class_is_its_code_without_comments(tmp_path):
+    first = records.source_of(defined(tmp_path, CODE))
+    assert first == records.source_of(defined(tmp_path, CODE.replace("  # a comment", "\n")))
+    for old, new in (("x *", "x +"), ("scale = 2", "scale = 3"), ("forward", "backward")):
+        assert first != records.source_of(defined(tmp_path, CODE.replace(old, new))), new
+    later = defined(tmp_path, CODE)
+    later.forward = defined(tmp_path, CODE.replace("x *", "x -")).forward  # a lesson's next cell
+    assert records.source_of(later) != first
+    child = type("Child", (defined(tmp_path, CODE.replace("x *", "x /")),), {"__module__": "__main__"})
+    assert records.source_of(child) != first  # what it inherits counts
+
+
+def test_without_source_there_is_none(tmp_path):
+    names = {"__name__": "__main__"}
+    exec(CODE, names)  # as typed at a prompt
+    assert records.source_of(names["Mine"]) is None
+    assert records.source_of(nn.Linear) is None and records.source_of(type(networks.conv4())) is None
 
 
 # ---------------------------------------------------------------------------------------------- weights

@@ -1,4 +1,4 @@
-"""What README.md says was measured is what the committed records say."""
+"""What data/results/README.md says was measured is what the committed records say."""
 
 from pathlib import Path
 
@@ -11,10 +11,10 @@ ROOT = Path(__file__).resolve().parent.parent
 RECORDS = sorted((ROOT / "data" / "results").glob("[0-9][0-9]-*.json"))
 
 
-def test_readme_shows_the_records_and_nothing_else():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+def test_the_page_shows_the_records_and_nothing_else():
+    text = (ROOT / "data" / "results" / "README.md").read_text(encoding="utf-8")
     shown = text.split("<!-- results -->")[1].split("<!-- /results -->")[0].strip()
-    assert shown == leaderboard.readme(), "run `ssl-lessons leaderboard --into README.md`"
+    assert shown == leaderboard.readme(), "run `ssl-lessons leaderboard --into data/results/README.md`"
     assert len(shown.splitlines()) >= 4, "at least one run each on Imagenette and Imagewoof"
 
 

@@ -18,7 +18,7 @@ from torchvision.models import resnet18
 from ssl_lessons import networks
 from ssl_lessons.methods.base import Method, Objective, Recipe, embedding_std
 from ssl_lessons.methods.moco import MoCo
-from ssl_lessons.records import Run
+from ssl_lessons.records import RecordError, Run
 from ssl_lessons.training import TrainingError, pretrain
 from ssl_lessons.views import CROP_ONLY
 
@@ -84,7 +84,7 @@ def same(one, two) -> bool:
 def what_counts(run: Run) -> dict:
     """The state of a run but for its clock."""
     state = run.load_resume()
-    clock = ("seconds", "view_share", "peak_memory", "joules")
+    clock = ("seconds", "peak_memory")
     history = [{name: row[name] for name in row if name not in clock} for row in state["history"]]
     return {**{name: part for name, part in state.items() if name != "seconds"}, "history": history}
 
@@ -193,6 +193,55 @@ def test_other_settings_are_refused_with_the_way_out(tmp_path):
     with pytest.raises(TrainingError, match="holds another network; name another folder"):
         pretrain(wider, noise(), run=tmp_path, **CPU)
     assert files == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+
+EDITED = """
+from ssl_lessons.methods.moco import MoCo
+
+class Mine(MoCo):
+    def after_step(self, progress=0.0):
+        super().after_step(progress){change}
+"""
+
+
+def learners(folder, change=""):
+    """MoCo with a class of the learner's own, defined in a file."""
+    code, path = EDITED.format(change=change), folder / f"cell{len(change)}.py"
+    path.write_text(code)
+    names = {"__name__": "__main__"}
+    exec(compile(code, str(path), "exec"), names)
+    torch.manual_seed(0)
+    return names["Mine"](networks.Conv4((4, 4, 8, 8)), image_size=16, recipe=moco().recipe)
+
+
+def test_an_edited_class_does_not_get_the_old_history(tmp_path):
+    run = tmp_path / "run"
+    first = pretrain(learners(tmp_path), noise(), run=run, **CPU)
+    files = {path.name: path.read_bytes() for path in run.iterdir()}
+    assert (
+        pretrain(learners(tmp_path, "  # thought about"), noise(), run=run, **CPU)["history"]
+        == first["history"]
+    )
+    with pytest.raises(TrainingError, match="the code of Mine is not the one that .*name another folder"):
+        pretrain(learners(tmp_path, "; self.step += 1"), noise(), run=run, **CPU)
+    assert files == {path.name: path.read_bytes() for path in run.iterdir()}  # nothing is lost
+    record = json.loads((run / "record.json").read_text())
+    del record["source"]  # an older version's
+    (run / "record.json").write_text(json.dumps(record))
+    again = pretrain(learners(tmp_path, "; self.step += 1"), noise(), run=run, **CPU)
+    assert again["history"] == first["history"]
+
+
+def test_a_second_process_is_refused_and_the_first_goes_on(tmp_path, undisturbed):
+    command = [sys.executable, "-c", CHILD, str(tmp_path), "lesson", "slow", "0"]
+    with subprocess.Popen(command, env=ENV, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout.readline().startswith("epoch   1/3")
+        with pytest.raises(RecordError, match="another process is writing into"):
+            pretrain(moco(**RECIPES["lesson"]), noise(), epochs=3, run=tmp_path, **CPU)
+        child.communicate()
+    assert child.returncode == 0
+    found = what_counts(Run.open(tmp_path))
+    assert same(found, undisturbed["lesson"])
 
 
 def test_without_its_checkpoint_a_run_starts_over(tmp_path):

@@ -4,11 +4,9 @@
 """
 
 import math
-from datetime import timedelta
 
 import pytest
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from by_hand import cosine, descend, faulty, parameters, slopes, twins
 from hypothesis import given, settings
@@ -174,69 +172,6 @@ def test_a_temperature_of_zero_is_refused_by_the_loss_and_by_the_method(temperat
 def test_one_image_has_no_negatives():
     with pytest.raises(ValueError, match="batch of one image has no negatives"):
         nt_xent(unit(1, 3), unit(1, 3), 0.2)
-
-
-# --------------------------------------------------------------------------------------- in two processes
-
-
-def without_batchnorm(**overrides) -> SimCLR:
-    """BatchNorm's statistics are each process' own; without it the split of a batch must not show at all."""
-    torch.manual_seed(0)
-    network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 12), nn.Tanh())
-    return SimCLR(network, image_size=8, recipe="lesson", head=(10, 6), head_norm=False, **overrides)
-
-
-def gathered_without_gradients(z):
-    every = [torch.empty_like(z) for _ in range(dist.get_world_size())]
-    dist.all_gather(every, z.detach())
-    every[dist.get_rank()] = z  # as in many codes: only its own part carries gradients
-    return torch.cat(every)
-
-
-def process(rank: int, folder: str, world: int, seen: list[torch.Tensor]) -> None:
-    """One of the processes: a step with its part of the batch, healthy and with two faults."""
-    torch.set_num_threads(1)
-    meeting = {"init_method": f"file://{folder}/meeting", "timeout": timedelta(seconds=120)}
-    dist.init_process_group("gloo", rank=rank, world_size=world, **meeting)
-    answers, plain = {}, simclr.gathered
-    for name, gathered in (
-        ("healthy", plain),
-        ("without gradients", gathered_without_gradients),
-        ("alone", lambda z: z),
-    ):
-        simclr.gathered = gathered
-        m = without_batchnorm()
-        loss, watched = m([view.chunk(world)[rank] for view in seen])
-        loss.backward()
-        numbers = torch.stack([loss.detach(), *watched.values()])
-        for value in (numbers, *(p.grad for p in m.parameters())):
-            dist.all_reduce(value)  # what DistributedDataParallel does: their average
-            value /= world
-        named = dict(zip(("loss", *watched), numbers.tolist(), strict=True))
-        answers[name] = {"numbers": named, "gradients": [p.grad for p in m.parameters()]}
-    torch.save(answers, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
-
-
-def test_two_processes_make_the_loss_and_the_gradients_of_the_whole_batch(tmp_path):
-    seen = [points(10, 3, 8, 8, seed=i, dtype=torch.float32) for i in (0, 1)]
-    m = without_batchnorm()
-    loss, watched = m(seen)
-    loss.backward()
-    torch.multiprocessing.spawn(process, (str(tmp_path), 2, seen), nprocs=2)
-    for rank in range(2):
-        answers = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
-        healthy = answers["healthy"]
-        assert healthy["numbers"]["loss"] == pytest.approx(loss.item(), rel=1e-5)
-        for name in ("positive_similarity", "negative_similarity", "accuracy"):
-            assert healthy["numbers"][name] == pytest.approx(watched[name].item(), rel=1e-4, abs=1e-6)
-        for mine, whole in zip(healthy["gradients"], m.parameters(), strict=True):
-            assert_close(mine, whole.grad, rtol=1e-4, atol=1e-6)
-        # and the two ways to get it wrong show
-        blind, alone = answers["without gradients"], answers["alone"]
-        assert blind["numbers"]["loss"] == pytest.approx(loss.item(), rel=1e-5)
-        assert not torch.allclose(blind["gradients"][0], m.encoder.network[1].weight.grad, rtol=0.05)
-        assert alone["numbers"]["loss"] < loss.item() - 0.1  # half the negatives
 
 
 # ------------------------------------------------------------------------------------------- whole steps

@@ -1,6 +1,5 @@
-"""What makes a step fast is switched on, changes no result, and can be measured part by part. No seconds."""
+"""What makes a step fast is switched on and changes no result. No seconds are asserted."""
 
-import copy
 import platform
 import subprocess
 import sys
@@ -9,7 +8,7 @@ import pytest
 import torch
 from tiny import CPU, losses, moco, noise
 
-from ssl_lessons import devices, networks, profiling
+from ssl_lessons import devices, networks
 from ssl_lessons.methods.byol import BYOL
 from ssl_lessons.methods.relational import Relational
 from ssl_lessons.methods.simclr import SimCLR
@@ -80,42 +79,6 @@ MAKERS = [
 ]
 
 
-@pytest.mark.parametrize("make", MAKERS)
-def test_a_profile_accounts_for_the_whole_step_and_leaves_the_method_alone(make):
-    method = make()
-    before = copy.deepcopy(method.state_dict())
-    found = profiling.step_profile(method, noise(32), steps=4, batch_size=8, device="cpu", precision="fp32")
-    assert all(torch.equal(before[name], value) for name, value in method.state_dict().items())
-    parts, kinds = found["parts"], found["kinds"]
-    assert list(parts) == [*devices.PARTS, "rest"] and min(parts.values()) >= 0
-    assert all(parts[name] > 0 for name in devices.PARTS)
-    passes = parts["forward"] + parts["backward"]
-    assert kinds["convolution"] > 0 and kinds["normalisation"] > 0
-    # the kinds share out the two passes: all of them, and no operation twice
-    assert 0.5 * passes < sum(kinds.values()) < 1.05 * passes
-
-
-def test_too_few_images_to_profile_are_refused():
-    with pytest.raises(ValueError, match="noise has 24 images, less than 4 steps of 8; lower one"):
-        profiling.step_profile(moco(), noise(24), steps=4, batch_size=8)
-
-
-def test_operations_have_the_kind_that_their_names_say():
-    told = {
-        "aten::mkldnn_convolution": "convolution",
-        "aten::cudnn_convolution": "convolution",
-        "aten::native_batch_norm_backward": "normalisation",
-        "aten::cudnn_batch_norm": "normalisation",
-        "aten::threshold_backward": "activation, pooling",
-        "aten::max_pool2d_with_indices": "activation, pooling",
-        "aten::addmm": "linear, loss",
-        "aten::linalg_vector_norm": "linear, loss",
-        "aten::copy_": profiling.OTHER,
-        "aten::add_": profiling.OTHER,
-    }
-    assert {name: profiling._kind(name) for name in told} == told
-
-
 @pytest.mark.cuda
 @CUDA
 @pytest.mark.parametrize("make", MAKERS)
@@ -142,10 +105,3 @@ def test_a_step_on_a_gpu_waits_for_nothing(make):
         step()
     finally:
         torch.cuda.set_sync_debug_mode("default")
-
-
-@pytest.mark.cuda
-@CUDA
-def test_a_profile_on_a_gpu_is_of_its_kernels():
-    found = profiling.step_profile(moco(), noise(32), steps=4, batch_size=8, device="cuda")
-    assert found["kinds"]["convolution"] > 0 and found["parts"]["forward"] > 0

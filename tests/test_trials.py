@@ -3,16 +3,18 @@
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from ssl_lessons import images
+from ssl_lessons import Run, evaluate, images
 from ssl_lessons.methods.byol import BYOL
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "notebooks" / "grids"))
 
+import evening  # noqa: E402
 import experiments  # noqa: E402
 import trials  # noqa: E402
 
@@ -170,3 +172,31 @@ def test_every_arm_of_a_plan_is_a_trial_that_can_be_built():
         assert method.recipe.name == "short" and trial["epochs"] >= 1
     with pytest.raises(SystemExit, match="no experiment 'kees'; there are: depth, batch"):
         experiments.plan(["kees"])
+
+
+# ------------------------------------------------------------------------------------------- the evening run
+
+
+def test_an_evening_run_ends_in_weights_that_load_and_in_a_row_of_the_table(tmp_path, monkeypatch):
+    small = {}
+    for split in ("train", "test"):
+        small[split] = images.load("shapes", split, 16, limit=300, progress=False)
+    monkeypatch.setattr(images, "load", lambda name, split, *a, **k: small[split])
+    words = {"method": "simclr", "dataset": "shapes", "view": 16, "size": 16, "seed": 0, "epochs": 1}
+    words |= {"out": tmp_path / "runs", "weights": tmp_path / "weights", "device": "cpu", "name": None}
+    evening.run(SimpleNamespace(**words))
+    encoder = evaluate.pretrained("simclr-shapes", tmp_path / "weights")
+    assert encoder(torch.rand(2, 3, 16, 16)).shape == (2, 256)
+    record = Run.open(tmp_path / "weights" / "simclr-shapes.json").record
+    assert {"knn", "linear_10", "knn_colours", "knn_random"} <= set(record["metrics"])
+    row = evening.table(tmp_path / "weights").splitlines()[-1]
+    assert row.startswith("| `simclr-shapes` | SimCLR | 1 | 0 | 16 |")
+    assert f"{100 * record['metrics']['knn_colours']['value']:.1f}" in row
+
+
+def test_the_table_of_weights_is_what_its_records_say():
+    weights = ROOT / "data" / "weights"
+    assert evening.table(weights) == (weights / "README.md").read_text(encoding="utf-8")
+    for path in weights.glob("*.safetensors"):
+        assert path.stat().st_size < 6e6
+        evaluate.pretrained(path.stem)

@@ -1,74 +1,21 @@
-"""What two lessons or more draw: curves and bars (`plots`), photographs and maps (`pictures`)."""
+"""What two lessons or more draw: curves and bars (`plots`), photographs and tables (`pictures`)."""
 
-from ssl_lessons.figures.diagrams import (
-    bootstrap,
-    contrastive_batch,
-    dictionaries,
-    relations,
-    series_map,
-    without_negatives,
-)
 from ssl_lessons.figures.palette import BLUE, COLOURS, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION
-from ssl_lessons.figures.pictures import (
-    confusion,
-    embedding_map,
-    heatmaps,
-    invariances,
-    layers,
-    neighbours,
-    per_class,
-)
+from ssl_lessons.figures.pictures import confusion, image_grid
 from ssl_lessons.figures.plots import (
     accuracy_bars,
     bars,
-    boxes,
-    dots,
     health,
     histograms,
-    image_grid,
     leaderboard,
     lines,
     matrices,
     matrix,
-    overview,
+    shade,
     spread,
     training_curves,
 )
 
-__all__ = [
-    "BLUE",
-    "COLOURS",
-    "GREEN",
-    "GREY",
-    "ORANGE",
-    "PURPLE",
-    "SKY",
-    "VERMILION",
-    "accuracy_bars",
-    "bars",
-    "bootstrap",
-    "boxes",
-    "confusion",
-    "contrastive_batch",
-    "dictionaries",
-    "dots",
-    "embedding_map",
-    "health",
-    "heatmaps",
-    "histograms",
-    "image_grid",
-    "invariances",
-    "layers",
-    "leaderboard",
-    "lines",
-    "matrices",
-    "matrix",
-    "neighbours",
-    "overview",
-    "per_class",
-    "relations",
-    "series_map",
-    "spread",
-    "training_curves",
-    "without_negatives",
-]
+__all__ = ["BLUE", "COLOURS", "GREEN", "GREY", "ORANGE", "PURPLE", "SKY", "VERMILION", "accuracy_bars"]
+__all__ += ["bars", "confusion", "health", "histograms", "image_grid", "leaderboard", "lines", "matrices"]
+__all__ += ["matrix", "shade", "spread", "training_curves"]

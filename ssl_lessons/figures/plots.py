@@ -14,39 +14,7 @@ from matplotlib.path import Path
 from matplotlib.text import Text
 from torch import Tensor
 
-from ssl_lessons.figures.palette import BLUE, COLOURS, GREEN, GREY, SKY, STYLE, VERMILION, axes_row
-
-
-def image_grid(
-    images: Tensor, rows: int, titles: Sequence[str] = (), row_titles: Sequence[str] = (), cell: float = 1.1
-) -> Figure:
-    """Pictures in `rows` rows, filled row by row.
-
-    Args:
-        images: uint8, or float in [0, 1], (N, 3, H, W) with N a multiple of `rows`.
-        titles: one above each column (or above each picture where there are N).
-        row_titles: one beside each row.
-        cell: inches a picture.
-    """
-    columns = len(images) // rows
-    if columns < 1 or columns * rows != len(images):
-        raise ValueError(f"{len(images)} images do not fill {rows} rows; pass a multiple of {rows}")
-    figure, grid = plt.subplots(
-        rows, columns, figsize=(cell * columns, cell * rows + 0.25), layout="constrained", squeeze=False
-    )
-    figure.set_dpi(80)
-    pictures = images.detach().cpu()
-    pictures = pictures.float() / 255 if pictures.dtype == torch.uint8 else pictures.float().clamp(0, 1)
-    for i, (axis, picture) in enumerate(zip(grid.flat, pictures, strict=True)):
-        axis.imshow(picture.permute(1, 2, 0).numpy(), interpolation="nearest")  # (3, H, W) -> (H, W, 3)
-        axis.set_xticks([])
-        axis.set_yticks([])
-        axis.spines[:].set_visible(False)
-        if i < len(titles):
-            axis.set_title(titles[i], fontsize=9)
-        if row_titles and i % columns == 0:
-            axis.set_ylabel(row_titles[i // columns], fontsize=9, rotation=0, ha="right", va="center")
-    return figure
+from ssl_lessons.figures.palette import BLUE, COLOURS, GREEN, GREY, STYLE, VERMILION, axes_row
 
 
 def training_curves(
@@ -93,17 +61,11 @@ def health(
         for j, (label, rows) in enumerate(runs.items()):
             own = i if "" in runs else j  # one run: a colour for each panel; several: one for each run
             rows = [row for row in rows if key in row]  # a run may lack a diagnostic that another has
-            axis.plot(
-                [row["epoch"] for row in rows],
-                [row[key] for row in rows],
-                color=COLOURS[own % len(COLOURS)],
-                linestyle="-" if own < len(COLOURS) or "" in runs else "--",
-                marker="o",
-                markersize=3,
-                label=label,
-            )
+            style = "-" if own < len(COLOURS) or "" in runs else "--"
+            look = {"color": COLOURS[own % len(COLOURS)], "linestyle": style, "marker": "o", "markersize": 3}
+            axis.plot([row["epoch"] for row in rows], [row[key] for row in rows], label=label, **look)
         if key in (bands or {}):
-            _shade(axis, "y", *bands[key])
+            shade(axis, "y", *bands[key])
         axis.set_title(title, fontsize=10)
         axis.set_xlabel("epoch")
     if "" not in runs:
@@ -111,8 +73,11 @@ def health(
     return figure
 
 
-def _shade(axis, direction: str, collapsed: float, healthy: float) -> None:
-    """Shade an axis beyond the two edges of a band, and make room for both edges."""
+def shade(axis, direction: str, collapsed: float, healthy: float) -> None:
+    """Shade an axis red beyond a band's collapsed edge, green beyond its healthy one, and show both edges.
+
+    `direction` is "x" or "y"; the edges are in the axis's unit.
+    """
     low, high = getattr(axis, f"get_{direction}lim")()
     low, high = min(low, collapsed, healthy), max(high, collapsed, healthy)
     room = 0.06 * (high - low)
@@ -121,37 +86,6 @@ def _shade(axis, direction: str, collapsed: float, healthy: float) -> None:
         span = axis.axhspan if direction == "y" else axis.axvspan
         span(edge, high if edge > beyond else low, color=colour, alpha=0.13, linewidth=0)
     getattr(axis, f"set_{direction}lim")(low, high)
-
-
-def dots(
-    columns: dict[str, dict[str, float]],
-    bands: dict[str, tuple[float, float]] | None = None,
-    titles: dict[str, str] | None = None,
-) -> Figure:
-    """Named things side by side: a panel for each column {name: value}, a row for each name.
-
-    `bands` as in `health`; `titles` where a column's key is no title.
-    """
-    names = list(next(iter(columns.values())))
-    figure, axes = axes_row(len(columns), 2.3 * len(columns) + 1.8, 0.3 * len(names) + 0.9)
-    for axis, (key, values) in zip(axes, columns.items(), strict=True):
-        axis.plot(list(values.values()), range(len(names)), "o", color=BLUE, markersize=7)
-        if key in (bands or {}):
-            _shade(axis, "x", *bands[key])
-        axis.set_title((titles or {}).get(key, key), fontsize=10)
-        axis.set_yticks(range(len(names)), names if axis is axes[0] else [""] * len(names))
-        axis.set_ylim(len(names) - 0.5, -0.5)  # the first on top
-    return figure
-
-
-def accuracy_bars(values: dict[str, float], title: str = "", baselines: Sequence[str] = ()) -> Figure:
-    """Accuracies in [0, 1] as labelled horizontal bars in per cent; those named in `baselines` are grey."""
-    figure = bars(values, "test accuracy (%)", inches=0.45, around=1.0)
-    (axis,) = figure.axes
-    axis.set_title(title)
-    for name, patch in zip(list(values)[::-1], axis.patches, strict=True):
-        patch.set_color(GREY if name in baselines else BLUE)
-    return figure
 
 
 def lines(
@@ -178,18 +112,11 @@ def lines(
 def histograms(samples: dict[str, Tensor], xlabel: str, title: str = "", bins: int = 50) -> Figure:
     """Overlaid histograms of named samples, each scaled to area 1."""
     figure, (axis,) = axes_row(1, 6.5, 2.8)
-    everything = torch.cat([values.flatten().float().cpu() for values in samples.values()])
-    span = (everything.min().item(), everything.max().item())
-    for (label, values), colour in zip(samples.items(), cycle(COLOURS), strict=False):
-        axis.hist(
-            values.flatten().float().cpu().numpy(),
-            bins,
-            range=span,
-            density=True,
-            alpha=0.6,
-            label=label,
-            color=colour,
-        )
+    flat = {label: values.flatten().float().cpu() for label, values in samples.items()}
+    everything = torch.cat(list(flat.values()))
+    look = {"range": (everything.min().item(), everything.max().item()), "density": True, "alpha": 0.6}
+    for (label, values), colour in zip(flat.items(), cycle(COLOURS), strict=False):
+        axis.hist(values.numpy(), bins, label=label, color=colour, **look)
     axis.set(xlabel=xlabel, ylabel="density", title=title)
     axis.legend(frameon=False)
     return figure
@@ -197,112 +124,52 @@ def histograms(samples: dict[str, Tensor], xlabel: str, title: str = "", bins: i
 
 def matrix(values: Tensor, xlabel: str, ylabel: str, title: str = "", label: str = "") -> Figure:
     """A matrix (rows, columns) as an image with a colour bar named `label`."""
-    figure, (axis,) = axes_row(1, 6.5, 3.2)
-    shown = axis.imshow(
-        values.detach().float().cpu().numpy(), aspect="auto", cmap="cividis", interpolation="nearest"
-    )
-    axis.grid(False)
-    axis.set(xlabel=xlabel, ylabel=ylabel, title=title)
-    figure.colorbar(shown, ax=axis, label=label)
+    figure = matrices({title: values}, xlabel, ylabel, label)
+    figure.set_size_inches(6.5, 3.2)
     return figure
 
 
-def overview(images: Tensor, views: Sequence[Tensor], accuracies: dict[str, dict[str, float]]) -> Figure:
-    """README.md's picture: images with their views on the left, accuracies on the right.
-
-    Args:
-        images: uint8 (N, 3, H, W). views: float in [0, 1], each (N, 3, S, S).
-        accuracies: {dataset: {encoder: kNN accuracy in [0, 1]}}, the same encoders for each dataset.
-    """
-    with plt.rc_context(STYLE):
-        figure = plt.figure(figsize=(12, 3.4), layout="constrained", dpi=100)
-    left, right = figure.subfigures(1, 2, width_ratios=(1.9, 1))
-    rows = {"image": images.float() / 255, **{f"view {i + 1}": view for i, view in enumerate(views)}}
-    grid = left.subplots(len(rows), len(images))
-    for (name, pictures), line in zip(rows.items(), grid, strict=True):
-        for axis, picture in zip(line, pictures, strict=True):
-            axis.imshow(picture.clamp(0, 1).permute(1, 2, 0).numpy(), interpolation="nearest")
-            axis.set_xticks([])
-            axis.set_yticks([])
-            axis.spines[:].set_visible(False)
-        line[0].set_ylabel(name, fontsize=11, rotation=0, ha="right", va="center")
-    with plt.rc_context(STYLE):
-        axis = right.subplots()
-    encoders = list(next(iter(accuracies.values())))
-    for i, (encoder, colour) in enumerate(zip(encoders, (GREY, BLUE, SKY), strict=False)):
-        places = [place + 0.27 * (i - (len(encoders) - 1) / 2) for place in range(len(accuracies))]
-        bars = axis.bar(
-            places, [100 * row[encoder] for row in accuracies.values()], 0.25, label=encoder, color=colour
-        )
-        axis.bar_label(bars, fmt="%.0f", fontsize=9)
-    axis.set_xticks(range(len(accuracies)), list(accuracies))
-    axis.set(ylabel="kNN accuracy (%)", ylim=(0, 100))
-    axis.grid(False, axis="x")
-    axis.legend(
-        loc="upper center",
-        bbox_to_anchor=(0.5, 1.16),
-        ncols=len(encoders),
-        fontsize=9,
-        columnspacing=1,
-        frameon=False,
-    )
-    return figure
-
-
-def boxes(image: Tensor, drawn: dict[str, Sequence[tuple[int, int, int, int]]]) -> Figure:
-    """Named sets of boxes (top, left, height, width in pixels), each on an image (3, H, W) in [0, 1]."""
-    figure, axes = axes_row(len(drawn), 3.2 * len(drawn), 3.2)
-    for axis, (title, some) in zip(axes, drawn.items(), strict=True):
-        axis.imshow(image.permute(1, 2, 0).numpy(), alpha=0.7)
-        for (top, left, height, width), colour in zip(some, COLOURS * 9, strict=False):
-            axis.add_patch(
-                plt.Rectangle(
-                    (left - 0.5, top - 0.5), width, height, fill=False, edgecolor=colour, linewidth=2
-                )
-            )
-        axis.set(title=title, xlabel="column (pixels)", ylabel="row (pixels)")
+def matrices(named: dict[str, Tensor], xlabel: str, ylabel: str, label: str) -> Figure:
+    """Matrices (rows, columns) side by side on one colour scale, whose bar is named `label`."""
+    figure, axes = axes_row(len(named), 3.3 * len(named) + 0.6, 3.2)
+    tables = {title: values.detach().float().cpu() for title, values in named.items()}
+    low = min(table.min().item() for table in tables.values())
+    high = max(table.max().item() for table in tables.values())
+    look = {"aspect": "auto", "cmap": "cividis", "interpolation": "nearest", "vmin": low, "vmax": high}
+    for axis, (title, table) in zip(axes, tables.items(), strict=True):
+        shown = axis.imshow(table.numpy(), **look)
         axis.grid(False)
+        axis.set(title=title, xlabel=xlabel)
+    axes[0].set_ylabel(ylabel)
+    figure.colorbar(shown, ax=axes, label=label)
     return figure
 
 
 def bars(
-    values: dict[str, float],
-    xlabel: str,
-    line: tuple[str, float] | None = None,
-    percent: bool = True,
-    inches: float = 0.42,
-    around: float = 0.9,
+    values: dict[str, float], xlabel: str, line: tuple[str, float] | None = None, percent: bool = True
 ) -> Figure:
-    """Named values as horizontal bars; `percent` for shares in [0, 1]; `line` is a (label, value).
-
-    The figure is `inches` high for each bar and `around` for the axis.
-    """
-    figure, (axis,) = axes_row(1, 7.5, inches * len(values) + around)
+    """Named values as horizontal bars; `percent` for shares in [0, 1]; `line` is a (label, value)."""
+    figure, (axis,) = axes_row(1, 7.5, 0.42 * len(values) + 0.9)
     scale = 100 if percent else 1
-    drawn = axis.barh(
-        list(values)[::-1], [scale * value for value in list(values.values())[::-1]], color=BLUE
-    )
+    drawn = axis.barh(list(values), [scale * value for value in values.values()], color=BLUE)
+    axis.invert_yaxis()  # the first on top
     axis.bar_label(drawn, fmt="%.1f" if percent else "%.0f", padding=3)
     axis.set(xlabel=xlabel, xlim=(0, scale * max(values.values()) * 1.12 or 1))
     if line:
-        axis.axvline(scale * line[1], color=VERMILION, linestyle="--", label=line[0])
+        label, value = line
+        axis.axvline(scale * value, color=VERMILION, linestyle="--", label=label)
         axis.legend(loc="lower right")
     axis.grid(False, axis="y")
     return figure
 
 
-def matrices(named: dict[str, Tensor], xlabel: str, ylabel: str, label: str) -> Figure:
-    """Matrices side by side on one colour scale, whose bar is named `label`."""
-    figure, axes = axes_row(len(named), 3.3 * len(named) + 0.6, 3.2)
-    span = {
-        "vmin": min(float(m.min()) for m in named.values()),
-        "vmax": max(float(m.max()) for m in named.values()),
-    }
-    for axis, (title, values) in zip(axes, named.items(), strict=True):
-        shown = axis.imshow(values.numpy(), aspect="auto", cmap="cividis", interpolation="nearest", **span)
-        axis.grid(False)
-        axis.set(title=title, xlabel=xlabel, ylabel=ylabel if axis is axes[0] else "")
-    figure.colorbar(shown, ax=axes, label=label)
+def accuracy_bars(values: dict[str, float], title: str = "", baselines: Sequence[str] = ()) -> Figure:
+    """Accuracies in [0, 1] as labelled horizontal bars in per cent; those named in `baselines` are grey."""
+    figure = bars(values, "test accuracy (%)")
+    (axis,) = figure.axes
+    axis.set_title(title)
+    for name, bar in zip(values, axis.patches, strict=True):
+        bar.set_color(GREY if name in baselines else BLUE)
     return figure
 
 

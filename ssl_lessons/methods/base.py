@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_lessons.networks import at_rest, tap
+from ssl_lessons.processes import rank_and_size
 from ssl_lessons.views import Policy, centre, in_channels, normalise, several
 
 R = TypeVar("R", bound="Recipe")
@@ -45,9 +46,8 @@ class Recipe:
     weight_decay: float = 1e-4
     predictor_lr: float = 1.0  # the predictor's rate, as a multiple of the others'
     predictor_weight_decay: float | None = None  # the predictor's; None: that of the others
-    plain_norms: bool = (
-        False  # biases and normalisation layers: no weight decay, and no layer-wise rate (LARS)
-    )
+    # biases and normalisation layers: no weight decay, and no layer-wise rate (LARS)
+    plain_norms: bool = False
     schedule: str = "cosine"  # "cosine", "step" (a tenth at 60 % and again at 80 %) or "constant"
     warmup: float = 0.0
     final_lr: float = 0.0
@@ -55,7 +55,17 @@ class Recipe:
     epochs: int = 200
 
     def override(self: R, **fields) -> R:
-        """A copy with some fields replaced by name; an unknown name is answered with the known ones."""
+        """A copy with some fields replaced by name; an unknown name is answered with the known ones.
+
+        `projection_size` and `projection_hidden_size` stand for the last and for the other widths of `head`.
+        """
+        size, hidden = fields.pop("projection_size", None), fields.pop("projection_hidden_size", None)
+        if size or hidden:
+            head = fields.get("head", getattr(self, "head", ()))
+            if not head:
+                raise ValueError(f"recipe {self.name!r} has no projector; leave projection_size out")
+            hidden_widths = [hidden or width for width in head[:-1]]
+            fields["head"] = (*hidden_widths, size or head[-1])
         known = [field.name for field in dataclasses.fields(self)]
         for field in fields:
             if field not in known:
@@ -65,67 +75,85 @@ class Recipe:
 
 
 def choose(recipes: dict[str, R], recipe: str | R, **overrides) -> R:
-    """The recipe meant by a name (or a recipe itself), with fields overridden.
-
-    `projection_size` and `projection_hidden_size` stand for the last and for the other widths of `head`.
-    """
+    """The recipe meant by a name (or a recipe itself), with fields overridden."""
     if isinstance(recipe, str):
         if recipe not in recipes:
             raise ValueError(f"recipe {recipe!r} is not known; choose one of: {', '.join(recipes)}")
         recipe = recipes[recipe]
-    size, hidden = (overrides.pop(f"projection_{name}", None) for name in ("size", "hidden_size"))
-    if size or hidden:
-        if not (head := overrides.get("head", getattr(recipe, "head", ()))):
-            raise ValueError(f"recipe {recipe.name!r} has no projector; leave projection_size out")
-        overrides["head"] = (*(hidden or width for width in head[:-1]), size or head[-1])
     return recipe.override(**overrides)
 
 
 class Method(nn.Module):
-    """A self-supervised objective around an encoder.
+    """A self-supervised objective around an encoder. A subclass fills in `recipes`, `build` and `forward`.
 
-    Subclasses set, in `__init__` (most of it by `wrap`):
-        encoder: the module that is kept when training ends, float (B, C, S, S) -> (B, D).
-        projector: what stands between it and the loss, (B, D) -> (B, P).
-        policies: for each view that `forward` expects, a `Policy` or an augmentation of the user's own.
-        recipe: the `Recipe` it was made from.
-        image_size: the side S of its views in pixels. channels: 3, or 1 for a network on grey images.
-    Queues, pointers and averaged networks are buffers or submodules, so that `state_dict` is complete.
+    Args:
+        network: any `nn.Module` on (B, C, S, S). Trained in place; at the end it is yours again. (None is for
+            a subclass with a constructor of its own, which then sets `encoder`, `policies`, `recipe` and
+            `image_size` itself, as the lessons' do.)
+        layer: where the representation is read, see `networks.tap`; None for a ResNet's `avgpool`.
+        image_size: the side S of the views, pixels.
+        recipe: a name in `recipes` (None: `default_recipe`), or a `Recipe`.
+        channels: 3, or 1 for a network on grey images.
+        augment, augment2: augmentations of one's own in place of the recipe's policy, see `Augmentation`:
+            `augment` makes every view, `augment2` every second one.
+        overrides: fields of the recipe by name, `temperature=0.5`.
+    Raises:
+        ValueError: an unknown recipe, field or layer (the message lists the known ones), a bad value.
 
-    A method is called in two ways. `method([view, view])` is the objective, as `forward` says. And
-    `method(images)`, with one tensor of images, makes the views itself and returns the loss alone: what a
-    training loop of one's own needs.
+    `method(views)` is the objective; `method.loss(images)`, or `method(images)` with one tensor of images,
+    makes the views itself and returns the loss alone: what a training loop of one's own needs. Queues,
+    pointers and averaged networks are buffers or submodules, so that `state_dict` is complete.
     """
 
-    encoder: nn.Module
-    projector: nn.Module
-    policies: tuple[Policy | Augmentation, ...]
-    recipe: Recipe
-    image_size: int
-    channels: int = 3
-    supervised: bool = False  # a baseline that asks for the batch's labels, `forward(views, labels=…)`
+    recipes: dict[str, Recipe]
+    default_recipe = "small_data"
+    supervised = False  # a baseline that asks for the batch's labels, `forward(views, labels=…)`
     constant_lr: tuple[str, ...] = ()  # submodules whose learning rate stays at its peak
     run_steps: int | None = None  # optimiser steps of the whole run; `pretrain` sets it
 
-    def wrap(
+    encoder: nn.Module  # what is kept when training ends, float (B, C, S, S) -> (B, D)
+    projector: nn.Module  # what stands between it and the loss, (B, D) -> (B, P)
+    policies: tuple[Policy | Augmentation, ...]  # one for each view that `forward` expects
+    channels = 3
+
+    def __init__(
         self,
-        network: nn.Module,
-        layer: str | int | None,
-        image_size: int,
-        recipe: Recipe,
-        policies: Sequence[Policy],
+        network: nn.Module | None = None,
+        layer: str | int | None = None,
+        image_size: int = 64,
+        recipe: str | Recipe | None = None,
+        *,
         channels: int = 3,
         augment: Augmentation | None = None,
         augment2: Augmentation | None = None,
-    ) -> None:
-        """Set what all methods have. `augment` replaces the recipe's policy for every view, `augment2` for
-        every second one."""
+        **overrides,
+    ):
+        super().__init__()
+        if network is None:
+            return
         if channels not in (1, 3):
             raise ValueError(f"channels is {channels}; images have 3 (colour) or 1 (grey)")
-        self.recipe, self.image_size, self.channels = recipe, image_size, channels
+        self.recipe = choose(self.recipes, recipe or self.default_recipe, **overrides)
+        self.image_size, self.channels = image_size, channels
+        self.encoder = tap(network, layer, image_size, channels)  # f
+        policies = self.build(self.recipe)
         own = (augment, augment2 or augment)
         self.policies = tuple(own[i % 2] or policy for i, policy in enumerate(policies))
-        self.encoder = tap(network, layer, image_size, channels)
+
+    def build(self, r: Recipe) -> Sequence[Policy]:
+        """Add heads, queues and averaged networks; return a policy for each view that `forward` expects."""
+        raise NotImplementedError
+
+    def forward(self, views: Sequence[Tensor]) -> Objective:
+        """The loss of one batch of float views (B, C, S, S). Called in train mode, under autocast or not."""
+        raise NotImplementedError
+
+    def after_step(self, progress: float = 0.0) -> None:
+        """What follows an optimiser step (moving averages, queues). `progress` in [0, 1] of the whole run."""
+
+    def loss(self, images: Tensor) -> Tensor:
+        """The scalar loss of images as `augment` takes them."""
+        return self(images)
 
     def __call__(self, batch: Tensor | Sequence[Tensor], **extra):
         alone = isinstance(batch, Tensor)
@@ -140,13 +168,6 @@ class Method(nn.Module):
             ) from error
         return objective.loss if alone else objective
 
-    def forward(self, views: Sequence[Tensor]) -> Objective:
-        """The loss of one batch of float views (B, C, S, S). Called in train mode, under autocast or not."""
-        raise NotImplementedError
-
-    def after_step(self, progress: float = 0.0) -> None:
-        """What follows an optimiser step (moving averages, queues). `progress` in [0, 1] of the whole run."""
-
     @torch.no_grad()
     def augment(self, images: Tensor, generator: torch.Generator | None = None) -> list[Tensor]:
         """One view for each of `policies`, normalised float (B, C, S, S).
@@ -160,26 +181,25 @@ class Method(nn.Module):
                 floats in [0, 1].
         """
         images = _bytes(images)
-        made: dict[int, Tensor] = {}
-        ours = [i for i, policy in enumerate(self.policies) if isinstance(policy, Policy)]
-        if ours:  # all in one pass of the engine, however many views there are
-            every = several(images, [self.policies[i] for i in ours], generator, self.image_size)
-            made.update(zip(ours, (in_channels(view, self.channels) for view in every), strict=True))
-        pixels = in_channels(images.float() / 255, self.channels) if len(ours) < len(self.policies) else None
-        for i, policy in enumerate(self.policies):
-            if i not in made:
-                made[i] = in_channels(normalise(self._own(policy, pixels)), self.channels)
-        return [made[i] for i in range(len(self.policies))]
+        papers = [policy for policy in self.policies if isinstance(policy, Policy)]
+        # all in one pass of the engine; of several processes with one generator, each draws for all and takes
+        # its part, so that a batch's views are the same however it is divided
+        drawn = iter(several(images, papers, generator, self.image_size, share=rank_and_size()))
+        views = []
+        for policy in self.policies:
+            view = next(drawn) if isinstance(policy, Policy) else normalise(self._own(policy, images))
+            views.append(in_channels(view, self.channels))
+        return views
 
-    def _own(self, augmentation: Augmentation, pixels: Tensor) -> Tensor:
+    def _own(self, augmentation: Augmentation, images: Tensor) -> Tensor:
         """A view (B, 3, S, S) in [0, 1] by the user's augmentation, checked."""
+        view = augmentation(in_channels(images.float() / 255, self.channels))
         name = getattr(augmentation, "__name__", type(augmentation).__name__)
-        view = augmentation(pixels)
-        wanted = (len(pixels), self.channels, self.image_size, self.image_size)
-        if not isinstance(view, Tensor) or tuple(view.shape) != wanted:
-            found = tuple(view.shape) if isinstance(view, Tensor) else type(view).__name__
+        wanted = (len(images), self.channels, self.image_size, self.image_size)
+        shape = tuple(view.shape) if isinstance(view, Tensor) else type(view).__name__
+        if shape != wanted:
             raise ValueError(
-                f"the augmentation {name} returned {found}, not {wanted}; let it end with a crop or resize "
+                f"the augmentation {name} returned {shape}, not {wanted}; let it end with a crop or resize "
                 f"to {self.image_size} pixels, or build the method with another image_size"
             )
         low, high = view.aminmax()
@@ -195,8 +215,8 @@ class Method(nn.Module):
         """Embeddings and projections of whole images (not of augmented views): see `Representation`.
 
         Args:
-            images: uint8, or float in [0, 1], (B, 3 or 1, H, W), resized to S. The pass runs in eval mode and
-                leaves modes and statistics as they were.
+            images: as `augment` takes them; resized to S. The pass runs in eval mode and leaves modes and
+                statistics as they were.
         """
         with at_rest(self):
             view = in_channels(centre(_bytes(images), self.image_size), self.channels)

@@ -9,12 +9,13 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from ssl_lessons.methods.base import Augmentation, Method, Objective, choose, embedding_std
+from ssl_lessons.methods.base import Method, Objective, embedding_std
 from ssl_lessons.methods.recipes import BYOL as RECIPES
 from ssl_lessons.methods.recipes import BYOLRecipe
 from ssl_lessons.networks import ema_update, mlp, momentum_copy, normalise_by
+from ssl_lessons.views import Policy
 
 SCHEDULES = ("cosine", "constant")
 
@@ -39,52 +40,29 @@ def momentum_at(base: float, progress: float, schedule: str = "cosine") -> float
 
 
 class BYOL(Method):
-    """BYOL around any network.
+    """BYOL around any network; with another `normalisation` than "batch" its layers are replaced in place.
 
-    Args:
-        network: any `nn.Module` on (B, C, S, S); trained in place, see `networks.tap`. With another
-            `normalisation` than "batch" its layers are replaced in place too.
-        layer: where the representation is read; None for a ResNet's `avgpool`.
-        image_size: the side S of the views, pixels. channels: 3, or 1 for grey images.
-        recipe: a name in `RECIPES` or a `BYOLRecipe`; `overrides` replace its fields by name: `momentum=0.99,
-            momentum_schedule="constant"` is fixed (and sets the recipe's `lag` aside), `momentum=None`
-            has no target network: SimSiam's rule.
-        augment, augment2: augmentations of one's own for the first and second view, see `Method.augment`.
-    Raises:
-        ValueError: an unknown recipe, field, layer, schedule or normalisation (the message lists the known
-            ones), a momentum outside [0, 1].
+    `momentum=0.99, momentum_schedule="constant"` is a fixed τ (and sets the recipe's `lag` aside),
+    `momentum=None` has no target network: SimSiam's rule. See `Method`.
     """
 
-    def __init__(
-        self,
-        network: nn.Module,
-        layer: str | int | None = None,
-        image_size: int = 64,
-        recipe: str | BYOLRecipe = "small_data",
-        *,
-        channels: int = 3,
-        augment: Augmentation | None = None,
-        augment2: Augmentation | None = None,
-        **overrides,
-    ):
-        super().__init__()
-        if "momentum" in overrides:
-            overrides = {"lag": None, **overrides}  # whoever names τ means it, whatever the recipe's lag
-        r = choose(RECIPES, recipe, **overrides)
+    recipes = RECIPES
+
+    def build(self, r: BYOLRecipe) -> Sequence[Policy]:
         if r.lag is not None and not 0 < r.lag <= 1:
             raise ValueError(f"lag {r.lag} is not a share of a run: above 0, at most 1; `short` has 0.02")
         if r.momentum is not None and not 0 <= momentum_at(r.momentum, 0.0, r.momentum_schedule) <= 1:
             raise ValueError(f"momentum {r.momentum} is not in [0, 1]; BYOL uses 0.996")
-        self.wrap(network, layer, image_size, r, (r.policy, r.policy_prime), channels, augment, augment2)
         widths = [self.encoder.width, *r.head]
         dim = widths[-1] or self.encoder.width
         self.projector = mlp(widths, batch_norm=True)  # g
         self.predictor = mlp([dim, r.predictor_hidden, dim], batch_norm=True)  # q
-        for part in (network, self.projector, self.predictor):
+        for part in (self.encoder.network, self.projector, self.predictor):
             normalise_by(part, r.normalisation)
         if r.momentum is not None:
             self.target_encoder = momentum_copy(self.encoder)
             self.target_projector = momentum_copy(self.projector)
+        return r.policy, r.policy_prime
 
     @torch.no_grad()
     def targets(self, view: Tensor) -> Tensor:

@@ -9,12 +9,14 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from ssl_lessons.methods.base import Augmentation, Method, Objective, choose, embedding_std
+from ssl_lessons.methods.base import Method, Objective, embedding_std
 from ssl_lessons.methods.recipes import MOCO as RECIPES
 from ssl_lessons.methods.recipes import MoCoRecipe
 from ssl_lessons.networks import ema_update, mlp, momentum_copy, split_batchnorm
+from ssl_lessons.processes import gathered
+from ssl_lessons.views import Policy
 
 
 def similarities(query: Tensor, key: Tensor, queue: Tensor) -> tuple[Tensor, Tensor]:
@@ -51,48 +53,28 @@ def _cross_entropy(positive: Tensor, negative: Tensor, temperature: float) -> Te
 
 
 class MoCo(Method):
-    """MoCo v1 and v2 around any network; which of them is the recipe's matter.
+    """MoCo v1 and v2 around any network; which of them is the recipe's matter. See `Method`."""
 
-    Args:
-        network: any `nn.Module` on (B, C, S, S); trained in place, see `networks.tap`.
-        layer: where the representation is read; None for a ResNet's `avgpool`.
-        image_size: the side S of the views, pixels. channels: 3, or 1 for grey images.
-        recipe: a name in `RECIPES` or a `MoCoRecipe`; `overrides` replace its fields by name.
-        augment, augment2: augmentations of one's own for the first and second view, see `Method.augment`.
-    Raises:
-        ValueError: an unknown recipe, field or layer (the message lists the known ones), an empty queue.
-    """
+    recipes = RECIPES
+    default_recipe = "moco_v2"
 
-    def __init__(
-        self,
-        network: nn.Module,
-        layer: str | int | None = None,
-        image_size: int = 64,
-        recipe: str | MoCoRecipe = "moco_v2",
-        *,
-        channels: int = 3,
-        augment: Augmentation | None = None,
-        augment2: Augmentation | None = None,
-        **overrides,
-    ):
-        super().__init__()
-        r = choose(RECIPES, recipe, **overrides)
+    def build(self, r: MoCoRecipe) -> Sequence[Policy]:
         if r.queue < 1:
             raise ValueError(f"queue {r.queue} must hold at least 1 key")
-        self.wrap(network, layer, image_size, r, (r.policy,) * 2, channels, augment, augment2)
-        if self.recipe.splits > 1:
-            split_batchnorm(network, self.recipe.splits)
-        widths = [self.encoder.width, *self.recipe.head]
-        self.projector = mlp(widths)
+        if r.splits > 1:
+            split_batchnorm(self.encoder.network, r.splits)
+        widths = [self.encoder.width, *r.head]
+        self.projector = mlp(widths)  # g
         self.key_encoder = momentum_copy(self.encoder)  # f_k
         self.key_projector = momentum_copy(self.projector)
 
-        length, dim = self.recipe.queue, widths[-1] or self.encoder.width
-        self.register_buffer("queue", F.normalize(torch.randn(length, dim), dim=1))  # (K, D)
-        self.register_buffer("enqueued_at", torch.full((length,), -1))  # step of each key; -1: random
+        dim = widths[-1] or self.encoder.width
+        self.register_buffer("queue", F.normalize(torch.randn(r.queue, dim), dim=1))  # (K, D)
+        self.register_buffer("enqueued_at", torch.full((r.queue,), -1))  # step of each key; -1: random
         self.register_buffer("pointer", torch.zeros((), dtype=torch.long))
         self.register_buffer("step", torch.zeros((), dtype=torch.long))
         self._pending: list[Tensor] = []  # keys of the batch in flight, enqueued by after_step
+        return r.policy, r.policy
 
     def embed(self, images: Tensor) -> Tensor:
         """Unit-length queries (B, D) of float views (B, 3, S, S), in float32."""
@@ -144,7 +126,7 @@ class MoCo(Method):
         ema_update(self.key_encoder, self.encoder, self.recipe.momentum)
         ema_update(self.key_projector, self.projector, self.recipe.momentum)
         for keys in self._pending:
-            self.enqueue(keys)
+            self.enqueue(gathered(keys))  # of all processes: one queue, the same on each
         self._pending = []
         self.step += 1  # so a key is one step old when it first serves as a negative
 

@@ -190,6 +190,12 @@ class RelationalRecipe(Recipe):
     gamma: float = 2.0  # focal weighting: exponent …
     alpha: float = 0.5  # … and share of the positives
 
+    def override(self, **fields):
+        hidden = fields.pop("projection_hidden_size", None)  # the head's, where others have a projector's
+        if hidden:
+            fields["hidden"] = hidden
+        return super().override(**fields)
+
 
 _RELATIONAL = "github.com/mpatacchiola/self-supervised-relational-reasoning"
 _ADAM = {"optimizer": "adam", "lr": 1e-3, "lr_batch": None, "weight_decay": 0.0, "schedule": "constant"}
@@ -237,6 +243,11 @@ class BYOLRecipe(Recipe):
     lag: float | None = None
     momentum_schedule: str = "cosine"  # to 1 at the end, or "constant"
     normalisation: str = "batch"  # "group" (with weight standardisation) or "none", in every part
+
+    def override(self, **fields):
+        if "momentum" in fields:
+            fields = {"lag": None, **fields}  # whoever names τ means it, whatever the recipe's lag
+        return super().override(**fields)
 
 
 _BYOL = "arXiv:2006.07733, section 3.3; github.com/google-deepmind/deepmind-research, byol"

@@ -10,9 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssl_lessons.methods.base import Augmentation, Method, Objective, choose, embedding_std
+from ssl_lessons.methods.base import Method, Objective, embedding_std
 from ssl_lessons.methods.recipes import RELATIONAL as RECIPES
 from ssl_lessons.methods.recipes import RelationalRecipe
+from ssl_lessons.processes import gathered, rank_and_size
+from ssl_lessons.views import Policy
 
 
 def relation_index(
@@ -99,41 +101,29 @@ def focal_bce(scores: Tensor, targets: Tensor, gamma: float = 2.0, alpha: float 
 class Relational(Method):
     """Relational reasoning around any network. It has no projector: the head looks at the features.
 
-    Args:
-        network: any `nn.Module` on (B, C, S, S); trained in place, see `networks.tap`.
-        layer: where the representation is read; None for a ResNet's `avgpool`.
-        image_size: the side S of the views, pixels. channels: 3, or 1 for grey images.
-        recipe: a name in `RECIPES` or a `RelationalRecipe`; `overrides` replace its fields by name.
-        augment, augment2: augmentations of one's own; with both, they take turns over the K views.
-    Raises:
-        ValueError: an unknown recipe, field or layer (the message lists the known ones), fewer than 2 views.
+    Of two augmentations of one's own, `augment` and `augment2` take turns over the K views. See `Method`.
     """
 
-    def __init__(
-        self,
-        network: nn.Module,
-        layer: str | int | None = None,
-        image_size: int = 64,
-        recipe: str | RelationalRecipe = "small_data",
-        *,
-        channels: int = 3,
-        augment: Augmentation | None = None,
-        augment2: Augmentation | None = None,
-        **overrides,
-    ):
-        super().__init__()
-        hidden = overrides.pop("projection_hidden_size", None)  # the head's, where others have a projector's
-        r = choose(RECIPES, recipe, **overrides, **({"hidden": hidden} if hidden else {}))
+    recipes = RECIPES
+
+    def build(self, r: RelationalRecipe) -> Sequence[Policy]:
         if r.views < 2:
             raise ValueError(f"views is {r.views}; a pair needs at least 2 views of an image")
-        self.wrap(network, layer, image_size, r, (r.policy,) * r.views, channels, augment, augment2)
         self.projector = nn.Identity()
-        self.head = RelationHead(self.encoder.width, r.hidden)
+        self.head = RelationHead(self.encoder.width, r.hidden)  # r
+        return (r.policy,) * r.views
 
     def forward(self, views: Sequence[Tensor]) -> Objective:
+        count, own = len(views), len(views[0])
         features = self.encoder(torch.cat(list(views)))  # (K·B, D), all views in one pass
-        first, second, targets = relation_index(len(views), len(views[0]), features.device)
-        scores = self.head.score(features, first, second)  # (P,)
+        # Negatives come from the whole batch. Of several processes each takes the pairs that its own images
+        # come first in: of every B pairs in a row, those of its images.
+        rank, size = rank_and_size()
+        everyone = gathered(features.unflatten(0, (count, own)), dim=1).flatten(0, 1)  # (K·W·B, D)
+        index = relation_index(count, size * own, features.device)
+        mine = slice(rank * own, (rank + 1) * own)
+        first, second, targets = (part.view(-1, size * own)[:, mine].flatten() for part in index)
+        scores = self.head.score(everyone, first, second)  # (P,)
         with torch.autocast(features.device.type, enabled=False):
             scores = scores.float()
             if self.recipe.focal:

@@ -7,27 +7,15 @@ step to step: the batch is the dictionary.
 from collections.abc import Sequence
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from ssl_lessons.methods.base import Augmentation, Method, Objective, choose, embedding_std
+from ssl_lessons.methods.base import Method, Objective, embedding_std
 from ssl_lessons.methods.recipes import SIMCLR as RECIPES
 from ssl_lessons.methods.recipes import SimCLRRecipe
 from ssl_lessons.networks import mlp
-
-
-def gathered(z: Tensor) -> Tensor:
-    """The embeddings of all processes, (B, D) -> (W·B, D) in the order of their ranks; gradients flow back.
-
-    Each process takes the loss of its own rows. When their gradients are averaged, as
-    DistributedDataParallel does, the sum is that of one process with the whole batch.
-    """
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
-        return z
-    from torch.distributed.nn.functional import all_gather  # unlike dist.all_gather, it has a backward
-
-    return torch.cat(all_gather(z.contiguous()))
+from ssl_lessons.processes import gathered, rank_and_size
+from ssl_lessons.views import Policy
 
 
 def cosines(z1: Tensor, z2: Tensor) -> tuple[Tensor, Tensor]:
@@ -39,8 +27,7 @@ def cosines(z1: Tensor, z2: Tensor) -> tuple[Tensor, Tensor]:
     z1, z2 = (F.normalize(z.float(), dim=1) for z in (z1, z2))
     all1, all2 = gathered(z1), gathered(z2)
     similarity = torch.cat([z1, z2]) @ torch.cat([all1, all2]).T  # (2B, D), (2WB, D) -> (2B, 2WB)
-    first = dist.get_rank() * len(z1) if len(all1) > len(z1) else 0
-    own = first + torch.arange(len(z1), device=z1.device)  # where this process' rows stand among all
+    own = rank_and_size()[0] * len(z1) + torch.arange(len(z1), device=z1.device)  # our rows among all
     itself, other = torch.cat([own, own + len(all1)]), torch.cat([own + len(all1), own])
     return similarity.scatter(1, itself[:, None], -torch.inf), other
 
@@ -50,7 +37,7 @@ def nt_xent(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
 
     s is the cosine, j the other view of i's image, k every other view of the batch: 2B − 2 negatives. The
     same as a cross-entropy whose right answer is j, and computed so. With several processes the negatives
-    come from all of them (see `gathered`).
+    come from all of them, and each takes the loss of its own rows (see processes.py).
 
     Args:
         z1, z2: float (B, D), row i of each a view of image i; of any length. Gradients flow into both.
@@ -72,35 +59,13 @@ def _cross_entropy(similarity: Tensor, other: Tensor, temperature: float) -> Ten
 
 
 class SimCLR(Method):
-    """SimCLR around any network; v1 or v2 is the recipe's matter (the projector's depth).
+    """SimCLR around any network; v1 or v2 is the recipe's matter (the projector's depth). See `Method`."""
 
-    Args:
-        network: any `nn.Module` on (B, C, S, S); trained in place, see `networks.tap`.
-        layer: where the representation is read; None for a ResNet's `avgpool`.
-        image_size: the side S of the views, pixels. channels: 3, or 1 for grey images.
-        recipe: a name in `RECIPES` or a `SimCLRRecipe`; `overrides` replace its fields by name.
-        augment, augment2: augmentations of one's own for the first and second view, see `Method.augment`.
-    Raises:
-        ValueError: an unknown recipe, field or layer (the message lists the known ones).
-    """
+    recipes = RECIPES
 
-    def __init__(
-        self,
-        network: nn.Module,
-        layer: str | int | None = None,
-        image_size: int = 64,
-        recipe: str | SimCLRRecipe = "small_data",
-        *,
-        channels: int = 3,
-        augment: Augmentation | None = None,
-        augment2: Augmentation | None = None,
-        **overrides,
-    ):
-        super().__init__()
-        chosen = choose(RECIPES, recipe, **overrides)
-        self.wrap(network, layer, image_size, chosen, (chosen.policy,) * 2, channels, augment, augment2)
-        norm = chosen.head_norm
-        self.projector = mlp([self.encoder.width, *chosen.head], batch_norm=norm, last_batch_norm=norm)  # g
+    def build(self, r: SimCLRRecipe) -> Sequence[Policy]:
+        self.projector = mlp([self.encoder.width, *r.head], r.head_norm, r.head_norm)  # g
+        return r.policy, r.policy
 
     def embed(self, images: Tensor) -> Tensor:
         """Unit-length embeddings z (B, D) of float views (B, C, S, S), in float32."""

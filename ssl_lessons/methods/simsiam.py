@@ -8,12 +8,13 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from ssl_lessons.methods.base import Augmentation, Method, Objective, choose, embedding_std
+from ssl_lessons.methods.base import Method, Objective, embedding_std
 from ssl_lessons.methods.recipes import SIMSIAM as RECIPES
 from ssl_lessons.methods.recipes import SimSiamRecipe
 from ssl_lessons.networks import mlp
+from ssl_lessons.views import Policy
 
 
 def negative_cosine(prediction: Tensor, target: Tensor) -> Tensor:
@@ -28,40 +29,18 @@ def negative_cosine(prediction: Tensor, target: Tensor) -> Tensor:
 
 
 class SimSiam(Method):
-    """SimSiam around any network.
+    """SimSiam around any network. See `Method`."""
 
-    Args:
-        network: any `nn.Module` on (B, C, S, S); trained in place, see `networks.tap`.
-        layer: where the representation is read; None for a ResNet's `avgpool`.
-        image_size: the side S of the views, pixels. channels: 3, or 1 for grey images.
-        recipe: a name in `RECIPES` or a `SimSiamRecipe`; `overrides` replace its fields by name.
-        augment, augment2: augmentations of one's own for the first and second view, see `Method.augment`.
-    Raises:
-        ValueError: an unknown recipe, field or layer (the message lists the known ones).
-    """
-
+    recipes = RECIPES
     constant_lr = ("predictor",)  # section 4.2: it should always follow the latest representations
 
-    def __init__(
-        self,
-        network: nn.Module,
-        layer: str | int | None = None,
-        image_size: int = 64,
-        recipe: str | SimSiamRecipe = "small_data",
-        *,
-        channels: int = 3,
-        augment: Augmentation | None = None,
-        augment2: Augmentation | None = None,
-        **overrides,
-    ):
-        super().__init__()
-        chosen = choose(RECIPES, recipe, **overrides)
-        self.wrap(network, layer, image_size, chosen, (chosen.policy,) * 2, channels, augment, augment2)
-        widths = [self.encoder.width, *chosen.head]
+    def build(self, r: SimSiamRecipe) -> Sequence[Policy]:
+        widths = [self.encoder.width, *r.head]
         # the last BatchNorm has no scale and shift of its own (official code)
         self.projector = mlp(widths, batch_norm=True, last_batch_norm=True, last_affine=False)
         dim = widths[-1] or self.encoder.width
-        self.predictor = mlp([dim, chosen.predictor_hidden, dim], batch_norm=True)  # h
+        self.predictor = mlp([dim, r.predictor_hidden, dim], batch_norm=True)  # h
+        return r.policy, r.policy
 
     def forward(self, views: Sequence[Tensor]) -> Objective:
         # Two passes, not one: each view is normalised by its own batch statistics, as in the official code.

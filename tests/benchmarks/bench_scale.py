@@ -1,6 +1,6 @@
 """How time and memory grow with images, batch, view size, queue and K views: slopes, not points.
 
-    ssl-lessons bench scale [--series images batch] [--json FILE] [--figure FILE]
+    ssl-lessons bench scale [--series images batch] [--json FILE]
 
 Synthetic images (random bytes in a memory-mapped file), each point in a process of its own: `pretrain` warms
 up, then trains on. Memory is the most that the process held of its own above what it held before the images
@@ -19,8 +19,8 @@ import harness
 import numpy as np
 import torch
 
-from ssl_lessons import charts, networks
-from ssl_lessons.devices import pick_device, pick_precision, prepare
+from ssl_lessons import networks
+from ssl_lessons.devices import pick_device, pick_precision
 from ssl_lessons.images import ImageStore
 from ssl_lessons.methods.moco import MoCo
 from ssl_lessons.methods.relational import Relational
@@ -51,11 +51,7 @@ def synthetic(count: int, size: int, folder: str) -> ImageStore:
         for start in range(0, count, 2000):
             some = (min(2000, count - start), *shape[1:])
             file.write(generator.integers(0, 256, some, np.uint8).tobytes())
-    return reopen(path, count, size)
-
-
-def reopen(path: str | Path, count: int, size: int) -> ImageStore:
-    rows = torch.from_numpy(np.memmap(path, np.uint8, "c", shape=(count, size, 3, size)))
+    rows = torch.from_numpy(np.memmap(path, np.uint8, "c", shape=shape))
     return ImageStore(rows.transpose(1, 2), None, (), "synthetic", "train", f"{count}-{size}")
 
 
@@ -73,7 +69,6 @@ def build(spec: dict):
 
 def child(spec: dict) -> None:
     device = pick_device(spec["device"])
-    prepare(device)
     method = build(spec)
     images = spec.get("images") or spec["steps"] * spec["batch"]
     settings = {"batch_size": spec["batch"], "device": str(device), "progress": "none"}
@@ -117,16 +112,29 @@ def main(argv=None) -> int:
             series[what] = [min(one[what] for one in found) for found in points.values()]
         series["slopes"] = {what: slope(series["x"], series[what]) for what in ("seconds", "bytes")}
         report["series"].append(series)
-    rows = [("what grows", "from", "to", "time of", "first, s", "last, s", "slope", "memory, MiB", "slope")]
-    for one in report["series"]:
-        first, last = (f"{one['seconds'][i]:.3f}" for i in (0, -1))
-        memory = " to ".join(f"{one['bytes'][i] / 2**20:.0f}" for i in (0, -1))
-        slopes = [f"{one['slopes'][what]:.2f}" for what in ("seconds", "bytes")]
-        ends = (one["x"][0], one["x"][-1])
-        rows.append((one["label"], *ends, one["timed"], first, last, slopes[0], memory, slopes[1]))
-    title = f"{__doc__.splitlines()[0]} Smallest of {args.rounds} processes"
-    harness.publish(args, report, rows, title, lambda: charts.growth(report["series"]))
+    harness.publish(args, report, table(report))
     return 0
+
+
+def table(report: dict) -> str:
+    """How time and memory grow: first and last value, and the exponent between them."""
+    units = {"network": "{}", "size": "{} px", "batch": "batch {}"}
+    rows = []
+    for one in report["series"]:
+        ends = f"{one['x'][0]:,} → {one['x'][-1]:,}"
+        time = f"{one['timed']}: {one['seconds'][0]:.2f} → {one['seconds'][-1]:.2f}"
+        memory = f"{one['bytes'][0] / 2**20:,.0f} → {one['bytes'][-1] / 2**20:,.0f}"
+        slopes = one["slopes"]
+        fixed = [unit.format(one["fixed"][name]) for name, unit in units.items() if name != one["name"]]
+        exponents = (f"{slopes['seconds']:.2f}", f"{slopes['bytes']:.2f}")
+        rows.append((one["label"], ends, ", ".join(fixed), time, exponents[0], memory, exponents[1]))
+    heads = ("what grows", "from → to", "of", "seconds", "exponent", "memory added, MiB", "exponent")
+    s = report["settings"]
+    text = (
+        f"How a run grows, synthetic images, {s['precision']}, seed 0 (1 is linear, 0 flat); the smallest of "
+        f"{s['rounds']} processes. {harness.where(report)}"
+    )
+    return f"{text}\n\n{harness.table(heads, rows)}"
 
 
 if __name__ == "__main__":

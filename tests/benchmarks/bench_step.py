@@ -1,34 +1,38 @@
 """A training step of each method: ours beside the bare model, lightly and byol-pytorch, end to end.
 
-    ssl-lessons bench step [--methods SimCLR BYOL] [--size 64] [--rounds 2] [--json FILE] [--figure FILE]
+    ssl-lessons bench step [--methods SimCLR BYOL] [--size 64] [--rounds 2] [--json FILE]
 
 The same ResNet-18 with the same heads, batch and view size for all. Ours is `pretrain` itself, epoch by
 epoch (read, views, passes, optimiser, moving average). The bare model is the method's own networks, forward
 and backward on random numbers that lie on the device already, without views, loss, optimiser or moving
-average: it takes its turns between our epochs, once as PyTorch computes it and once with the kernels that
-`pretrain` trains with (`devices.passes`; on a GPU they are the same, and it takes one turn). lightly reads
-the JPEG files with its transforms in `--workers` loader processes (default: one a core); byol-pytorch gets
-tensors that are ready. A peer that is not installed, or a dataset without files, is left out with the reason.
+average: it takes its turns between our epochs. lightly reads the JPEG files with its transforms in
+`--workers` loader processes (default: one a core); byol-pytorch gets tensors that are ready. A peer that is
+not installed, or a dataset without files, is left out with the reason.
+
+The parts of a step are marked in a step that is written out here (`step_parts`) and read off PyTorch's
+profiler, which slows a step by a few per cent.
 """
 
 import json
 import sys
 import time
-from contextlib import nullcontext
+from contextlib import contextmanager
 from statistics import median
 
 import harness
 import peers
 import torch
 from torch import nn
+from torch.profiler import ProfilerActivity, profile, record_function
 
-from ssl_lessons import charts, networks, policies, profiling
-from ssl_lessons.devices import autocast, passes, pick_device, prepare
+from ssl_lessons import images, networks, policies
+from ssl_lessons.devices import pick_device
 from ssl_lessons.methods.byol import BYOL
 from ssl_lessons.methods.moco import MoCo
 from ssl_lessons.methods.relational import Relational
 from ssl_lessons.methods.simclr import SimCLR
 from ssl_lessons.methods.simsiam import SimSiam
+from ssl_lessons.optimisers import optimiser
 from ssl_lessons.training import pretrain
 
 # With lightly's heads, so that both compute the same; 64 images in four views are as many as 128 in two.
@@ -41,6 +45,8 @@ METHODS = {
     "relational reasoning": (Relational, {"views": 4}),
 }
 WARM_UP = 2  # steps
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PARTS = ("read", "views", "forward", "backward", "optimizer", "after_step")
 DOES = {"lightly": ("SimCLR", "MoCo v2", "BYOL", "SimSiam"), "byol-pytorch": ("BYOL",)}
 
 
@@ -98,36 +104,67 @@ def ours(spec: dict, device) -> dict:
     bare.to(device, memory_format=torch.channels_last).train()
     batch = spec["batch"]
     store = harness.store_for(spec["data"], spec["stored"], spec["steps"] * batch)
-    contexts = {"bare": lambda: autocast(device, spec["precision"])}
-    if device.type == "cpu":
-        contexts["bare, our kernels"] = lambda: passes(device, spec["precision"], bare)
-    seconds: dict[str, list] = {name: [] for name in contexts}
+    seconds: dict[str, list] = {"bare": []}
 
     def bare_turn(_encoder) -> dict:
-        for name, context in contexts.items():
-            seconds[name].append(bare_step(bare, batch, context, device, spec["steps"]))
+        context = context_of(device, spec["precision"])
+        seconds["bare"].append(bare_step(bare, batch, context, device, spec["steps"]))
         return {}
 
     settings = {"device": str(device), "precision": spec["precision"], "progress": "none"}
     settings |= {"epochs": 1 + spec["turns"], "batch_size": batch, "stop_on_collapse": False}
     record = pretrain(method, store, monitor=bare_turn, **settings)
     seconds["ours"] = [row["seconds"] / spec["steps"] for row in record["history"]]
-    found = {name: each[1:] for name, each in seconds.items()}  # the first turn of both is the warm-up
-    if spec["profile"]:
-        profiled = {
-            "steps": min(3, spec["steps"]),
-            "batch_size": batch,
-            "device": str(device),
-            "precision": spec["precision"],
-        }
-        found["profile"] = profiling.step_profile(method, store, **profiled)
-    return found
+    result = {name: turns[1:] for name, turns in seconds.items()}  # the first turn of both is the warm-up
+    result["parts"] = step_parts(method, store, batch, device, spec["precision"])
+    return result
+
+
+def step_parts(method, store, batch: int, device, precision: str) -> dict[str, float]:
+    """Milliseconds of each of `PARTS` in a step, the mean of up to three.
+
+    On a GPU each part waits for its kernels: the shares are true, and the step as a whole is slower.
+    """
+    optimizer = optimiser(method)
+    generator = torch.Generator().manual_seed(0)
+    context = context_of(device, precision)
+
+    @contextmanager
+    def part(name: str):
+        with record_function(f"step: {name}"):
+            yield
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+
+    def step(rows):
+        with part("read"):
+            batch_of_images = store.batch(rows, device)
+        with part("views"):
+            views = method.augment(batch_of_images, generator)
+        with part("forward"), context():
+            loss, _ = method(views)
+        with part("backward"):
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+        with part("optimizer"):
+            optimizer.step()
+        with part("after_step"):
+            method.after_step(0.5)
+
+    method.train()
+    batches = torch.arange(len(store)).split(batch)[:3]
+    for rows in batches:  # warm-up
+        step(rows)
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        for rows in batches:
+            step(rows)
+    totals = {event.key: event.cpu_time_total for event in profiler.key_averages()}  # microseconds
+    return {name: totals[f"step: {name}"] / 1e3 / len(batches) for name in PARTS}
 
 
 def lightly(spec: dict, device) -> dict:
-    from ssl_lessons import storage
 
-    folder = storage.find(f"{spec['data']}2-160")
+    folder = images.find(f"{spec['data']}2-160")
     if folder is None:
         return {"skipped": f"no files of {spec['data']}"}
     network = networks.tap(networks.build(spec["network"], spec["size"], "imagenet"), None, spec["size"])
@@ -138,18 +175,18 @@ def lightly(spec: dict, device) -> dict:
 
 
 def byol_pytorch(spec: dict, device) -> dict:
-    images = harness.store_for(spec["data"], spec["size"], spec["batch"]).images.contiguous().float() / 255
+    pixels = harness.store_for(spec["data"], spec["size"], spec["batch"]).images.contiguous().float() / 255
     network = networks.build(spec["network"], spec["size"], "imagenet")
     steps, context = spec["steps"] * spec["turns"], context_of(device, spec["precision"])
     seconds = peers.byol_pytorch_steps(
-        network, "avgpool", spec["size"], images.to(device), device, context, steps, WARM_UP
+        network, "avgpool", spec["size"], pixels.to(device), device, context, steps, WARM_UP
     )
     return {"byol-pytorch": seconds}
 
 
 def context_of(device, precision):
-    """As `autocast`, but a new one each time: the peers enter it step by step."""
-    return lambda: autocast(device, precision) if precision != "fp32" else nullcontext()
+    """What makes an autocast context; a new one each time, since it is entered step by step."""
+    return lambda: torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32")
 
 
 CHILDREN = {"ours": ours, "lightly": lightly, "byol-pytorch": byol_pytorch}
@@ -157,8 +194,6 @@ CHILDREN = {"ours": ours, "lightly": lightly, "byol-pytorch": byol_pytorch}
 
 def child(spec: dict) -> None:
     device = pick_device(spec["device"])
-    if spec["who"] == "ours":
-        prepare(device)
     try:
         found = CHILDREN[spec["who"]](spec, device)
     except ModuleNotFoundError as error:
@@ -183,67 +218,70 @@ def main(argv=None) -> int:
     settings = {name: getattr(args, name) for name in shared}
     report = {"machine": harness.machine(args.device), "settings": {**settings, "batch": args.batch}}
     report["settings"]["rounds"] = args.rounds
-    report |= {"rows": [], "profiles": {}, "skipped": {}}
+    report |= {"rows": [], "parts": {}, "skipped": {}}
     for method in args.methods:
         batch = args.batch // 2 if method == "relational reasoning" else args.batch
         seconds: dict[str, dict[str, list]] = {precision: {} for precision in args.precisions}
-        for turn in range(args.rounds):
+        for _ in range(args.rounds):
             for precision in args.precisions:
                 for who in ("ours", *args.peers):
                     if method not in DOES.get(who, METHODS) or who in report["skipped"]:
                         continue
                     spec = {**settings, "method": method, "precision": precision, "batch": batch, "who": who}
-                    found = harness.in_process(__file__, {**spec, "profile": turn + 1 == args.rounds})
+                    found = harness.in_process(__file__, spec)
                     if "skipped" in found:
                         report["skipped"][who] = found["skipped"]
                         continue
-                    if profile := found.pop("profile", None):
-                        report["profiles"][f"{method}, {precision}"] = profile
+                    if "parts" in found:
+                        report["parts"][f"{method}, {precision}"] = found.pop("parts")
                     for name, each in found.items():
                         seconds[precision].setdefault(name, []).extend(each)
                     print(f"# {method} {precision} {who}: {each}", file=sys.stderr, flush=True)
         for precision, each in seconds.items():
-            names = [name for name in ("ours", "bare", "bare, our kernels", *args.peers) if name in each]
+            names = [name for name in ("ours", "bare", *args.peers) if name in each]
             rates = {name: harness.rate(each[name], batch) for name in names}
             # ours and the bare model ran in turns: the ratio of each turn, then the median
-            over = {
-                name: median(a / b for a, b in zip(each["ours"], each[name], strict=True)) - 1
-                for name in names
-                if name.startswith("bare")
-            }
+            over = {"bare": median(a / b for a, b in zip(each["ours"], each["bare"], strict=True)) - 1}
             row = {"method": method, "precision": precision, "batch": batch, "images_per_second": rates}
             report["rows"].append({**row, "over": over, "seconds": each})
-    harness.publish(args, report, lines(report), __doc__.splitlines()[0], lambda: figure(report))
+    harness.publish(args, report, table(report))
     return 0
 
 
-def lines(report: dict) -> list:
-    heads = ("ours", "bare", "bare, our kernels", "lightly", "byol-pytorch")
-    rows = [("images a second", "", *heads, "over", "over", "x lightly", "x lightly fp32", "x byol-pytorch")]
-    plain = {r["method"]: r["images_per_second"] for r in report["rows"] if r["precision"] == "fp32"}
+def table(report: dict) -> str:
+    """Images a second beside the bare model and the peers; below it, the parts of a step."""
+    s = report["settings"]
+    turns = s["rounds"] * s["turns"]
+    text = (
+        f"Source images a second, {s['data']}, {s['network']}, views of {s['size']} px, batch {s['batch']} "
+        f"{harness.HALF}, seed 0, medians of {turns} turns (the peers': of {turns * s['steps']} steps); "
+        f"lightly with {s['workers']} loader processes on its JPEG files, byol-pytorch on ready tensors. "
+        "*Over bare*: how much longer our step takes than the bare model, the median of paired turns. "
+        f"{harness.where(report, 'torchvision', 'lightly', 'byol-pytorch')}"
+    )
+    heads = ("method", "precision", "ours", "bare model", "over bare", "lightly", "ours / lightly")
+    heads += ("byol-pytorch", "ours / byol-pytorch")
+    rows = []
     for row in report["rows"]:
         rates = row["images_per_second"]
-        base = plain.get(row["method"], {}).get("lightly")
-        times = [rates["ours"] / other if other else None for other in (rates.get("lightly"), base)]
-        times.append(rates["ours"] / rates["byol-pytorch"] if "byol-pytorch" in rates else None)
-        shown = [f"{rates[name]:.1f}" if name in rates else "–" for name in heads]
-        over = [row["over"].get(name) for name in ("bare", "bare, our kernels")]
-        shown += [f"{part:+.1%}" if part is not None else "–" for part in over]
-        shown += [f"{time:.2f}" if time else "–" for time in times]
-        rows.append((row["method"], row["precision"], *shown))
-    return rows + [(f"{who} was left out: {why}",) + ("",) * 11 for who, why in report["skipped"].items()]
-
-
-def figure(report: dict):
-    groups = {}
-    for row in report["rows"]:
-        rates = row["images_per_second"]
-        named = {"ours": "ours", "bare": "bare model", "bare, our kernels": "bare model, our kernels"}
-        named |= {peer: peer for peer in DOES}
-        groups[f"{row['method']}\n{row['precision']}".replace("relational ", "relational\n")] = {
-            title: rates.get(name) for name, title in named.items() if name in rates
-        }
-    return charts.grouped(groups, "source images a second")
+        cells = [f"{rates['ours']:.0f}", f"{rates['bare']:.0f}", f"{row['over']['bare']:+.1%}"]
+        for peer in DOES:
+            if peer in rates:
+                cells += [f"{rates[peer]:.0f}", f"{rates['ours'] / rates[peer]:.2f}"]
+            else:
+                cells += ["–", "–"]
+        rows.append((row["method"], row["precision"], *cells))
+    parts = []
+    for name, milliseconds in report["parts"].items():
+        whole = sum(milliseconds.values())
+        shares = [f"{milliseconds[part] / whole:.1%}" for part in PARTS]
+        parts.append((name, f"{whole:.0f}", *shares))
+    paragraphs = [text, harness.table(heads, rows)]
+    if report["skipped"]:
+        paragraphs.append("Left out: " + "; ".join(f"{who}: {why}" for who, why in report["skipped"].items()))
+    paragraphs.append("The same step by part, under PyTorch's profiler.")
+    paragraphs.append(harness.table(("method, precision", "ms", *PARTS), parts))
+    return "\n\n".join(paragraphs)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Views a second: ours beside torchvision v2, lightly and Kornia, on the same images and MoCo v2's policy.
 
-    ssl-lessons bench views [--sizes 64 128] [--repeats 5] [--json FILE] [--figure FILE] [--data NAME]
+    ssl-lessons bench views [--sizes 64 128] [--repeats 5] [--json FILE] [--data NAME]
 
 Everyone starts from decoded images in memory and ends with normalised float32 views; all cores are used by
 all: torchvision and lightly in a pool of one process a core (each image transformed where it already lies,
@@ -18,8 +18,6 @@ from statistics import median
 
 import harness
 import torch
-
-from ssl_lessons import charts
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _worker = {}  # filled in each process of a pool
@@ -174,27 +172,21 @@ def main(argv=None) -> int:
     for size in args.sizes:
         images, source = images_for(args.data, args.count, size)
         report["sizes"][str(size)] = {"data": source, "results": measure(images, size, args.repeats, cores)}
-    rows = [("", "views a second", "ours is")]
-    for size, one in report["sizes"].items():
-        rows.append((f"{size} px", one["data"], ""))
-        best = one["results"]["ours"]["views_per_second"]
-        for name, result in one["results"].items():
-            if "skipped" in result:
-                rows.append((name, "skipped", result["skipped"]))
-            else:
-                rate = result["views_per_second"]
-                rows.append((name, f"{rate:.0f}", "" if name == "ours" else f"{best / rate:.2f} x"))
-    title = f"views a second, MoCo v2's policy, {cores} cores, median of {args.repeats} runs"
-    harness.publish(args, report, rows, title, lambda: figure(report))
+    harness.publish(args, report, table(report))
     return 0
 
 
-def figure(report: dict):
-    groups = {
-        f"{size} px": {name: one.get("views_per_second") for name, one in found["results"].items()}
-        for size, found in report["sizes"].items()
-    }
-    return charts.grouped(groups, "views a second")
+def table(report: dict) -> str:
+    names = list(next(iter(report["sizes"].values()))["results"])
+    rows = []
+    for size, one in report["sizes"].items():
+        rates = [one["results"][name].get("views_per_second") for name in names]
+        rows.append((f"{size} px", *(f"{rate:,.0f}" if rate else "–" for rate in rates), one["data"]))
+    text = (
+        f"Views a second, MoCo v2's policy, seed 0, all {report['machine']['cores']} cores, medians of "
+        f"the runs. {harness.where(report, 'torchvision', 'lightly', 'kornia')}"
+    )
+    return f"{text}\n\n{harness.table(('', *names, 'images'), rows)}"
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""What the benchmarks share: options, the machine, measurements in a fresh process, table, JSON, figure.
+"""What the benchmarks share: options, the machine, measurements in a fresh process, a table, JSON.
 
 Measurements run in processes of their own, so that no peer's threads, workers or freed memory stay for the
 next (of `bench views`, the peers' pools); contenders take turns, and a figure is the median of its turns, if
-the benchmark does not say otherwise. Nothing here asserts on seconds.
+the benchmark does not say otherwise. Nothing here asserts on seconds. What is written to
+`data/results/bench-NAME.json` also goes into the tables of `data/results/README.md` (`report.py`).
 """
 
 import argparse
@@ -17,21 +18,27 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
 
-from ssl_lessons.cli import table
-
+RESULTS = Path(__file__).resolve().parents[2] / "data" / "results"
 PEERS = ("torch", "torchvision", "lightly", "byol-pytorch", "kornia")
+HALF = "(relational reasoning: half of it, four views each)"  # what its batch is, in the captions
+
+
+# ---- Options and the machine -------------------------------------------------------------------------------
 
 
 def options(text: str, **defaults) -> argparse.ArgumentParser:
     """A parser with what all benchmarks take; `defaults` are numbers or words of this one, by name."""
     parser = argparse.ArgumentParser(description=text)
     for name, value in defaults.items():
-        kind = {"nargs": "+", "type": type(value[0])} if isinstance(value, list) else {"type": type(value)}
-        shown = " ".join(map(str, value)) if isinstance(value, list) else value
-        parser.add_argument(f"--{name}", default=value, help=f"default: {shown}", **kind)
+        if isinstance(value, list):
+            shown = " ".join(map(str, value))
+            parser.add_argument(
+                f"--{name}", default=value, nargs="+", type=type(value[0]), help=f"default: {shown}"
+            )
+        else:
+            parser.add_argument(f"--{name}", default=value, type=type(value), help=f"default: {value}")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:0")
     parser.add_argument("--json", metavar="FILE", help="also write the figures here")
-    parser.add_argument("--figure", metavar="FILE", help="also draw them, PNG, SVG or PDF")
     parser.add_argument("--child", help=argparse.SUPPRESS)  # what one process measures, as JSON
     return parser
 
@@ -51,12 +58,11 @@ def machine(device: str = "auto") -> dict:
             versions[name] = version(name)
         except PackageNotFoundError:
             versions[name] = None
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     return {
         "device": device_name(pick_device(device)),
         "cores": cores(),
         "versions": versions,
-        "load_before": load,
+        "load_before": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "date": time.strftime("%Y-%m-%d"),
     }
 
@@ -75,6 +81,9 @@ def store_for(data: str, size: int, count: int | None = None):
     if count is None or count >= len(store):
         return store
     return store.subset([i * len(store) // count for i in range(count)])
+
+
+# ---- Measuring ---------------------------------------------------------------------------------------------
 
 
 def in_process(script: str, spec: dict) -> dict:
@@ -124,14 +133,36 @@ def rate(seconds: list[float], batch: int) -> float:
     return batch / median(seconds)
 
 
-def publish(args, report: dict, rows: list, title: str, draw) -> None:
-    """Print the table, and write JSON and figure where they are asked for."""
-    load = report["machine"]["load_before"]
-    print(f"{title}\n{report['machine']['device']}" + (f"; load average {load:.1f}" if load else ""))
-    print(table(rows))
-    if args.json:
-        Path(args.json).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-        print(f"written: {args.json}")
-    if args.figure:
-        draw().savefig(args.figure)
-        print(f"drawn: {args.figure}")
+# ---- Printing ----------------------------------------------------------------------------------------------
+
+
+def table(heads, rows) -> str:
+    """A Markdown table; the first column is words, the others are numbers."""
+    lines = ["|" + "|".join(f" {cell} " for cell in row) + "|" for row in (heads, *rows)]
+    return "\n".join([lines[0], "|---|" + "--:|" * (len(heads) - 1), *lines[1:]])
+
+
+def where(report: dict, *packages: str) -> str:
+    """Device, date, load and versions of a report; and what has changed since, where its file says so."""
+    found = report["machine"]
+    versions = [
+        f"{name} {found['versions'][name]}" for name in ("torch", *packages) if found["versions"][name]
+    ]
+    load = found.get("load_before")
+    busy = "" if load is None else f", load average before {load:.1f}"
+    note = f" {report['note']}" if "note" in report else ""
+    return f"{found['device']}, {found['date']}{busy}; {', '.join(versions)}.{note}"
+
+
+def publish(args, report: dict, text: str) -> None:
+    """Print a benchmark's table, and write its JSON where it is asked for."""
+    print(text)
+    if not args.json:
+        return
+    target = Path(args.json).resolve()
+    target.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    print(f"written: {args.json}")
+    if target.parent == RESULTS:
+        import report as page  # here: it imports the benchmarks, which import this file
+
+        page.fill()

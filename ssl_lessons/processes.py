@@ -1,0 +1,168 @@
+"""Several processes as one: W processes with B images each compute what one computes with W·B images.
+
+Each takes the loss of its own images, in rank order a contiguous part of the batch; where an image meets
+others (negatives, batch statistics) they come from all processes, with gradients. The mean of the processes'
+gradients is then that of one process with the whole batch.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from torch import Tensor, nn
+
+
+def rank_and_size() -> tuple[int, int]:
+    """This process' number among all, from 0, and how many there are; (0, 1) for a process alone."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, z: Tensor, dim: int) -> Tensor:
+        ctx.dim, z = dim, z.contiguous()
+        parts = [torch.empty_like(z) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, z)
+        return torch.cat(parts, dim)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        gradient = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(gradient)  # every process has used every part
+        return gradient.chunk(dist.get_world_size(), ctx.dim)[dist.get_rank()], None
+
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        x = x.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(x)
+        return x
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        return _Sum.apply(gradient)  # every process has used the sum
+
+
+def gathered(z: Tensor, dim: int = 0) -> Tensor:
+    """The tensors of all processes, of one shape, joined along `dim` in rank order; gradients flow back to
+    the process that each part came from, summed over all that used it. Alone: z itself."""
+    return z if rank_and_size()[1] == 1 else _Gather.apply(z, dim)
+
+
+@contextmanager
+def accelerated(device: torch.device, precision: str) -> Iterator[Accelerator]:
+    """An `Accelerator` for one run. Accelerate keeps one state for the whole process; here each run has its
+    own, and what was there before (an outer run's, a user's) is put back."""
+    states = (AcceleratorState, PartialState, GradientState)
+    before = [dict(state._shared_state) for state in states]
+    for state in states:
+        state._shared_state.clear()
+    try:
+        mixed = "no" if precision == "fp32" else precision
+        yield Accelerator(cpu=device.type == "cpu", mixed_precision=mixed)
+    finally:
+        for state, content in zip(states, before, strict=True):
+            state._shared_state.clear()
+            state._shared_state.update(content)
+
+
+def from_first(value):
+    """The first process' value, on all of them: anything that can be pickled."""
+    shared = [value]
+    if rank_and_size()[1] > 1:
+        dist.broadcast_object_list(shared, 0)
+    return shared[0]
+
+
+def mean_of_all(numbers: dict[str, float]) -> dict[str, float]:
+    """Each number's mean over the processes, which all have the same names; on all of them."""
+    size = rank_and_size()[1]
+    if size == 1:
+        return numbers
+    everyone: list[dict] = [{}] * size
+    dist.all_gather_object(everyone, numbers)
+    return {name: sum(other[name] for other in everyone) / size for name in numbers}
+
+
+def share_weights(module: nn.Module) -> None:
+    """Give every process the first one's parameters and buffers, whatever seed each was built with."""
+    if rank_and_size()[1] == 1:
+        return
+    for tensor in module.state_dict().values():
+        first = tensor.contiguous()  # channels-last weights cannot be sent as they lie
+        dist.broadcast(first, 0)
+        tensor.copy_(first)
+
+
+def average_gradients(module: nn.Module) -> None:
+    """Replace each gradient by its mean over the processes, all in one message.
+
+    DistributedDataParallel does this during the backward pass, but expects one forward pass of one wrapped
+    module for each; our methods call encoder and heads one by one and several times.
+    """
+    size = rank_and_size()[1]
+    if size == 1:
+        return
+    gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
+    flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+    dist.all_reduce(flat)
+    means = (flat / size).split([gradient.numel() for gradient in gradients])
+    for gradient, mean in zip(gradients, means, strict=True):
+        gradient.copy_(mean.view(gradient.shape))
+
+
+class JointBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """BatchNorm whose statistics are those of all processes' images, with gradients, on any device.
+    (`nn.SyncBatchNorm` is the same for GPUs, and refuses a CPU.)"""
+
+    def _check_input_dim(self, x: Tensor) -> None:
+        pass  # (B, C) or (B, C, H, W)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x)
+        dims, shape = (0, *range(2, x.dim())), (1, -1, *[1] * (x.dim() - 2))
+        with torch.autocast(x.device.type, enabled=False):
+            values = x.to(torch.promote_types(x.dtype, torch.float32))
+            count = values.numel() // values.shape[1] * rank_and_size()[1]
+            mean = _Sum.apply(values.sum(dims)) / count  # (C,)
+            centred = values - mean.view(shape)
+            variance = _Sum.apply(centred.square().sum(dims)) / count  # (C,)
+            normal = centred * (variance + self.eps).rsqrt().view(shape)
+            if self.affine:
+                normal = normal * self.weight.view(shape) + self.bias.view(shape)
+        if self.track_running_stats:
+            with torch.no_grad():
+                self.num_batches_tracked += 1
+                # momentum None: the plain average over all passes, as in BatchNorm
+                moved = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+                self.running_mean.lerp_(mean, moved)
+                self.running_var.lerp_(variance * (count / (count - 1)), moved)
+        return normal.to(x.dtype)
+
+
+@contextmanager
+def joint_batchnorm(module: nn.Module, device: torch.device) -> Iterator[None]:
+    """Within it every BatchNorm of `module` takes its statistics from all processes; names and tensors stay.
+
+    Split BatchNorm is left alone: its parts are small on purpose, and each process has its own.
+    """
+    layers = []
+    if rank_and_size()[1] > 1:
+        layers = [m for m in module.modules() if type(m) in (nn.BatchNorm1d, nn.BatchNorm2d)]
+    kinds = [type(layer) for layer in layers]
+    for layer in layers:
+        layer.__class__ = nn.SyncBatchNorm if device.type == "cuda" else JointBatchNorm
+        layer.process_group = None  # SyncBatchNorm's: all processes
+    try:
+        yield
+    finally:
+        for layer, kind in zip(layers, kinds, strict=True):
+            layer.__class__ = kind
+            del layer.process_group

@@ -1,0 +1,99 @@
+"""Several processes compute what one does: real processes on a CPU, 1 = 2 = 4."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from in_processes import METHODS, NORMS
+from tiny import HERE, losses
+
+from ssl_lessons.records import Run
+
+ENV = {**os.environ, "PYTHONPATH": f"{HERE}:{HERE.parent}", "OMP_NUM_THREADS": "1"}
+RUNS = [(f"{kind.__name__}-{norm}", size) for kind in METHODS for norm in NORMS for size in NORMS[norm][1:]]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """What in_processes.py leaves."""
+    folder = tmp_path_factory.mktemp("processes")
+    command = [sys.executable, str(HERE / "in_processes.py"), str(folder)]
+    done = subprocess.run(command, env=ENV, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return folder
+
+
+def ends(folder, run: str, size: str, count: int) -> list[dict]:
+    return [torch.load(folder / f"{run}-{size}-{rank}.pt", weights_only=True) for rank in range(count)]
+
+
+def difference(one: dict, other: dict) -> dict[str, float]:
+    """The largest differences of two ends: of the epoch's loss, of the steps' gradients as a share of their
+    largest value, of weights and buffers after."""
+    loss = max(abs(a - b) for a, b in zip(one["losses"], other["losses"], strict=True))
+    gradient = 0.0
+    for a, b in zip(one["gradients"], other["gradients"], strict=True):
+        assert a.keys() == b.keys()
+        largest = max(value.abs().max() for value in a.values())
+        gradient = max(gradient, *(float((a[n] - b[n]).abs().max() / largest) for n in a))
+    floats = [n for n, value in one["state"].items() if value.is_floating_point()]
+    state = max(float((one["state"][n] - other["state"][n]).abs().max()) for n in floats)
+    return {"loss": loss, "gradient": gradient, "state": state}
+
+
+def test_one_two_and_four_processes_are_the_same(folder):
+    """Losses, gradients and all that is kept, BatchNorm's statistics and MoCo's queue among it."""
+    differences = {}
+    print(f"\n{'method, normalisation':<24}{'W':>2}{'loss':>10}{'gradient':>10}{'state':>10}")
+    for run, size in RUNS:
+        (alone,), each = ends(folder, run, "1", 1), ends(folder, run, str(size), size)
+        found = difference(alone, each[0])
+        print(f"{run:<24}{size:>2}" + "".join(f"{value:>10.1e}" for value in found.values()))
+        differences[run, size] = max(found.values())
+        for other in each[1:]:  # identical on every rank, the queue among it
+            assert other["losses"] == each[0]["losses"]
+            for name, value in each[0]["state"].items():
+                assert "running" in name or torch.equal(value, other["state"][name]), name
+    assert max(differences.values()) < 1e-5, differences
+
+
+def test_no_image_is_lost_or_doubled(folder):
+    for run, size in RUNS:
+        (alone,) = ends(folder, run, "1", 1)
+        assert len(alone["rows"]) == 3 and len(set(sum(alone["rows"], []))) == 24
+        parts = [end["rows"] for end in ends(folder, run, str(size), size)]
+        together = [sum(step, []) for step in zip(*parts, strict=True)]
+        assert together == alone["rows"] and {len(rows) for rows in parts[-1]} == {8 // size}
+
+
+ALL = ("SimCLR", "MoCo", "Relational", "BYOL", "SimSiam")
+FAULTS = {
+    "gathered without gradients": ("SimCLR", "Relational"),
+    "own negatives": ("SimCLR", "Relational"),
+    "own draws": ALL,
+    "gradients not averaged": ALL,
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_is_easily_forgotten_shows(folder, fault):
+    for method in FAULTS[fault]:
+        (alone,) = ends(folder, f"{method}-group", "1", 1)
+        found = difference(alone, ends(folder, f"{method}-group", fault, 2)[0])
+        assert found["gradient"] > 1e-3, (method, found)
+
+
+def test_a_killed_process_ends_the_job_and_others_go_on(folder):
+    """Two processes, one killed in its second epoch; then four, the first killed; then one: to the end."""
+    two, four, one = json.loads((folder / "resume.json").read_text())
+    assert "SIGKILL" in two["error"] and "SIGKILL" in four["error"] and one["error"] is None
+    assert two["seconds"] < 30 and four["seconds"] < 30
+    assert (two["epochs"], four["epochs"], one["epochs"]) == (1, 2, 4)
+    found, expected = (Run.open(folder / name) for name in ("run", "undisturbed"))
+    assert losses(found.record) == pytest.approx(losses(expected.record), abs=1e-5)
+    ours, theirs = (run.load_resume()["method"] for run in (found, expected))
+    for name, value in theirs.items():
+        torch.testing.assert_close(ours[name], value, atol=1e-5, rtol=1e-5)
