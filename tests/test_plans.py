@@ -157,3 +157,14 @@ def test_the_committed_grids_can_be_read():
     assert {file.stem for file in files} >= {"methods_on_shapes"}
     for file in files:
         assert len(grid.read(file)) >= 10
+
+
+def test_a_grid_sweeps_any_parameter_of_a_row(tmp_path):
+    file = tmp_path / "sweep.yaml"
+    row = Path(__file__).parent.parent / "notebooks" / "grids" / "row.ipynb"
+    axes = "{temperature: [0.1, 0.5], lr: [1e-3], network: [conv4, timm/resnet18], view: [32], seed: 0-1}"
+    file.write_text(f"notebook: {row}\nprofile: smoke\ngrid: {axes}")
+    plan = grid.read(file)
+    assert len(plan) == 8 and len({one.fingerprint for one in plan}) == 8
+    swept = {"temperature": 0.5, "lr": 0.001, "network": "timm/resnet18", "view": 32, "seed": 1}
+    assert plan[-1].parameters == {"profile": "smoke", **swept}
