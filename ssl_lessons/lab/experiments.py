@@ -72,8 +72,9 @@ def trained(
 ) -> Run:
     """One method trained under a lesson's settings, or read from disk where that has been done.
 
-    The settings are `network`, `view`, `stem`, `recipe`, `epochs`, `batch_size` (None: the recipe's), `seed`
-    and `precision`; `evaluate.load_encoder` gives the encoder of what is returned.
+    The settings are `network`, `view`, `stem`, `recipe`, `epochs`, `batch_size` (None: the recipe's), `seed`,
+    `precision` and, in place of the recipe's, `lr` and `temperature`; `evaluate.load_encoder` gives the
+    encoder of what is returned.
 
     Args:
         method: one of `METHODS`, "supervised" (`lab.supervised_epochs` passes over one view of each image,
@@ -89,7 +90,9 @@ def trained(
     plain = networks.build(built, lab.view, lab.stem)
     epochs, batch_size, learner = lab.epochs, lab.batch_size, None
     if method in METHODS:
-        learner = METHODS[method](plain, image_size=lab.view, recipe=lab.recipe)
+        own = {name: getattr(lab, name, None) for name in ("lr", "temperature")}  # of a grid that sweeps them
+        own = {name: value for name, value in own.items() if value is not None}
+        learner = METHODS[method](plain, image_size=lab.view, recipe=lab.recipe, **own)
     elif method == "supervised":
         epochs = lab.supervised_epochs
         learner = evaluate.Supervised(plain, len(store.classes), lab.view, batch_size=128)

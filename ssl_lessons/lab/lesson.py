@@ -1,6 +1,5 @@
 """What a notebook's own cells call: one set-up, checks that explain themselves, where numbers came from."""
 
-import ast
 import hashlib
 import json
 import os
@@ -17,14 +16,14 @@ from ssl_lessons.devices import pick_device, pick_precision
 from ssl_lessons.lab.experiments import add_judgement, runs_folder
 from ssl_lessons.methods.base import Recipe
 from ssl_lessons.networks import NETWORKS
+from ssl_lessons.parameters import Parameter, Unknown, assigned, fit
 from ssl_lessons.records import RecordError, Run, device_name, results_folder
 
 PROFILES = ("smoke", "class", "full")
 METHODS = {"02": "SimCLR", "03": "MoCo v2", "04": "relational reasoning", "05": "BYOL", "06": "SimSiam"}
 
 
-class LessonError(ValueError):
-    """A lesson was asked for something that it does not have; the message lists what it has."""
+LessonError = Unknown  # a lesson was asked for something that it does not have; the message lists what it has
 
 
 def pick_profile(profile: str = "auto") -> str:
@@ -75,7 +74,7 @@ def setup(
     Raises:
         LessonError: an unknown profile, dataset, network or parameter, or a value of the wrong kind.
     """
-    _refuse_unknown({"profile", "run_dir", *parameters})
+    declared = _declared({"profile", "run_dir", *parameters})
     settings = settings or profiles(lesson)
     profile, device = pick_profile(profile), pick_device()
     dataset = parameters.get("dataset") or settings[profile].get("dataset", "shapes")
@@ -85,8 +84,9 @@ def setup(
     for name, value in parameters.items():
         if value is None or value == "":
             values.setdefault(name, dataset if name == "dataset" else None)
-        else:
-            values[name] = _right_kind(name, value, 0 if name == "seed" else values.get(name))
+            continue
+        like = 0 if name == "seed" else values.get(name)  # outside a notebook: the setting that it replaces
+        values[name] = fit(name, value, declared.get(name) or Parameter(type(like).__name__, like))
     values.setdefault("dataset", dataset)
     if dataset not in images.CATALOGUE and not Path(dataset).expanduser().is_dir():
         known = ", ".join(images.CATALOGUE)
@@ -118,45 +118,30 @@ def setup(
     return SimpleNamespace(**values, run_dir=folder, started=time.time(), earlier=earlier, trials={})
 
 
-def _right_kind(name: str, value, like):
-    """`value` if it is of the kind of the setting that it replaces, else LessonError."""
-    if isinstance(like, bool) and not isinstance(value, bool):
-        raise LessonError(f"parameter {name} is {value!r}; it must be True or False")
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    if (
-        isinstance(like, int)
-        and not isinstance(like, bool)
-        and not (whole and (value >= 1 or name == "seed"))
-    ):
-        above = "" if name == "seed" else " above 0"
-        raise LessonError(f"parameter {name} is {value!r}; it must be a whole number{above}")
-    if isinstance(like, float) and not (whole or isinstance(value, float)):
-        raise LessonError(f"parameter {name} is {value!r}; it must be a number")
-    return value
+def _declared(known: set[str]) -> dict[str, Parameter]:
+    """What this notebook's own cell of parameters declares; none outside a notebook.
 
-
-def _refuse_unknown(known: set[str]) -> None:
-    """Stop at a parameter that the lesson does not have: papermill only warns, and goes on without it.
-
+    Stops at a parameter that the lesson does not have: papermill only warns, and goes on without it.
     Parameters are what two cells assign: the notebook's own, known by `profile`, and papermill's after it.
     """
     try:
         from IPython import get_ipython
     except ImportError:
-        return
-    shell = get_ipython()
+        return {}
+    declared, shell = {}, get_ipython()
     for source in shell.user_ns.get("In", []) if shell else []:
         try:
-            body = ast.parse(source).body
+            found = assigned(source)
         except SyntaxError:
             continue
-        targets = [t for line in body for t in getattr(line, "targets", [getattr(line, "target", None)])]
-        names = [target.id for target in targets if isinstance(target, ast.Name)]
-        if "profile" in names or source.startswith("# Parameters"):
-            for name in names:
+        if "profile" in found:
+            declared = found
+        if "profile" in found or source.startswith("# Parameters"):
+            for name in found:
                 if name not in known:
                     listed = ", ".join(sorted(known))
                     raise LessonError(f"parameter {name!r} is not known; this lesson has: {listed}")
+    return declared
 
 
 def show_recipe(recipe: Recipe, *own: str) -> None:
