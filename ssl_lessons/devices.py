@@ -2,8 +2,7 @@
 
 import ctypes
 import sys
-from contextlib import nullcontext
-from functools import cache
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import torch
@@ -33,9 +32,10 @@ def pick_device(name: str = "auto") -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise TrainingError(f"device {name!r} is not known; choose auto, cpu, cuda, cuda:0 or mps") from None
-    if device.type == "cuda" and (device.index or 0) >= (seen := torch.cuda.device_count()):
+    count = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= count:
         raise TrainingError(
-            f"device {name!r} is a GPU, and PyTorch sees {seen or 'none'}; choose auto or cpu"
+            f"device {name!r} is a GPU, and PyTorch sees {count or 'none'}; choose auto or cpu"
         )
     return device
 
@@ -70,27 +70,19 @@ def autocast(device: torch.device, precision: str):
 
 
 def prepare(device: torch.device) -> None:
-    """Set what makes training on this device faster; no result changes beyond rounding."""
-    if device.type == "cuda":
-        torch.backends.cudnn.benchmark = True  # tries its algorithms once for each shape; a run has few
-    elif device.type == "cpu":
-        keep_freed_memory()
+    """Make training on this device faster, for the whole process; no result changes beyond rounding.
 
-
-@cache
-def keep_freed_memory() -> bool:
-    """Let glibc reuse the memory of a step's activations in the next step; True where it will.
-
-    By default it gives large blocks back to the kernel at once, and each step pays again for pages that the
-    kernel must map and clear: `ssl-lessons bench memory` records what either costs.
+    On a GPU, cuDNN tries its algorithms once for each shape, of which a run has few. On a CPU with glibc, the
+    memory of a step's activations is kept for the next: by default large blocks go back to the kernel at
+    once, and each step pays again for pages that must be mapped and cleared.
     """
-    if sys.platform != "linux":
-        return False
-    try:
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-    except (OSError, AttributeError):  # another C library, such as musl
-        return False
-    return bool(mallopt(_M_MMAP_THRESHOLD, 1 << 30)) and bool(mallopt(_M_TRIM_THRESHOLD, -1))  # -1: never
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = True
+    elif device.type == "cpu" and sys.platform == "linux":
+        with suppress(OSError, AttributeError):  # another C library, such as musl
+            mallopt = ctypes.CDLL("libc.so.6").mallopt
+            mallopt(_M_MMAP_THRESHOLD, 1 << 30)
+            mallopt(_M_TRIM_THRESHOLD, -1)  # never
 
 
 def peak_memory(device: torch.device) -> int | None:

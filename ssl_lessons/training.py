@@ -102,7 +102,7 @@ def pretrain(
             again after an interruption goes on from the last one; on a CPU with the same numbers.
         device, precision: see `pick_device` and `pick_precision`.
         monitor: called with the encoder every `monitor_every` epochs and after the last; what it returns
-            joins the history, and "knn" is drawn. It runs in the first process alone.
+            joins the history, and "knn" is drawn. It runs in the first process alone, so it must not train.
         on_epoch: called with each row of the history (for TensorBoard and the like), as `monitor`.
         progress: "auto", "bars" (notebook), "lines" (terminal) or "none".
         stop_on_collapse: raise when the embeddings fall together; False for experiments on collapse.
