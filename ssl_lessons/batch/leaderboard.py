@@ -71,7 +71,8 @@ def read(places: Iterable[str | Path]) -> tuple[pd.DataFrame, list[str]]:
             except (AttributeError, KeyError, TypeError, ValueError) as error:
                 problems.append(f"{path} is damaged ({type(error).__name__}: {error}); run it again")
     runs = pd.DataFrame(rows)
-    runs[settings(runs)] = runs[settings(runs)].astype(object).fillna("")
+    same = runs[settings(runs)].astype(object)
+    runs[same.columns] = same.where(same.notna(), "")
     return runs, problems
 
 
