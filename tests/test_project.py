@@ -77,6 +77,17 @@ def test_dependencies_have_lower_bounds_and_no_pins():
         )
 
 
+def test_floors_are_the_lower_bounds_and_a_job_of_ci_installs_them():
+    expected = []
+    for line in [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["test"]]:
+        name, bound = re.match(r"([A-Za-z0-9_-]+)>=([\d.]+)", line).groups()
+        expected.append(f"{name}=={bound}")
+    floors = ROOT / ".ci" / "floors.txt"
+    assert floors.read_text(encoding="utf-8").splitlines() == expected
+    workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text(encoding="utf-8"))
+    assert workflow["jobs"]["lower-bounds"]["env"] == {"PIP_CONSTRAINT": ".ci/floors.txt"}
+
+
 def test_broken_fastprogress_releases_are_excluded():
     (line,) = (line for line in PROJECT["dependencies"] if line.startswith("fastprogress"))
     assert {f"!=1.1.{patch}" for patch in range(5)} <= set(line.split(","))
