@@ -163,7 +163,6 @@ def step_parts(method, store, batch: int, device, precision: str) -> dict[str, f
 
 
 def lightly(spec: dict, device) -> dict:
-
     folder = images.find(f"{spec['data']}2-160")
     if folder is None:
         return {"skipped": f"no files of {spec['data']}"}
