@@ -15,6 +15,7 @@ __version__ = "0.1.0"
 
 # In the order in which data meets them; each imports only from those before it.
 _MODULES = (
+    "parameters",
     "shapes",
     "images",
     "policies",
@@ -22,23 +23,15 @@ _MODULES = (
     "networks",
     "processes",
     "methods",
-    "devices",
     "optimisers",
+    "devices",
     "records",
     "training",
-    "probes",
     "evaluate",
     "diagnose",
     "figures",
-    "leaderboard",
-    "printing",
-    "charts",
     "lab",
-    "jobs",
-    "plans",
-    "grid",
-    "doctor",
-    "commands",
+    "batch",
     "cli",
 )
 _NAMES = {

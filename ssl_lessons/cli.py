@@ -1,16 +1,344 @@
-"""`ssl-lessons …`: the arguments of its commands. What they do is in commands.py.
+"""`ssl-lessons …`, which is `python -m ssl_lessons …`: parses, calls the package, prints.
 
-Exit codes: 0 it worked; 1 it ran and failed, or `doctor` found something broken; 2 it was
-asked for something that does not exist (the answer lists what does); 130 it was interrupted.
+Modules are loaded when they are first used (`ssl_lessons.__getattr__`): `pretrain` and `evaluate` work where
+no notebook package is installed, and `--help` waits for nothing. Exit codes: 0 it worked; 1 it ran and
+failed, or `doctor` found something broken; 2 it was asked for something that does not exist (the answer
+lists what does); 130 it was interrupted.
 """
 
 import argparse
+import contextlib
+import importlib
+import json
+import os
+import pkgutil
+import platform
+import runpy
+import shutil
 import sys
+import time
+from importlib import metadata, util
+from pathlib import Path
 
-from ssl_lessons import __version__, commands
-from ssl_lessons.jobs import Unknown
+import ssl_lessons as ssl
+from ssl_lessons.parameters import Unknown, check, known, of_notebook, of_recipe
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+
+
+# ---- Printing ----------------------------------------------------------------------------------------------
+
+
+def show(args, value, text: str) -> None:
+    """Print for a program (`--json`) or for a person."""
+    print(json.dumps(value, indent=2, default=str) if args.json else text)
+
+
+def talk(args):
+    """With --json, standard output belongs to the JSON; whatever else is printed goes to standard error."""
+    return contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext()
+
+
+def table(rows) -> str:
+    """Rows as aligned columns."""
+    rows = [[str(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(map(str.ljust, row, widths)) for row in rows)
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def metric_table(metrics: dict) -> str:
+    """One line a metric: its value and its protocol; those of a random encoder end with _random."""
+    rows = []
+    for name, metric in metrics.items():
+        value = f"{metric['value']:.1%}" if 0 <= metric["value"] <= 1 else f"{metric['value']:.4g}"
+        spread = f" ± {metric['std']:.1%}" if "std" in metric else ""
+        rows.append((name, value + spread, metric.get("protocol", "")))
+    return table(rows) if rows else "the record holds no metrics"
+
+
+# ---- doctor and data ---------------------------------------------------------------------------------------
+
+
+def _torch() -> str:
+    import torch
+    import torchvision
+
+    try:  # a torchvision of another torch lacks its compiled operators
+        torchvision.ops.nms(torch.zeros(1, 4), torch.zeros(1), 0.5)
+    except (RuntimeError, AttributeError) as error:
+        remedy = "install them together: pip install --upgrade torch torchvision"
+        raise ImportError(f"torch and torchvision are not a pair ({error}); {remedy}") from None
+    return f"{torch.__version__} with torchvision {torchvision.__version__}"
+
+
+def _device() -> str:
+    device = ssl.devices.pick_device("auto")
+    precision = ssl.devices.pick_precision("auto", device)
+    return f"{device}, {ssl.records.device_name(device)}, precision {precision}"
+
+
+def _fastprogress() -> str:
+    release = metadata.version("fastprogress")
+    if release in ("1.1.0", "1.1.1", "1.1.2", "1.1.3", "1.1.4"):
+        raise ImportError(f"{release} fails on Colab: pip install --upgrade fastprogress")
+    return release
+
+
+def _notebooks() -> str:
+    missing = [name for name in ("jupyterlab", "papermill", "nbconvert") if not util.find_spec(name)]
+    return f"missing: pip install {' '.join(missing)}" if missing else "ready"
+
+
+CHECKS = {
+    "python": lambda: f"{platform.python_version()}, {platform.platform()}",
+    "cpu": lambda: f"{os.cpu_count()} cores",
+    "torch": _torch,
+    "device": _device,
+    "profile": lambda: f"{ssl.lab.pick_profile()} is what 'auto' means here",
+    "data root": lambda: f"{ssl.images.data_root()}, decoded images in {ssl.images.cache_root()}",
+    "disk": lambda: f"{shutil.disk_usage(ssl.images.cache_root()).free / 2**30:.1f} GiB free",
+    "fastprogress": _fastprogress,
+    "notebooks": _notebooks,
+}
+
+
+def examine() -> list[tuple[str, str, str]]:
+    """What this Python and this machine have: (status, name, detail), a line each; nothing found raises.
+
+    The status is "ok", or "broken" for what would stop a lesson.
+    """
+    found = []
+    for name, look in CHECKS.items():
+        try:
+            found.append(("ok", name, look()))
+        except Exception as error:  # a compiled library may raise anything
+            found.append(("broken", name, str(error)))
+    return found
+
+
+def doctor(args) -> int:
+    found = examine()
+    broken = any(status == "broken" for status, *_ in found)
+    rows = [dict(zip(("status", "name", "detail"), finding, strict=True)) for finding in found]
+    show(args, {"ok": not broken, "version": ssl.__version__, "findings": rows}, table(found))
+    return FAILED if broken else OK
+
+
+def data_list(args) -> int:
+    rows = []
+    for name, entry in ssl.images.CATALOGUE.items():
+        rows.append({"name": name, "title": entry.title, "splits": entry.splits, "classes": entry.classes})
+    lines = [(row["name"], ", ".join(row["splits"]), row["title"]) for row in rows]
+    show(args, rows, table([("NAME", "SPLITS", "WHAT IT IS"), *lines]))
+    return OK
+
+
+def data_fetch(args) -> int:
+    known("dataset", args.name, ssl.images.CATALOGUE)
+    with talk(args):
+        path = ssl.images.fetch(args.name, args.size)
+    show(args, {"name": args.name, "path": path}, f"{args.name} is in {path}")
+    return OK
+
+
+# ---- run, grid and leaderboard -----------------------------------------------------------------------------
+
+
+def run(args) -> int:
+    grid = ssl.batch.grid
+    notebook = grid.find_lesson(args.lesson)
+    asked = dict(args.p)
+    for name in ("profile", "dataset"):
+        if getattr(args, name):
+            asked[name] = getattr(args, name)
+    parameters = grid.checked(notebook, asked, Path.cwd())
+    values = {key: one.default for key, one in of_notebook(notebook).items()} | parameters
+    words = [Path(str(values[key])).name for key in ("dataset", "profile") if values.get(key)]
+    name = "-".join([notebook.stem, *words, time.strftime("%Y%m%d-%H%M%S")])
+    folder = Path(args.out or Path("runs", name)).resolve()
+    with talk(args):
+        print(f"{notebook.name} {parameters} → {folder}", flush=True)
+        one = grid.planned(notebook, parameters, name)
+        error = grid.carry_out(one, folder, say=lambda text: print(text, end="", flush=True))["error"]
+    executed, record = folder / notebook.name, folder / "record.json"
+    paths = {"notebook": executed, "html": executed.with_suffix(".html"), "record": record}
+    paths = {kind: path if path.exists() else None for kind, path in paths.items()}
+    metrics = {}
+    if record.exists() and not error:
+        metrics = json.loads(record.read_text(encoding="utf-8"))["metrics"]
+    lines = [f"{kind:<9}{path}" for kind, path in paths.items() if path]
+    text = "\n".join([*lines, metric_table(metrics)] if metrics else lines)
+    show(args, {"ok": not error, **paths, "error": error, "metrics": metrics}, text)
+    if error:
+        print(f"{notebook.name}: {error}; what it reached is kept in {folder}", file=sys.stderr)
+    return FAILED if error else OK
+
+
+def grid(args) -> int:
+    grid = ssl.batch.grid
+    if args.jobs is not None and args.jobs < 1:
+        raise Unknown(f"--jobs {args.jobs} must be at least 1")
+    if args.jobs and args.scheduler:
+        raise Unknown("--jobs is for this machine; on a cluster the number of its workers decides")
+    plan = grid.read(args.file)
+    out = Path(args.out or Path("runs", Path(args.file).stem)).resolve()
+    with talk(args):
+        try:
+            rows = None if args.dry_run else grid.run(plan, out, args.jobs, args.scheduler)
+        except KeyboardInterrupt:
+            print(f"stopped; the same command goes on where {out} stands", file=sys.stderr)
+            raise
+    if args.dry_run:
+        rows = grid.results(out, plan)
+    done, failed = rows[rows["status"] == "done"], rows[rows["status"] == "failed"]
+    lines = [f"{len(done)} of {len(rows)} runs done, in {out}"]
+    if args.dry_run:
+        lines.append(table(zip(rows["status"], rows["folder"].map(os.path.basename), strict=True)))
+    elif len(failed):
+        lines.append(f"{len(failed)} failed; the same command tries them again:")
+        for _, row in failed.iterrows():
+            lines.append(f"  {row['name']}: {row['error']}\n    log: {row['folder']}/run.log")
+    ok = args.dry_run or len(done) == len(rows)
+    show(args, {"ok": ok, "out": out, "runs": json.loads(rows.to_json(orient="records"))}, "\n".join(lines))
+    return OK if ok else FAILED
+
+
+def leaderboard(args) -> int:
+    board = ssl.batch.leaderboard
+    for place in args.runs:
+        if not Path(place).exists():
+            raise Unknown(f"there is nothing at {place}; name record files, or folders that hold some")
+    places = args.runs or [board.committed()]
+    if not Path(places[0]).exists():
+        raise Unknown("only a checkout has committed records; name your own, such as runs/")
+    runs, problems = board.read(places)
+    if len(runs):
+        known("metric", args.metric, board.metrics(runs))
+        for name in runs["record"][runs[args.metric].isna()]:
+            problems.append(f"{name} has no metric {args.metric}: unfinished, or not judged by it")
+    for problem in problems:
+        print(f"left out: {problem}", file=sys.stderr)
+    if not len(runs):
+        print(f"no record can be used in {', '.join(map(str, places))}", file=sys.stderr)
+        return FAILED
+    found = board.tables(runs, args.metric)
+    if args.figure:
+        label = board.LABELS.get(args.metric, args.metric)
+        ssl.figures.leaderboard(found, args.metric, label).savefig(args.figure)
+    if args.into:
+        board.put_into(args.into, board.markdown(found, args.metric) if args.runs else board.readme())
+        print(f"{args.into} has the results between its markers", file=sys.stderr)
+    elif args.form == "json":
+        print(board.as_json(found, args.metric, problems))
+    else:
+        print(board.FORMS[args.form](found, args.metric))
+    return OK
+
+
+# ---- pretrain and evaluate ---------------------------------------------------------------------------------
+
+
+def method_file(name: str):
+    """The method in ssl_lessons/methods/NAME.py, and that file's recipes."""
+    files = sorted({file.name for file in pkgutil.iter_modules(ssl.methods.__path__)} - {"base", "recipes"})
+    file = importlib.import_module(f"ssl_lessons.methods.{known('method', name, files)}")
+    for thing in vars(file).values():
+        if isinstance(thing, type) and issubclass(thing, ssl.Method) and thing.__module__ == file.__name__:
+            return thing, file.RECIPES
+
+
+def labelled(args, data: str, size: int) -> list:
+    """The stores to judge on, train and test; none where a folder of images has no labels or no test part."""
+    try:
+        stores = [ssl.images.load(data, split, size, limit=args.limit) for split in ("train", "test")]
+    except ssl.images.DataError:
+        if data in ssl.images.CATALOGUE:
+            raise
+        return []
+    return stores if all(store.labels is not None for store in stores) else []
+
+
+def judge(args, run, encoder, stores, prefix: str = "", fine_tune_epochs: dict | None = None) -> int:
+    """Judge an encoder and a random one of its architecture, write both into the run's record, print them."""
+    network, metrics = run.record["network"], {}
+    view = network["image_size"]
+    if stores:
+        same = (network["name"], view, network["stem"], run.record["seed"], network.get("layer"))
+        untrained = ssl.evaluate.random_encoder(*same)
+        for each, mark in ((encoder, ""), (untrained, "_random")):
+            asked = {"device": args.device, "fine_tune_epochs": fine_tune_epochs}
+            for name, metric in ssl.evaluate.report(each, *stores, view, **asked).items():
+                metrics[f"{prefix}{name}{mark}"] = metric
+        run.record["metrics"].update(metrics)
+        run.save()
+    told = metric_table(metrics) if stores else "not judged: there are no labelled train and test images"
+    show(args, {"run": run.folder.resolve(), "metrics": metrics}, f"{told}\nrecord in {run.folder}")
+    return OK
+
+
+def pretrain(args) -> int:
+    import torch
+
+    make, recipes = method_file(args.method)
+    name = args.recipe or ("lesson" if "lesson" in recipes else next(iter(recipes)))
+    recipe = recipes[known("recipe", name, recipes)]
+    fields = check(dict(args.p), of_recipe(recipe), "recipe field")
+    if "policy" in fields:
+        fields["policy"] = ssl.views.POLICIES[known("policy", fields["policy"], ssl.views.POLICIES)]
+    if not args.network.startswith("timm/"):
+        known("network", args.network, ssl.networks.NETWORKS)
+    data = ssl.batch.grid.dataset(args.dataset, Path.cwd())
+    device, out = ssl.devices.pick_device(args.device), Path(args.out)
+    network = {"name": args.network, "image_size": args.crop, "stem": args.stem, "layer": None}
+    if (out / "record.json").exists():
+        run = ssl.records.Run.open(out)
+    else:
+        run = ssl.records.Run.create(out, device=device, network=network)
+    if run.record.get("network") != network:
+        raise Unknown(f"{out} holds a run of {run.record.get('network')}, not {network}; name another --out")
+    with talk(args):
+        pool = ssl.images.load(data, "pretrain", args.size, limit=args.limit)
+        stores = labelled(args, data, args.size) if ssl.records.main_process() else []
+        torch.manual_seed(args.seed)  # the initial weights
+        plain = ssl.networks.build(args.network, args.crop, args.stem)
+        method = make(plain, image_size=args.crop, recipe=recipe, **fields)
+        monitor = ssl.evaluate.knn_monitor(*stores, args.crop, args.device) if stores else None
+        same = {name: getattr(args, name) for name in ("epochs", "batch_size", "seed", "device", "precision")}
+        ssl.training.pretrain(method, pool, run=run, monitor=monitor, progress="lines", **same)
+    if not ssl.records.main_process():  # of several, one judges
+        return OK
+    return judge(args, run, method.encoder, stores)
+
+
+def evaluate(args) -> int:
+    if not (Path(args.run) / "record.json").exists():
+        known("run", args.run, sorted(str(record.parent) for record in Path("runs").glob("*/record.json")))
+    run = ssl.records.Run.open(args.run)
+    trained_on = run.record["dataset"]
+    data = ssl.batch.grid.dataset(args.dataset or trained_on["name"], Path.cwd())
+    with talk(args):
+        stores = labelled(args, data, args.size or trained_on["size"])
+    prefix = f"{Path(data).name}_" if args.dataset else ""
+    epochs = ssl.evaluate.FINE_TUNE_EPOCHS if args.fine_tune else None
+    return judge(args, run, ssl.evaluate.load_encoder(run), stores, prefix, epochs)
+
+
+def bench(args) -> int:
+    places = (Path.cwd(), *Path.cwd().parents, Path(__file__).resolve().parent.parent)
+    folders = [place / "tests" / "benchmarks" for place in places]
+    folder = next((folder for folder in folders if folder.is_dir()), None)
+    if folder is None:
+        raise Unknown("benchmarks are in a checkout, not in the installed package: clone the repository")
+    scripts = {file.stem.removeprefix("bench_"): file for file in sorted(folder.glob("bench_*.py"))}
+    script = scripts[known("benchmark", args.name, scripts)]
+    sys.argv = [f"ssl-lessons bench {args.name}", *args.arguments]
+    sys.path.insert(0, str(folder))  # what the benchmarks share lies beside them
+    runpy.run_path(str(script), run_name="__main__")
+    return OK
+
+
+# ---- The arguments -----------------------------------------------------------------------------------------
 
 
 def parser() -> argparse.ArgumentParser:
@@ -19,56 +347,43 @@ def parser() -> argparse.ArgumentParser:
         description="Self-supervised learning, step by step: data, lessons, training runs, judgement.",
         epilog="example: ssl-lessons run 03 --profile class --dataset shapes",
     )
-    top.add_argument("--version", action="version", version=__version__)
-    verbs = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    top.add_argument("--version", action="version", version=ssl.__version__)
+    verbs = top.add_subparsers(required=True, metavar="COMMAND")
 
-    def command(group, name: str, function, text: str, example: str, *parents):
-        example = f"example: ssl-lessons {example}"
-        made = group.add_parser(name, help=text, description=text, epilog=example, parents=parents)
+    def command(name: str, function, text: str, example: str, group=verbs, json=True):
+        epilog = f"example: ssl-lessons {example}"
+        made = group.add_parser(name, help=text, description=text, epilog=epilog)
         made.set_defaults(function=function)
+        if json:
+            made.add_argument("--json", action="store_true", help="print JSON; all else to standard error")
         return made.add_argument
 
-    def shared(*names, **options):
-        made = argparse.ArgumentParser(add_help=False)
-        made.add_argument(*names, **options)
-        return made
+    def settings(option):
+        option("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="set one by name")
 
-    as_json = shared("--json", action="store_true", help="print JSON; everything else goes to standard error")
-    settings = shared(
-        "-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="set one by name"
-    )
-    limit = shared("--limit", type=int, help="use at most so many images of each split")
-    device = shared("--device", default="auto", help="auto, cpu, cuda or cuda:0")
+    def images(option):
+        option("--limit", type=int, help="use at most so many images of each split")
+        option("--device", default="auto", help="auto, cpu, cuda or cuda:0")
 
-    command(
-        verbs,
-        "doctor",
-        commands.doctor,
-        "what this machine has, and whether anything is broken",
-        "doctor",
-        as_json,
-    )
-
-    text = "list or fetch datasets"
-    data = verbs.add_parser("data", help=text, description=text, epilog="example: ssl-lessons data list")
-    data = data.add_subparsers(dest="action", required=True, metavar="ACTION")
-    command(data, "list", commands.data_list, "the datasets known by name", "data list --json", as_json)
+    command("doctor", doctor, "what this machine has, and whether anything is broken", "doctor")
+    data = verbs.add_parser("data", help="list or fetch datasets", epilog="example: ssl-lessons data list")
+    data = data.add_subparsers(required=True, metavar="ACTION")
+    command("list", data_list, "the datasets known by name", "data list --json", data)
     text = "download, verify and unpack a dataset"
-    option = command(data, "fetch", commands.data_fetch, text, "data fetch imagenette --size 160", as_json)
+    option = command("fetch", data_fetch, text, "data fetch imagenette --size 160", data)
     option("name", metavar="NAME")
     option("--size", type=int, default=160, help="short side of the archive's images: 160 or 320")
 
     text = "execute a lesson into runs/…, with an HTML copy"
-    example = "run 03 --profile class --dataset imagenette -p epochs 20"
-    option = command(verbs, "run", commands.run, text, example, settings, as_json)
+    option = command("run", run, text, "run 03 --profile class --dataset imagenette -p epochs 20")
     option("lesson", metavar="LESSON", help="a number, a name, or the path of a notebook")
     option("--profile", help="auto, smoke, class or full")
     option("--dataset", help="a name from `data list`, or a folder of images")
     option("--out", help="folder of the run (default: runs/LESSON-DATASET-PROFILE-TIME)")
+    settings(option)
 
     text = "execute a notebook over a grid of parameters; again to go on where it stopped"
-    example = "grid notebooks/grids/methods_on_shapes.yaml --out runs/shapes --jobs 2"
-    option = command(verbs, "grid", commands.grid, text, example, as_json)
+    option = command("grid", grid, text, "grid notebooks/grids/methods_on_shapes.yaml --jobs 2")
     option("file", metavar="FILE", help="a grid in YAML, such as those in notebooks/grids/")
     option("--out", metavar="DIR", help="folder of the runs (default: runs/NAME-OF-FILE)")
     option("--jobs", type=int, metavar="N", help="side by side (default: one for each GPU, else one)")
@@ -77,7 +392,7 @@ def parser() -> argparse.ArgumentParser:
 
     text = "train a method without labels, then judge its encoder; again to go on after an interruption"
     example = "pretrain --dataset shapes --network conv4 --epochs 3 -p temperature 0.1 --out runs/first"
-    option = command(verbs, "pretrain", commands.pretrain, text, example, settings, limit, device, as_json)
+    option = command("pretrain", pretrain, text, example)
     option("--out", required=True, help="folder of the run")
     option("--method", default="moco", help="a file of ssl_lessons/methods/ (default: moco)")
     option("--recipe", help="settings by name (default: lesson, made for runs of minutes)")
@@ -90,29 +405,30 @@ def parser() -> argparse.ArgumentParser:
     option("--batch-size", type=int, help="default: the recipe's")
     option("--seed", type=int, default=0)
     option("--precision", default="auto", choices=("auto", "fp32", "bf16", "fp16"))
+    settings(option)
+    images(option)
 
     text = "judge a run's encoder beside a random one: kNN, linear probes with 100, 10 and 1 %% of the labels"
-    example = "evaluate runs/first --dataset imagewoof"
-    option = command(verbs, "evaluate", commands.evaluate, text, example, limit, device, as_json)
+    option = command("evaluate", evaluate, text, "evaluate runs/first --dataset imagewoof")
     option("run", metavar="RUN", help="the folder of a run")
     option("--dataset", help="judge on another dataset than the run's own")
     option("--size", type=int, help="side of the stored images (default: the run's)")
-    text = "also let the whole network go on learning from 100, 10 and 1 %% of the labels"
-    option("--fine-tune", action="store_true", help=text)
+    option("--fine-tune", action="store_true", help="also train the whole network with a part of the labels")
+    images(option)
 
     text = "run records as a table: mean ± std over seeds, ranked, nothing averaged that may not be"
     example = "leaderboard runs/leaderboard --metric linear_10 --figure leaderboard.png"
-    forms = argparse.ArgumentParser(add_help=False)
-    form = forms.add_mutually_exclusive_group().add_argument
-    for name in ("markdown", "html", "json", "csv"):
-        form(f"--{name}", dest="form", action="store_const", const=name, help=f"print {name}, not plain text")
-    option = command(verbs, "leaderboard", commands.leaderboard, text, example, forms)
+    option = command("leaderboard", leaderboard, text, example, json=False)
     option("runs", metavar="RUNS", nargs="*", help="records, or folders of them; none: the committed ones")
     option("--metric", default="knn", help="what ranks: knn (default), linear_100, linear_10, linear_1, …")
     option("--figure", metavar="FILE", help="draw accuracy against wall-clock as well, PNG, SVG or PDF")
     option("--into", metavar="FILE", help="put Markdown between the file's markers <!-- results -->")
+    for name in ("markdown", "html", "json", "csv"):
+        option(
+            f"--{name}", dest="form", action="store_const", const=name, default="text", help=f"print {name}"
+        )
 
-    option = command(verbs, "bench", commands.bench, "run a benchmark of tests/benchmarks/", "bench views")
+    option = command("bench", bench, "run a benchmark of tests/benchmarks/", "bench views", json=False)
     option("name", metavar="NAME", help="views, …")
     option("arguments", nargs=argparse.REMAINDER, help="handed to the benchmark; try --help")
     return top

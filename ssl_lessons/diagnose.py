@@ -51,19 +51,13 @@ def _unit(z: Tensor) -> Tensor:
 
 
 def effective_rank(z: Tensor) -> float:
-    """How many directions the embeddings use: exp(entropy) of the singular values' shares.
+    """How many directions the embeddings (N, D) use: exp(entropy) of the singular values' shares, in
+    [1, min(N, D)]: 1 when all rows lie on one line, near D when N ≫ D rows lie evenly on the sphere, 0 when
+    every row is zero. Compare only figures of the same N.
 
     Roy and Vetterli 2007, "The effective rank", definition 1: with pₖ = σₖ / Σσ, exp(−Σ pₖ log pₖ). Rows are
-    of length 1 and NOT centred, as in RankMe (Garrido et al. 2023, arXiv:2210.02885): so a collapse to one
-    point has rank 1, where centring would leave rounding noise, whose rank is anything.
-
-    Args:
-        z: float (N, D), any length of rows, any device.
-    Returns:
-        In [1, min(N, D)]: 1 when all rows lie on one line, near D when N ≫ D rows lie evenly on the sphere.
-        Compare only figures of the same N. 0 when every row is zero.
-    Raises:
-        ValueError: z is not (N, D) with N ≥ 2.
+    NOT centred, as in RankMe (Garrido et al. 2023, arXiv:2210.02885): a collapse to one point has rank 1,
+    where centring would leave rounding noise, whose rank is anything.
     """
     values = torch.linalg.svdvals(_unit(z))
     if not values.any():
@@ -73,17 +67,11 @@ def effective_rank(z: Tensor) -> float:
 
 
 def alignment(z1: Tensor, z2: Tensor) -> float:
-    """How far apart the two views of an image lie: the mean of ‖z₁ − z₂‖² over images.
+    """How far apart the two views of an image lie: the mean of ‖z₁ − z₂‖² over images, in [0, 4].
 
-    Wang and Isola 2020 (arXiv:2005.10242), section 4.1, with α = 2. 0 when the views of an image agree, as
-    they also do when everything has collapsed; 2 for unrelated directions.
-
-    Args:
-        z1, z2: float (N, D), row i of both from image i.
-    Returns:
-        In [0, 4]; 2 − 2·cosine, averaged.
-    Raises:
-        ValueError: shapes that differ, or not (N, D) with N ≥ 2.
+    Row i of both (N, D) is from image i. Wang and Isola 2020 (arXiv:2005.10242), section 4.1, with α = 2. 0
+    when the views of an image agree, as they also do when everything has collapsed; 2 for unrelated
+    directions.
     """
     if z1.shape != z2.shape:
         raise ValueError(f"views of shapes {tuple(z1.shape)} and {tuple(z2.shape)}; expected the same")
@@ -91,18 +79,11 @@ def alignment(z1: Tensor, z2: Tensor) -> float:
 
 
 def uniformity(z: Tensor, t: float = 2.0) -> float:
-    """How evenly the images fill the sphere: log of the mean over pairs of exp(−t·‖zᵢ − zⱼ‖²).
+    """How evenly the images fill the sphere: log of the mean over the N(N − 1)/2 pairs of different rows of
+    exp(−t·‖zᵢ − zⱼ‖²), in [−4t, 0].
 
     Wang and Isola 2020 (arXiv:2005.10242), section 4.1, whose t is 2. 0 when all are one point; less is more
-    even: −2t on average directions of a sphere of many dimensions, where any two are at right angles.
-
-    Args:
-        z: float (N, D); the pairs are the N(N − 1)/2 of different rows.
-        t: above 0.
-    Returns:
-        In [−4t, 0].
-    Raises:
-        ValueError: t not above 0, or z not (N, D) with N ≥ 2.
+    even: −2t on a sphere of many dimensions, where any two directions are at right angles.
     """
     if t <= 0:
         raise ValueError(f"t {t} must be above 0; the paper uses 2")
@@ -123,47 +104,29 @@ def geometry(z1: Tensor, z2: Tensor) -> dict[str, float]:
 
 @torch.no_grad()
 def measure(
-    method: Method,
-    store: ImageStore,
-    generator: torch.Generator | None = None,
-    images: int = 1000,
-    batch: int = 250,
+    method: Method, store: ImageStore, generator: torch.Generator | None = None, images=1000, batch=250
 ) -> dict[str, float]:
-    """The geometry of a method's projections: two views of some images of a store, in eval mode.
-
-    The method is put back as it was: the modes of its modules, its BatchNorm statistics, its queues. It stays
-    on its device.
+    """The `geometry` of a method's projections: two views of some images of a store, in eval mode. The method
+    is put back as it was: the modes of its modules, its BatchNorm statistics, its queues.
 
     Args:
         generator: on the CPU; chooses the images and their views. None: seed 0, the same for every method.
-        images: how many, at most; figures of different numbers do not compare.
-        batch: images a pass.
-    Returns:
-        `geometry`'s figures, of `method.projector(method.encoder(view))`.
+        images: how many, at most; figures of different numbers do not compare. batch: images a pass.
     """
     generator = torch.Generator().manual_seed(0) if generator is None else generator
-    rows = torch.randperm(len(store), generator=generator)[:images]
-    device = next(method.parameters()).device
-    parts = []
+    device, first, second = next(method.parameters()).device, [], []
     with at_rest(method):
-        for some in rows.split(batch):
-            views = method.augment(store.batch(some, device), generator)
-            one, two = views[0], views[1 % len(views)]
-            parts.append([method.projector(method.encoder(view)).float().cpu() for view in (one, two)])
-    z1, z2 = (torch.cat(side) for side in zip(*parts, strict=True))
-    return geometry(z1, z2)
+        for rows in torch.randperm(len(store), generator=generator)[:images].split(batch):
+            views = method.augment(store.batch(rows, device), generator)
+            first.append(method.projector(method.encoder(views[0])).float().cpu())
+            second.append(method.projector(method.encoder(views[1 % len(views)])).float().cpu())
+    return geometry(torch.cat(first), torch.cat(second))
 
 
 def verdict(measures: dict[str, float]) -> str:
-    """What the bands say of some figures: "collapsed" if one of them is, "healthy" if all are, or "suspect".
-
-    Args:
-        measures: as from `measure` or a row of a run's history; figures without a band are passed over.
-    Raises:
-        ValueError: no figure with a band among them.
-    """
-    found = {band.verdict(measures[name]) for name, band in BANDS.items() if name in measures}
-    if not found:
-        known = ", ".join(BANDS)
-        raise ValueError(f"none of {', '.join(measures) or 'nothing'} has a band; the bands: {known}")
-    return max(found, key=VERDICTS.index)
+    """What the bands say of figures from `measure` or a row of a run's history: "collapsed" if one is,
+    "healthy" if all are, or "suspect". Others are passed over; ValueError where none has a band."""
+    verdicts = [band.verdict(measures[name]) for name, band in BANDS.items() if name in measures]
+    if not verdicts:
+        raise ValueError(f"none of {', '.join(measures)} has a band; the bands: {', '.join(BANDS)}")
+    return max(verdicts, key=VERDICTS.index)

@@ -201,15 +201,12 @@ def load(
     """
     _check(size, limit)
     root, names = Path(name).expanduser(), ROLES.get(split, (split,))
-    if name not in CATALOGUE:
-        if not root.is_dir():
-            known = ", ".join(CATALOGUE)
-            raise DataError(f"dataset {name!r} is not known; choose one of: {known}, or a folder")
+    if name not in CATALOGUE and root.is_dir():
         inner = next((one for one in names if (root / one).is_dir()), None)
         if inner is None and split not in ("train", "pretrain"):
             raise DataError(f"{root} has no folder {' or '.join(names)} for the split {split!r}")
         return folder(root / (inner or ""), size, limit=limit, progress=progress, split=split)
-    known = CATALOGUE[name]
+    known = _entry(name)
     native = next((one for one in names if one in known.splits), None)
     if native is None:
         splits = ", ".join(dict.fromkeys([*known.splits, *ROLES]))
@@ -219,9 +216,11 @@ def load(
         count, seed = SHAPES[native]
         store.origin = f"shapes.draw({count}, {size}, seed={seed})"
         source = _digests(Path(shapes.__file__))[1]  # other code, other drawings
-        store = _cached(
-            store, size, source, lambda: list(zip(*shapes.draw(count, size, seed), strict=True)), progress
-        )
+
+        def drawn() -> list:
+            return list(zip(*shapes.draw(count, size, seed), strict=True))
+
+        store = _cached(store, size, source, drawn, progress)
         return store.subset(_spaced(count, limit)) if limit and limit < count else store
     side = next((side for side in known.archives if side >= size), max(known.archives))
     home = fetch(name, side, progress=progress, download=download)
@@ -231,10 +230,9 @@ def load(
             return _cached(store, size, source, lambda: STL10(home.parent, native), progress, limit)
         wnids = (Imagenette if name == "imagenette" else Imagewoof)._WNID_TO_CLASS
         return _files(store, home / native, wnids, size, source, progress, limit)
-    except DataError:
-        raise
     except (FileNotFoundError, RuntimeError) as error:  # torchvision's, of a part that is missing
-        raise DataError(f"{error}: remove {home}, to have it unpacked again") from error
+        again = f"{error}: remove {home}, to have it unpacked again"
+        raise (error if isinstance(error, DataError) else DataError(again)) from error
 
 
 def folder(
@@ -285,10 +283,16 @@ def from_dataset(
     with TemporaryDirectory(ignore_cleanup_errors=True) as place:  # mapped files stay readable
         path = Path(place, "images.safetensors")
         _write(path, store, dataset, range(len(dataset)), size, "", progress, labels=labels, workers=1)
-        store = _opened(store, _read(path, ""))
+        store = _read(path, store, "")
     if not classes and store.labels is not None:
         store.classes = tuple(map(str, range(store.labels.max() + 1)))
     return store
+
+
+def _entry(name: str) -> Entry:
+    if name not in CATALOGUE:
+        raise DataError(f"dataset {name!r} is not known; choose one of: {', '.join(CATALOGUE)}, or a folder")
+    return CATALOGUE[name]
 
 
 def _check(size: int, limit: int | None) -> None:
@@ -346,28 +350,14 @@ def _cached(store, size: int, source: str, build: Callable, progress: bool, limi
     damaged, or of another `source`."""
     kind = f"{store.split}-{limit}" if limit else store.split
     path = cache_root() / f"{store.name}-{kind}-{size}.safetensors"
+    store = replace(store, files=tuple(store.files[row] for row in _spaced(len(store.files), limit)))
     with FileLock(path.with_name(f".{path.name}.lock")):  # one process builds it, the others wait and read
-        found = _read(path, source)
+        found = _read(path, store, source)
         if found is None:
             dataset = build()
             _write(path, store, dataset, _spaced(len(dataset), limit), size, source, progress)
-            found = _read(path, source)
-    store.files = tuple(store.files[row] for row in _spaced(len(store.files), limit))
-    return _opened(store, found)
-
-
-def _opened(store: ImageStore, found) -> ImageStore:
-    """`store` with what `_read` has found; what could not be decoded is named."""
-    images, labels, about = found
-    skipped = tuple(json.loads(about["skipped"]))
-    if skipped:
-        few = ", ".join(skipped[:5]) + ", …" * (len(skipped) > 5)
-        part = f"{len(skipped)} of {len(skipped) + len(images)} images"
-        warnings.warn(f"{part} of {store.origin} cannot be decoded and are left out: {few}", stacklevel=4)
-    left_out = {one.rpartition(" (")[0] for one in skipped}
-    files = tuple(one for one in store.files if one not in left_out)
-    about = {"fingerprint": about["fingerprint"], "skipped": skipped, "files": files}
-    return replace(store, images=images.transpose(1, 2), labels=labels, **about)
+            found = _read(path, store, source)
+    return found
 
 
 def _write(path, store, dataset, rows, size: int, source: str, progress, labels=None, workers=None) -> None:
@@ -385,10 +375,10 @@ def _write(path, store, dataset, rows, size: int, source: str, progress, labels=
         except MemoryError:
             raise
         except Exception as error:  # decoders raise nearly anything on a damaged file
-            reason = f"{type(error).__name__}: {error}"[:60]
-            reason = "not an image" if isinstance(error, UnidentifiedImageError) else reason
-            name = store.files[row] if store.files else f"image {row}"
-            return f"{name} ({reason.replace(' (', ', ')})"  # the name ends at the last " ("
+            name = store.files[rows.index(row)] if store.files else f"image {row}"
+            reason = f"{type(error).__name__}: {error}"[:60].replace(" (", ", ")
+            known = isinstance(error, UnidentifiedImageError)  # whose message names the whole path
+            return f"{name} ({'not an image' if known else reason})"  # the name ends at the last " ("
 
     label = f"Decoding {len(rows):,} images of {store.origin} to {size} px:"
     with TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}-") as place:
@@ -414,19 +404,30 @@ def _write(path, store, dataset, rows, size: int, source: str, progress, labels=
         os.replace(whole, path)
 
 
-def _read(path: Path, source: str) -> tuple[Tensor, Tensor | None, dict] | None:
-    """A cache file, mapped copy-on-write: (images, labels, what it says of itself); None if it is missing,
-    damaged or of another source."""
+def _read(path: Path, store: ImageStore, source: str) -> ImageStore | None:
+    """`store` with the images of a cache file, mapped copy-on-write; None if the file is missing, damaged or
+    of another source."""
     if not path.exists():
         return None
     try:
         with safe_open(path, "pt") as file:
             about, names = file.metadata(), file.keys()
+            if about["source"] != source:
+                return None
+            images = file.get_tensor("images").transpose(1, 2)  # (N, 3, S, S)
             labels = file.get_tensor("labels") if "labels" in names else None
-            return (file.get_tensor("images"), labels, about) if about["source"] == source else None
-    except (SafetensorError, OSError, KeyError, TypeError) as error:
+            skipped = tuple(json.loads(about["skipped"]))
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         warnings.warn(f"the cache file {path} is damaged ({error}) and is built again", stacklevel=5)
         return None
+    if skipped:
+        few = ", ".join(skipped[:5]) + ", …" * (len(skipped) > 5)
+        part = f"{len(skipped)} of {len(skipped) + len(images)} images"
+        warnings.warn(f"{part} of {store.origin} cannot be decoded and are left out: {few}", stacklevel=5)
+    left_out = {one.rpartition(" (")[0] for one in skipped}
+    files = tuple(one for one in store.files if one not in left_out)
+    found = {"labels": labels, "fingerprint": about["fingerprint"], "skipped": skipped, "files": files}
+    return replace(store, images=images, **found)
 
 
 def _bar(steps: Sequence, label: str, show: bool):
@@ -447,9 +448,10 @@ def data_root() -> Path:
     ssl_lessons/) around the working directory, then around this file; else ~/.cache/ssl-lessons."""
     named = os.environ.get("SSL_LESSONS_DATA")
     if named:
-        if Path(named).is_file():
+        root = Path(named).expanduser().absolute()
+        if root.is_file():
             raise DataError(f"SSL_LESSONS_DATA is {named!r}, which is a file: let it name a folder")
-        return Path(named).expanduser().absolute()
+        return root
     for place in (Path.cwd(), *Path.cwd().parents, Path(__file__).resolve().parent.parent):
         if (place / "notebooks").is_dir() and (place / "ssl_lessons").is_dir():
             return place / "data"
@@ -459,13 +461,11 @@ def data_root() -> Path:
 def cache_root() -> Path:
     """The folder of decoded images, made if missing: data_root()/cache; where that cannot be written
     (a Kaggle input, a shared disk), ($XDG_CACHE_HOME or ~/.cache)/ssl-lessons."""
-    user = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "ssl-lessons"
-    place = next(filter(_writable, (data_root() / "cache", user)), None)
-    if place is None:
-        raise DataError(
-            f"neither {data_root()} nor {user} can be written: let SSL_LESSONS_DATA name a folder"
-        )
-    return place
+    user = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "ssl-lessons"
+    for place in (data_root() / "cache", user):
+        if _writable(place):
+            return place
+    raise DataError(f"neither {data_root()} nor {user} can be written: let SSL_LESSONS_DATA name a folder")
 
 
 def _writable(place: Path) -> bool:
@@ -487,7 +487,7 @@ def fetch(name: str, size: int = 160, *, progress: bool = True, download: bool =
     `size` picks the 160 or 320 px archive and means nothing where there is only one. Raises DataError for an
     unknown size, a missing network (naming the file and its place), a wrong checksum, an unsafe archive.
     """
-    archives = CATALOGUE[name].archives
+    archives = _entry(name).archives
     if not archives:
         return data_root()  # Shapes: nothing to fetch
     size = size if len(archives) > 1 else min(archives)
@@ -514,7 +514,16 @@ def _download(url: str, md5: str, packed: Path, progress: bool, allowed: bool) -
         if not allowed:
             raise OSError("download=False")
         if not part.exists() or _digests(part)[0] != md5:
-            _receive(url, part, progress)
+            have = part.stat().st_size if part.exists() else 0
+            asked = {"User-Agent": "ssl-lessons", "Range": f"bytes={have}-"}
+            with urllib.request.urlopen(urllib.request.Request(url, headers=asked), timeout=30) as answer:
+                length = answer.length or 0
+                label = f"Downloading {packed.name}, {length / 1e6:,.0f} MB:"
+                with open(part, "ab" if answer.status == 206 else "wb") as file:  # 200: it sends all of it
+                    for _ in _bar(range(0, length, 1 << 20), label, progress):
+                        file.write(answer.read(1 << 20))
+                if answer.length:
+                    raise OSError(f"the connection ended {answer.length:,} bytes early")
         arrived = _digests(part)[0]
         if arrived != md5:
             wrong = part.replace(f"{packed}.wrong")
@@ -527,19 +536,6 @@ def _download(url: str, md5: str, packed: Path, progress: bool, allowed: bool) -
             "folder: a file with another md5 is used, and the origin of the images says so. The dataset "
             "'shapes' needs no download."
         ) from error
-
-
-def _receive(url: str, part: Path, progress: bool) -> None:
-    have = part.stat().st_size if part.exists() else 0
-    asked = {"User-Agent": "ssl-lessons", "Range": f"bytes={have}-"}
-    with urllib.request.urlopen(urllib.request.Request(url, headers=asked), timeout=30) as answer:
-        length, mode = answer.length or 0, "ab" if answer.status == 206 else "wb"  # 200: it sends all of it
-        label = f"Downloading {url.rpartition('/')[2]}, {length / 1e6:,.0f} MB:"
-        with open(part, mode) as file:
-            for _ in _bar(range(0, length, 1 << 20), label, progress):
-                file.write(answer.read(1 << 20))
-        if answer.length:
-            raise OSError(f"the connection ended {answer.length:,} bytes early")
 
 
 def _unpack(packed: Path, md5: str, home: Path, progress: bool) -> None:

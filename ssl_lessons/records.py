@@ -53,6 +53,11 @@ class RecordError(Exception):
     """A run folder that is missing, damaged, in use, or of a newer version; the message names the file."""
 
 
+def results_folder() -> Path:
+    """The committed run records: data/results of the checkout."""
+    return Path(__file__).resolve().parent.parent / "data" / "results"
+
+
 def versions() -> dict[str, str]:
     """Versions of Python and of the libraries that numbers depend on."""
     numbers = {"python": platform.python_version()}

@@ -5,6 +5,7 @@ method does with its views is not its business; device, mixed precision and proc
 """
 
 import math
+import os
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -40,7 +41,8 @@ class _Progress:
         from fastprogress import fastprogress  # here, so that the module imports without it
 
         if show == "auto":
-            show = "bars" if fastprogress.IN_NOTEBOOK else "lines"
+            show = os.environ.get("SSL_LESSONS_PROGRESS")  # what executes notebooks shows lines
+            show = show or ("bars" if fastprogress.IN_NOTEBOOK else "lines")
         if show not in ("bars", "lines", "none"):
             raise TrainingError(f"progress {show!r} is not known; choose one of: auto, bars, lines, none")
         self.show, self.epochs, self.outer = show, epochs, range(start, epochs)

@@ -74,8 +74,9 @@ def colour_(views: Tensor, draws: Draws) -> Tensor:
     if not draws.policy.grey_first:
         _jitter_(planes, draws)
     at = sent(draws.grey.nonzero()[:, 0], views.device)
-    grey = _grey(planes.index_select(1, at))
-    planes.index_copy_(1, at, grey.expand(3, *grey.shape))
+    if len(at):
+        grey = _grey(planes.index_select(1, at))
+        planes.index_copy_(1, at, grey.expand(3, *grey.shape))
     if draws.policy.grey_first:
         _jitter_(planes, draws)
     return views
@@ -107,7 +108,7 @@ def _jitter_(planes: Tensor, draws: Draws) -> None:
     jittered = planes.index_select(1, at)  # (3, n, S, S)
     for step in range(4):
         turning = slice(bounds[step], bounds[step + 1])
-        if draws.policy.jitter[HUE]:
+        if draws.policy.jitter[HUE] and bounds[step] < bounds[step + 1]:
             _hue_(jittered[:, turning], turns[turning])
         if step < 3:  # brightness a·x, contrast a·x + (1 - a)·mean(grey), saturation a·x + (1 - a)·grey
             grey = _grey(jittered)  # (n, S, S)
@@ -128,9 +129,10 @@ def _hue_(planes: Tensor, turns: Tensor) -> None:
     hue = torch.where(value == r, g - b, hue)
     hue = hue.div_(chroma.clamp_min(1e-12)).add_(6 * turns)  # grey pixels: 0 / 1e-12
     hue -= 6 * (hue / 6).floor_()  # [0, 6]
-    for plane, centre, sign in ((r, 3, 1), (g, 2, -1), (b, 4, -1)):
-        # a colour is full within one sixth of its own hue and fades over the next
-        ramp = (hue - centre).abs_().mul_(sign).add_(-sign if sign > 0 else 2).clamp_(0, 1)
+    # A colour is full within a sixth of its own hue and fades over the next: red |hue - 3| - 1 of the chroma,
+    # green 2 - |hue - 2|, blue 2 - |hue - 4|.
+    for plane, centre, sign, offset in ((r, 3, 1, -1), (g, 2, -1, 2), (b, 4, -1, 2)):
+        ramp = (hue - centre).abs_().mul_(sign).add_(offset).clamp_(0, 1)
         torch.addcmul(low, chroma, ramp, out=plane)
 
 
@@ -176,8 +178,10 @@ def _taps(size: int, radius: int, device: torch.device) -> Tensor:
 def solarize_(views: Tensor, draws: Draws) -> Tensor:
     """Invert the values at or above the threshold, in the images that drew it: (B, 3, S, S), in place."""
     at = sent(draws.solarize.nonzero()[:, 0], views.device)
-    part = views.index_select(0, at)
-    return views.index_copy_(0, at, torch.where(part >= draws.policy.solarize_threshold, 1 - part, part))
+    if len(at):
+        part = views.index_select(0, at)
+        views.index_copy_(0, at, torch.where(part >= draws.policy.solarize_threshold, 1 - part, part))
+    return views
 
 
 def apply(images: Tensor, draws: Draws, size: int) -> Tensor:

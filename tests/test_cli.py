@@ -10,7 +10,8 @@ import nbformat
 import pytest
 import torch
 
-from ssl_lessons import cli, doctor, evaluate, jobs
+from ssl_lessons import cli, evaluate
+from ssl_lessons.batch import grid
 
 COMMANDS = [
     "doctor",
@@ -106,9 +107,9 @@ def test_doctor_reports_on_this_machine():
 
 def test_doctor_fails_for_what_would_stop_a_lesson(monkeypatch, capsys):
     monkeypatch.setenv("SSL_LESSONS_PROFILE", "huge")
-    real = doctor.metadata.version
+    real = cli.metadata.version
     monkeypatch.setattr(
-        doctor.metadata, "version", lambda name: "1.1.3" if name == "fastprogress" else real(name)
+        cli.metadata, "version", lambda name: "1.1.3" if name == "fastprogress" else real(name)
     )
     assert cli.main(["doctor"]) == 1
     lines = capsys.readouterr().out.splitlines()
@@ -125,8 +126,8 @@ def test_a_torchvision_of_another_torch_is_noticed(monkeypatch):
         raise RuntimeError("operator torchvision::nms does not exist")
 
     monkeypatch.setattr(torchvision.ops, "nms", missing)
-    finding = doctor._torch()
-    assert finding.status == "broken" and "nms" in finding.detail and "pip install" in finding.detail
+    (finding,) = (finding for finding in cli.examine() if finding[1] == "torch")
+    assert finding[0] == "broken" and "nms" in finding[2] and "pip install" in finding[2]
 
 
 def test_data_list_for_programs(capsys):
@@ -151,8 +152,9 @@ def test_data_list_for_programs(capsys):
         ("pretrain --out x --recipe moco_v3", "moco_v1, moco_v2"),
         ("pretrain --out x --network resnet19", "conv4, resnet10_half, resnet18, resnet50"),
         ("pretrain --out x -p tau 0.1", "temperature"),
-        ("pretrain --out x -p temperature warm", "is a number like"),
-        ("pretrain --out x -p symmetric true", "write True"),
+        ("pretrain --out x -p temperature abc", "temperature is 'abc'; it must be a number"),
+        ("pretrain --out x -p symmetric 1", "must be True or False"),
+        ("pretrain --out x -p queue 1.5", "must be a whole number above 0"),
         ("pretrain --out x -p policy moco_v9", "moco_v2"),
         ("evaluate runs/nosuch", "choose one of"),
     ],
@@ -170,8 +172,7 @@ def test_unknown_names_are_answered_with_the_known(arguments, answer, capsys):
         ("run 03 --profile gigantic", "auto, smoke, class, full"),
         ("run 03 --dataset imagenete", "imagenette"),
         ("run 03 -p epoch 3", "profile, dataset, epochs, run_dir"),
-        ("run 03 -p epochs three", "is a number like 10"),
-        ("run 03 -p epochs false", "write False"),
+        ("run 03 -p epochs three", "epochs is 'three'; it must be a whole number above 0"),
     ],
 )
 def test_a_lesson_is_asked_only_for_what_it_has(arguments, answer, lesson, capsys):
@@ -181,7 +182,7 @@ def test_a_lesson_is_asked_only_for_what_it_has(arguments, answer, lesson, capsy
 
 def test_a_lesson_is_found_by_number_name_and_path(lesson):
     for name in ("3", "03", "03_toy", "03_toy.ipynb", str(lesson), "notebooks/03_toy.ipynb"):
-        assert jobs.find_lesson(name) == lesson.resolve()
+        assert grid.find_lesson(name) == lesson.resolve()
 
 
 # ---- run ---------------------------------------------------------------------------------------------------
@@ -198,7 +199,7 @@ def test_run_executes_a_lesson_and_names_what_it_made(lesson):
     assert "epochs: 5 smoke" in html.read_text(encoding="utf-8")
     nbformat.validate(nbformat.read(notebook, as_version=4))
     last = done.stdout.rstrip().splitlines()[-1]
-    assert " ".join(last.split()) == "knn 52.0% random encoder 26.0% k 20, t 0.07"
+    assert " ".join(last.split()) == "knn_random 26.0%" and "knn         52.0%  k 20, t 0.07" in done.stdout
 
 
 def test_run_keeps_what_a_failing_lesson_reached(tmp_path):
@@ -215,29 +216,14 @@ def test_run_keeps_what_a_failing_lesson_reached(tmp_path):
         assert "half way" in text and "ZeroDivisionError" in text
 
 
-def test_a_kernel_that_lost_its_port_is_started_again(tmp_path, monkeypatch):
-    import papermill
-
-    original, calls = papermill.execute_notebook, []
-
-    def racing(*args, **settings):
-        calls.append(args)
-        if len(calls) < 2:
-            raise RuntimeError("Kernel died before replying to kernel_info")
-        return original(*args, **settings)
-
-    monkeypatch.setattr(papermill, "execute_notebook", racing)
-    notebook = write_notebook(tmp_path / "x.ipynb", PARAMETERS, "print('there')")
-    job = jobs.execute(notebook, tmp_path / "out", {})
-    assert (job.error, job.died, len(calls)) == (None, False, 2)
-    assert "there" in job.notebook.read_text(encoding="utf-8")
-
-
 def test_run_survives_a_kernel_that_dies(tmp_path):
     notebook = write_notebook(tmp_path / "x.ipynb", PARAMETERS, "print('half way')", "import os; os._exit(9)")
-    job = jobs.execute(notebook, tmp_path / "kept", {})
-    assert "died" in job.error
-    assert "half way" in job.notebook.read_text(encoding="utf-8") and job.html.exists()
+    state = grid.carry_out(grid.planned(notebook, {}, "x"), tmp_path / "kept")
+    assert "died" in state["error"] and state["attempts"] == 2, (
+        "it may have lost its port to another: once more"
+    )
+    assert "half way" in (tmp_path / "kept" / "x.ipynb").read_text(encoding="utf-8")
+    assert (tmp_path / "kept" / "x.html").exists()
 
 
 # ---- pretrain, evaluate, bench -----------------------------------------------------------------------------
@@ -286,6 +272,13 @@ def test_pretrain_on_a_folder_without_labels(tmp_path, capsys):
     assert cli.main(["pretrain", *arguments]) == 0
     assert "not judged" in capsys.readouterr().out
     assert Path("runs/photos/encoder.safetensors").exists()
+
+
+def test_a_number_may_be_written_as_a_shell_hands_it_over(capsys):
+    arguments = [*QUICK, "--epochs", "1", "-p", "queue", "6.4e1", "-p", "symmetric", "false", "--out", "x"]
+    assert cli.main(["pretrain", *arguments]) == 0
+    recipe = json.loads(Path("x/record.json").read_text(encoding="utf-8"))["recipe"]
+    assert (recipe["queue"], recipe["symmetric"]) == (64, False)
 
 
 def test_a_failed_run_is_exit_code_1(capsys):

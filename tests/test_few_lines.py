@@ -108,7 +108,7 @@ def test_the_few_lines_run_as_printed(tmp_path, monkeypatch):
 
 
 def test_the_lesson_shows_the_few_lines_as_they_are_tested():
-    path = ssl_lessons.leaderboard.results_folder().parent.parent / "notebooks" / "10_your_own_images.ipynb"
+    path = ssl_lessons.records.results_folder().parent.parent / "notebooks" / "10_your_own_images.ipynb"
     if not path.exists():
         pytest.skip("the lesson is not here")
     import nbformat

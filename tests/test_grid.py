@@ -1,24 +1,25 @@
-"""Grids of real processes, undisturbed, failing and killed, on this machine and on Dask's workers."""
+"""Grids of real processes: finished, failing, killed and interrupted, here and on Dask's workers."""
 
-import concurrent.futures as cf
 import contextlib
 import io
-import itertools
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-import nbformat
+import pandas as pd
 import psutil
 import pytest
-from toy import TWELVE, by_itself, write
+from filelock import FileLock
+from toy import by_itself, write
 
-from ssl_lessons import cli, grid, jobs, plans
+from ssl_lessons import cli
+from ssl_lessons.batch import grid
+
+FOUR = {"method": ["simclr", "moco"], "seed": "0-1"}
 
 
 @pytest.fixture(autouse=True)
@@ -39,10 +40,6 @@ def start(file: Path, out: Path, *arguments: str) -> subprocess.Popen:
             signal.signal(signal.SIGINT, before)
 
 
-def printed(out: Path) -> str:
-    return out.with_suffix(".printed").read_text()
-
-
 def main(file: Path, out: Path, *arguments: str) -> tuple[int, str]:
     """The command line in this process, which need not load torch again: exit code, what it printed."""
     with contextlib.redirect_stdout(io.StringIO()) as text:
@@ -59,42 +56,39 @@ def until(true, what: str, minutes: float = 15) -> None:
 
 
 def at_work(out: Path) -> list[psutil.Process]:
-    """Processes that work for any run of a grid: the jobs' own and their kernels."""
+    """The papermill processes of a grid's runs, and their kernels."""
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            if process.environ().get(jobs.MARK, "").startswith(str(out)):
-                found.append(process)
+            if "papermill" in process.cmdline() and str(out) in " ".join(process.cmdline()):
+                found += [process, *process.children(recursive=True)]
     return found
-
-
-def kernels(folder: Path) -> list[psutil.Process]:
-    """The kernel of a run at work: a child of the job's own process."""
-    return [process for process in at_work(folder) if "ipykernel_launcher" in " ".join(process.cmdline())]
 
 
 def states(out: Path) -> dict[str, dict]:
     """job.json of each run, by the run's name."""
-    found = [jobs.read_state(path.parent) for path in sorted(out.glob("*/job.json"))]
+    found = [grid.read_state(path.parent) for path in sorted(out.glob("*/job.json"))]
     return {state["name"]: state for state in found if state}
-
-
-def records(out: Path) -> dict[str, dict]:
-    return {path.parent.name: json.loads(path.read_text()) for path in sorted(out.glob("*/record.json"))}
 
 
 def numbers(out: Path) -> dict[str, list]:
     """What must not depend on how a grid went: each run's history and metrics."""
-    return {name[:-9]: [record["history"], record["metrics"]] for name, record in records(out).items()}
-
-
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory) -> dict[str, list]:
-    """The same of twelve runs that nobody disturbs, executed one by one, without a grid."""
     found = {}
-    for method, seed in itertools.product(*TWELVE.values()):
-        record = by_itself(tmp_path_factory.mktemp("alone"), method=method, seed=seed)
-        found[f"{method}-{seed}"] = [record["history"], record["metrics"]]
+    for path in out.glob("*/record.json"):
+        record = json.loads(path.read_text())
+        found[path.parent.name[:-9]] = [record["history"], record["metrics"]]
+    return found
+
+
+def alone(folder: Path) -> dict[str, list]:
+    """The same of runs that nobody disturbs, executed here, without a grid."""
+    found = {}
+    for method in FOUR["method"]:
+        for seed in (0, 1):
+            place = folder / f"alone-{method}-{seed}"
+            place.mkdir()
+            record = by_itself(place, method=method, seed=seed)
+            found[f"{method}-{seed}"] = [record["history"], record["metrics"]]
     return found
 
 
@@ -105,167 +99,99 @@ def assert_one_writer_at_a_time(out: Path) -> None:
         assert changes == len(set(lines)) - 1, f"{path} was written by two at once: {lines}"
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    """A grid of four runs that nobody disturbs: its file, its folder, and the lines that it printed."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    file = write(folder, grid={"method": ["simclr", "moco"], "seed": [0, 1]})
-    code, text = main(file, folder / "out", "--jobs", "2")
-    assert code == 0, text
-    return file, folder / "out", text.splitlines()
-
-
 # ---- On this machine ---------------------------------------------------------------------------------------
 
 
-def test_every_run_is_kept_whole_and_none_is_repeated(undisturbed, alone, capsys):
-    file, out, lines = undisturbed
-    assert numbers(out) == {name: alone[name] for name in ("simclr-0", "simclr-1", "moco-0", "moco-1")}
-    found = {path.name for path in out.iterdir() if path.is_dir()}
-    assert len(found) == 4
-    for name in found:
-        state = jobs.read_state(out / name)
-        assert (state["status"], state["attempts"], state["error"]) == ("done", 1, None)
-        assert f"{state['parameters']['method']}-{state['parameters']['seed']}" == state["name"]
-        assert state["parameters"]["profile"] == "smoke" and name.endswith(state["fingerprint"][:8])
-        for file_name in ("toy.html", "job.log"):
-            assert "epoch 4" in (out / name / file_name).read_text(), file_name
-        nbformat.validate(nbformat.read(out / name / "toy.ipynb", as_version=4))
-        assert records(out)[name]["starts"] == 1
-    assert lines[0] == "0 of 4 done, 0 running, 0 failed, 4 waiting; time left: unknown"
-    assert sum(" done in " in line for line in lines) == 4 and "4 of 4 runs done" in lines[-1]
-    assert not at_work(out)
-
-    before = {path: path.stat().st_mtime_ns for path in out.glob("*/*")}
-    assert cli.main(["grid", str(file), "--out", str(out), "--json"]) == 0
-    answer = json.loads(capsys.readouterr().out)
-    assert answer["ok"] and len(answer["runs"]) == 4
-    assert {path: path.stat().st_mtime_ns for path in out.glob("*/*")} == before
-    assert cli.main(["grid", str(file), "--out", str(out), "--dry-run"]) == 0
-    assert capsys.readouterr().out.count("done  ") == 4
-
-
-def test_one_failure_is_accounted_for_and_alone_repeated(tmp_path):
+def test_one_failure_is_named_and_alone_repeated(tmp_path):
     wanted, out = tmp_path / "wanted", tmp_path / "out"
-    planted = [{"when": {"seed": 1}, "set": {"wanted": str(wanted)}}]
-    file = write(tmp_path, grid={"seed": [0, 1, 2]}, override=planted, parameters={"seconds": 0.1})
+    planted = [{"when": {"method": "moco", "seed": 1}, "set": {"wanted": str(wanted)}}]
+    file = write(tmp_path, grid=FOUR, override=planted)
     code, told = main(file, out, "--jobs", "2")
-    assert code == 1
-    account = told[told.index("2 of 3 runs done") :].splitlines()
-    folder = next(out.glob("1-*"))
-    assert account[1:3] == [
-        "1 failed; the same command tries them again:",
-        f"  1: cell [4] failed with RuntimeError: {wanted} is not there",
-    ]
-    assert account[3].strip() == f"log: {folder / 'job.log'}"
-    assert (
-        "RuntimeError" in (folder / "job.log").read_text()
-        and "RuntimeError" in (folder / "toy.html").read_text()
-    )
-    assert {name: state["status"] for name, state in states(out).items()} == {
-        "0": "done",
-        "1": "failed",
-        "2": "done",
-    }
-    assert states(out)["1"]["attempts"] == 1, "a failing cell is not tried twice"
-    assert len(records(out)) == 2
+    assert code == 1 and "3 of 4 runs done" in told
+    (folder,) = out.glob("moco-1-*")
+    assert f"  moco-1: cell [4] failed with RuntimeError: {wanted} is not there" in told.splitlines()
+    assert f"log: {folder / 'run.log'}" in told and "epoch 4" in (folder / "run.log").read_text()
+    for page in (folder / "toy.ipynb", folder / "toy.html"):
+        assert "RuntimeError" in page.read_text(), "what it reached is kept"
+    found = {name: (state["status"], state["attempts"]) for name, state in states(out).items()}
+    assert found.pop("moco-1") == ("failed", 1), "a failing cell is not tried twice"
+    assert set(found.values()) == {("done", 1)}
 
-    before = {path: path.stat().st_mtime_ns for path in out.glob("[02]-*/*")}
+    before = {path: path.stat().st_mtime_ns for path in out.glob("*-[0-9]-*/*") if path.parent != folder}
     wanted.touch()
-    assert main(file, out)[0] == 0
-    assert {path: path.stat().st_mtime_ns for path in out.glob("[02]-*/*")} == before
-    assert states(out)["1"]["status"] == "done" and len(records(out)) == 3
-    assert next(out.glob("1-*")) == folder and records(out)[folder.name]["starts"] == 2
+    code, told = main(file, out)
+    assert code == 0 and told.startswith("3 of 4 done")
+    assert {path: path.stat().st_mtime_ns for path in before} == before, "finished runs are left alone"
+    assert states(out)["moco-1"]["status"] == "done" and not at_work(out)
+    assert numbers(out) == alone(tmp_path)
+
+    rows = grid.results(out)
+    assert sorted(rows["name"]) == ["moco-0", "moco-1", "simclr-0", "simclr-1"]
+    assert (rows["minutes"] > 0).all() and (rows["status"] == "done").all()
+    assert dict(zip(rows["name"], rows["knn"], strict=True)) == {
+        name: metrics["knn"]["value"] for name, (_, metrics) in numbers(out).items()
+    }
+    kept = pd.read_csv(out / "grid.csv")
+    assert {"method", "seed", "profile", "knn", "minutes", "status", "folder"} <= set(kept.columns)
+    assert sorted(kept["knn"]) == sorted(rows["knn"])
+    code, told = main(file, out, "--dry-run")
+    assert code == 0 and told.count("done  ") == 4
 
 
-def test_a_process_that_dies_is_started_once_more(tmp_path):
-    """One run's own process is killed, another's kernel; the third kills its kernel each time."""
+def test_a_grid_that_is_killed_and_interrupted_ends_with_the_same_records(tmp_path):
+    """kill -9 in the midst of a run, then ctrl-C in the midst of one, then left alone."""
     out = tmp_path / "out"
-    deadly = [{"when": {"seed": 2}, "set": {"deadly": "kernel", "epochs": 1}}]
-    file = write(tmp_path, grid={"seed": [0, 1, 2]}, override=deadly, parameters={"seconds": 2.0})
-    pool = cf.ThreadPoolExecutor(1)
-    ended = pool.submit(main, file, out, "--jobs", "2")
-    for seed, kernel in ((0, False), (1, True)):
-        until(lambda seed=seed: list(out.glob(f"{seed}-*/writers")), f"the first epoch of run {seed}")
-        folder = next(out.glob(f"{seed}-*"))
-        (victim,) = kernels(folder)
-        (victim if kernel else victim.parent()).kill()
-    assert ended.result()[0] == 1
-    found = states(out)
-    assert [found[str(seed)]["attempts"] for seed in (0, 1, 2)] == [2, 2, 2]
-    assert [found[str(seed)]["status"] for seed in (0, 1, 2)] == ["done", "done", "failed"]
-    assert "died" in found["2"]["error"] and "for the second time" in found["2"]["error"]
-    for name, record in records(out).items():
-        assert record["starts"] == 2 and len(record["history"]) == 4, f"{name} went on from its checkpoint"
-    assert_one_writer_at_a_time(out)
-    assert not at_work(out)
-
-
-def test_a_grid_that_is_killed_ends_with_the_same_records(alone, tmp_path):
-    """kill -9 at a random moment, then ctrl-C at another, then left alone."""
-    out, moment = tmp_path / "out", random.Random()
-    file = write(tmp_path)
-    for how, code, goal in (
-        (signal.SIGKILL, -9, moment.randint(0, 4)),
-        (signal.SIGINT, 130, moment.randint(5, 8)),
-    ):
-        process, wait = start(file, out, "--jobs", "2"), moment.uniform(0, 2)
-        until(
-            lambda goal=goal: len(records(out)) >= goal and at_work(out), f"{goal} records and a run at work"
-        )
-        time.sleep(wait)
+    file = write(tmp_path, grid=FOUR, parameters={"seconds": 4.0})
+    for how, code in ((signal.SIGKILL, -9), (signal.SIGINT, 130)):
+        before = len(list(out.glob("*/writers")))
+        process = start(file, out, "--jobs", "2")
+        until(lambda before=before: len(list(out.glob("*/writers"))) > before or not before, "a run at work")
+        until(lambda: at_work(out) and list(out.glob("*/writers")), "an epoch")
         process.send_signal(how)
-        assert process.wait() == code, printed(out)
-        until(lambda: not at_work(out), "the end of all jobs")
-        assert len(records(out)) < 12, f"{how} after {goal} records and {wait:.2f} s came too late to disturb"
-    assert "interrupted" in printed(out)
-    assert start(file, out, "--jobs", "2").wait() == 0, printed(out)
-    assert numbers(out) == alone and len(alone) == 12
+        assert process.wait() == code, out.with_suffix(".printed").read_text()
+        if how == signal.SIGINT:
+            until(lambda: not at_work(out), "the end of all runs", minutes=1)
+            assert "stopped; the same command goes on" in out.with_suffix(".printed").read_text()
+        assert len(numbers(out)) < 4, "too late to disturb"
+    assert main(file, out, "--jobs", "2")[0] == 0
+    assert numbers(out) == alone(tmp_path)
     assert_one_writer_at_a_time(out)
     assert not at_work(out)
 
 
-def test_two_grids_never_share_a_folder(undisturbed, capsys):
-    from filelock import FileLock
-
-    file, out, _ = undisturbed
+def test_two_never_write_into_one_folder(tmp_path, capsys):
+    file, out = write(tmp_path, grid={"seed": [0]}), tmp_path / "out"
+    out.mkdir()
     with FileLock(out / "grid.lock"):
         assert cli.main(["grid", str(file), "--out", str(out)]) == 1
     assert "grid.lock" in capsys.readouterr().err
+    (one,) = grid.read(file)
+    one.folder(out).mkdir()
+    with FileLock(one.folder(out) / "job.lock"):
+        code, told = main(file, out)
+    assert code == 1 and "another process works in" in told
 
 
-def test_a_damaged_record_starts_from_nothing_and_a_stray_process_is_ended(tmp_path):
-    """The stray is what an attempt that outlived its grid would be: two must never write into a folder."""
-    (one,) = plans.read(write(tmp_path, grid={"seed": [0]}, parameters={"seconds": 0.1}))
-    folder = one.folder(tmp_path / "out")
-    folder.mkdir(parents=True)
+def test_a_damaged_record_is_a_failed_run(tmp_path):
+    (one,) = grid.read(write(tmp_path, grid={"seed": [0]}))
+    folder = one.folder(tmp_path)
+    folder.mkdir()
+    grid.write_state(folder, {"name": one.name, "status": "done", "parameters": {}, "seconds": 1.0})
     (folder / "record.json").write_text("{")
-    jobs.write_state(folder, {**grid.look([one], tmp_path / "out")[0], "status": "done", "attempts": 1})
-    (state,) = grid.look([one], tmp_path / "out")
-    assert state["status"] == "failed" and "record.json is damaged" in state["error"]
-    stray = [sys.executable, "-c", "import time; time.sleep(600)"]
-    stray = subprocess.Popen(stray, env={**os.environ, jobs.MARK: str(folder)})
-    until(lambda: jobs.strays(folder), "the stray")
-    (state,) = grid.run([one], tmp_path / "out")
-    assert state["status"] == "done" and state["attempts"] == 2
-    assert not psutil.pid_exists(stray.pid)
-    (aside,) = (tmp_path / "out").glob("*.damaged-*")
-    assert (aside / "record.json").read_text() == "{"
-    assert json.loads((folder / "record.json").read_text())["starts"] == 1
+    (row,) = grid.results(tmp_path, [one]).to_dict("records")
+    assert row["status"] == "failed" and "record.json is damaged" in row["error"]
 
 
 def test_each_slot_has_its_gpu_or_its_share_of_the_cores(monkeypatch):
     import torch
 
-    given = []
-    monkeypatch.setattr(jobs, "carry_out", lambda folder, env, stopped: given.append(env) or time.sleep(0.2))
+    def environments(jobs) -> tuple[int, list[dict]]:
+        def look() -> dict:
+            time.sleep(0.2)  # so that each thread takes one
+            return grid._SLOT.env
 
-    def environments(width) -> tuple[int, list[dict]]:
-        given.clear()
-        with grid._here(width) as (submit, chosen):
-            for future in [submit("x") for _ in range(chosen)]:
-                future.result()
-        return chosen, sorted(given, key=str)
+        with grid._here(jobs) as (pool, chosen):
+            return chosen, sorted((f.result() for f in [pool.submit(look) for _ in range(chosen)]), key=str)
 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
@@ -283,80 +209,17 @@ def test_each_slot_has_its_gpu_or_its_share_of_the_cores(monkeypatch):
 # ---- By Dask -----------------------------------------------------------------------------------------------
 
 
-def test_the_death_of_a_dask_worker_costs_one_retry_and_no_result(alone, tmp_path):
-    """Two workers. First the grid is killed, and nothing of it may go on there; then one worker is killed in
-    the middle of a run, and another run kills every worker that it gets."""
-    import dask
+def test_a_cluster_carries_out_the_same_runs(tmp_path):
+    """Two workers; one run kills its kernel each time, and is the only one that fails."""
     from distributed import LocalCluster
 
-    out, plan = tmp_path / "out", {"grid": {"method": ["simclr", "moco", "byol"], "seed": [0, 1]}}
-    plan["exclude"] = [{"method": ["moco", "byol"], "seed": 1}]
-    plan["override"] = [{"when": {"method": "byol"}, "set": {"deadly": "worker", "epochs": 1}}]
-    file = write(tmp_path, **plan)
-    once = dask.config.set({"distributed.scheduler.allowed-failures": 1})
+    out = tmp_path / "out"
+    deadly = [{"when": {"method": "moco", "seed": 1}, "set": {"deadly": True}}]
+    file = write(tmp_path, grid=FOUR, override=deadly)
     two = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": "127.0.0.1:0", "silence_logs": 50}
-    with once, LocalCluster(**two) as cluster:
-        process = start(file, out, "--scheduler", cluster.scheduler_address)
-        until(lambda: at_work(out), "a run at work")
-        process.kill()
-        until(
-            lambda: process.poll() is not None and not at_work(out), "the end of the tasks that nobody wants"
-        )
-        before = {name: state["attempts"] for name, state in states(out).items()}
-        process = start(file, out, "--scheduler", cluster.scheduler_address)
-        folder = next(out.glob("simclr-0-*"))
-        until(lambda: kernels(folder), "the kernel of a run")
-        worker = kernels(folder)[0].parents()[1]
-        assert worker.pid in [nanny.pid for nanny in cluster.workers.values()]
-        worker.kill()
-        assert process.wait() == 1, printed(out)
-    found = states(out)
-    assert {name for name, state in found.items() if state["status"] == "failed"} == {"byol-0"}, printed(out)
-    assert "KilledWorker" in found["byol-0"]["error"] and len(numbers(out)) == 3
-    tried = {name: state["attempts"] - before[name] for name, state in found.items()}
-    # The last waited for the worker that was killed, or not: in Dask's eyes that is a first death of its own
-    assert tried.pop("byol-0") in (2, 3) and tried == {"simclr-0": 2, "simclr-1": 1, "moco-0": 1}
-    assert numbers(out).items() <= alone.items()
-    assert_one_writer_at_a_time(out)
-    assert not at_work(out)
-
-
-# ---- How it goes -------------------------------------------------------------------------------------------
-
-
-def test_the_time_left_is_reckoned_from_the_finished_runs():
-    def state(status: str, seconds=None) -> dict:
-        return {"fingerprint": "a", "status": status, "seconds": seconds}
-
-    waiting = [state("waiting")] * 4
-    assert grid.time_left(waiting, {}, 2) is None
-    done = [state("done", 50.0), state("done", 70.0), state("failed", 1000.0)]
-    assert grid.time_left([*done, *waiting], {"a": 20.0, "b": 300.0}, 2) == (4 * 60 + 40) / 2
-    assert grid.time_left([*done, *waiting], {"a": 20.0, "b": 60.0}, None) == (4 * 60 + 40) / 2, (
-        "as many as run"
-    )
-    assert grid.time_left([*done, state("waiting")], {}, 8) == 60, "not an eighth: there is but one"
-    assert grid.time_left(done, {}, 2) == 0
-    assert [grid.span(s) for s in (None, 7.4, 90, 7200)] == ["unknown", "7 s", "1.5 min", "2.0 h"]
-
-
-def test_a_terminal_sees_one_table_redrawn(monkeypatch, capsys):
-    names = ("a", "b", "c")
-    waiting = [
-        {"name": n, "fingerprint": n, "status": "waiting", "seconds": None, "error": None} for n in names
-    ]
-    later = [
-        {**waiting[0], "status": "running"},
-        {**waiting[1], "status": "failed", "error": "no\nmore"},
-        waiting[2],
-    ]
-    board = grid.Board(2)
-    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
-    board.show(waiting)
-    assert capsys.readouterr().out == "0 of 3 done, 0 running, 0 failed, 3 waiting; time left: unknown\n"
-    board.show(later)
-    first, *lines = capsys.readouterr().out.splitlines()
-    assert first == "\x1b[1F\x1b[J0 of 3 done, 1 running, 1 failed, 1 waiting; time left: unknown"
-    assert lines == ["  running  a  0 s", "  failed   b  no"]
-    board.show(later)
-    assert capsys.readouterr().out.startswith("\x1b[3F\x1b[J0 of 3 done")
+    with LocalCluster(**two) as cluster:
+        code, told = main(file, out, "--scheduler", cluster.scheduler_address)
+    assert code == 1 and "3 of 4 runs done" in told and "moco-1: " in told, told
+    whole = alone(tmp_path)
+    del whole["moco-1"]
+    assert numbers(out) == whole and not at_work(out)

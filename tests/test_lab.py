@@ -12,7 +12,8 @@ import torch
 from tiny import moco, noise
 
 from ssl_lessons import evaluate, lab
-from ssl_lessons.lab import LessonError, attempt, check, experiments, lesson, pick_profile, setup
+from ssl_lessons.lab import LessonError, attempt, check, lesson, pick_profile, setup
+from ssl_lessons.methods.moco import RECIPES
 from ssl_lessons.records import Run
 
 SETTINGS = {
@@ -28,8 +29,7 @@ SETTINGS = {
 def on_a_cpu(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(lesson, "results_folder", lambda: tmp_path / "results")
-    for module in (lesson, experiments):
-        monkeypatch.setattr(module, "runs_folder", lambda: tmp_path / "runs")
+    monkeypatch.setenv("SSL_LESSONS_RUNS", str(tmp_path / "runs"))
     monkeypatch.delenv("SSL_LESSONS_PROFILE", raising=False)
     (tmp_path / "results").mkdir()
 
@@ -57,6 +57,24 @@ def test_the_narrowest_settings_that_fit_are_taken(monkeypatch):
     monkeypatch.setattr(lesson, "pick_precision", lambda name, device: "bf16")
     monkeypatch.setattr(lesson, "device_name", lambda device: "a GPU")
     assert setup("03", SETTINGS).epochs == 20
+    assert setup("03", {**SETTINGS, "class on imagenette with a GPU": {"epochs": 30}}).epochs == 30
+
+
+def test_every_lesson_has_settings_for_every_profile_which_its_set_up_takes(tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")  # the checkout's file is found from anywhere
+    for key in [f"{number:02d}" for number in range(12)] + ["row"]:
+        settings = lab.profiles(key)
+        assert {"smoke", "class", "full"} <= set(settings), key
+        assert not [name for name in settings if name.split(" ")[0] not in lab.PROFILES], key
+        assert settings["smoke"]["dataset"] == "shapes"
+        s = setup(key, profile="smoke", seed=3)
+        assert {**settings["smoke"], "seed": 3}.items() <= vars(s).items()
+    beside = tmp_path / "profiles.yaml"  # a notebook's own, in its folder or the one above, comes first
+    beside.write_text('"03": {class: {dataset: shapes, epochs: 77}}', encoding="utf-8")
+    assert setup("03").epochs == 77
+    with pytest.raises(LessonError, match="no profiles.yaml with lesson '99'"):
+        lab.profiles("99")
 
 
 def test_parameters_replace_settings_and_empty_ones_do_not(capsys):
@@ -78,11 +96,10 @@ def test_parameters_replace_settings_and_empty_ones_do_not(capsys):
             {"network": "resnet20"},
             "network 'resnet20' is not known; choose one of: conv4, resnet10_half, resnet18, resnet50",
         ),
-        ({"epochs": "10"}, "parameter epochs is '10'; it must be a whole number above 0"),
+        ({"epochs": "ten"}, "parameter epochs is 'ten'; it must be a whole number above 0"),
         ({"epochs": 0}, "parameter epochs is 0; it must be a whole number above 0"),
-        ({"epochs": True}, "parameter epochs is True; it must be a whole number"),
-        ({"lr": "0.1"}, "parameter lr is '0.1'; it must be a number"),
-        ({"symmetric": "false"}, "parameter symmetric is 'false'; it must be True or False"),
+        ({"lr": "warm"}, "parameter lr is 'warm'; it must be a number"),
+        ({"symmetric": 1}, "parameter symmetric is 1; it must be True or False"),
         ({"seed": "one"}, "parameter seed is 'one'; it must be a whole number$"),
     ],
 )
@@ -91,7 +108,13 @@ def test_a_wrong_parameter_is_named_with_what_is_right(wrong, message):
         setup("03", SETTINGS, **{"profile": "smoke", **wrong})
 
 
-def test_a_run_folder_for_each_choice_of_settings(tmp_path):
+def test_text_is_read_as_what_stands_there():
+    """papermill's `-p symmetric false` hands over text, which would count as true."""
+    s = setup("03", SETTINGS, profile="smoke", symmetric="false", epochs="1e1", lr="1e-3", seed="2")
+    assert (s.symmetric, s.epochs, s.lr, s.seed) == (False, 10, 0.001, 2)
+
+
+def test_a_run_folder_for_each_choice_of_settings(tmp_path, monkeypatch):
     one, again, other = (setup("03", SETTINGS, dataset="shapes", seed=s).run_dir for s in (0, 0, 1))
     assert (
         one == again != other and one.parent == tmp_path / "runs" and one.name.startswith("03-shapes-class-")
@@ -99,6 +122,9 @@ def test_a_run_folder_for_each_choice_of_settings(tmp_path):
     assert setup("03", SETTINGS, run_dir="runs/mine").run_dir == Path("runs/mine")
     smoke = [setup("03", SETTINGS, profile="smoke").run_dir for _ in range(2)]
     assert smoke[0] != smoke[1]  # a smoke test never goes on
+    assert smoke[0].parent == tmp_path / "runs"  # $SSL_LESSONS_RUNS is for all runs
+    monkeypatch.delenv("SSL_LESSONS_RUNS")
+    assert lab.runs_folder() == Path(lab.__file__).resolve().parents[2] / "runs"
     pictures = tmp_path / "my pictures"
     pictures.mkdir()
     mine = setup("03", SETTINGS, dataset=str(pictures))
@@ -141,7 +167,7 @@ def test_unknown_parameters_are_looked_for_in_the_parameter_cells_only(monkeypat
 
     def asked(*cells):
         monkeypatch.setattr(IPython, "get_ipython", lambda: SimpleNamespace(user_ns={"In": ["", *cells]}))
-        lesson._refuse_unknown({"profile", "epochs"})
+        lesson._declared({"profile", "epochs"})
 
     asked(
         "x = 1",
@@ -354,6 +380,30 @@ def test_the_end_of_a_lesson_keeps_its_trials_and_counts_the_time_they_took(tmp_
     assert 1000 < kept["lesson_seconds"] < 1100
 
 
+def test_a_run_is_opened_again_and_a_judgement_is_written_and_printed(capsys):
+    s = a_lesson(epochs=20)
+    run = lab.open_run(s)
+    assert run.record["network"] == {"name": "conv4", "image_size": 16, "stem": None}
+    run.update(seed=9)
+    assert lab.open_run(s).record["seed"] == 9
+    names = ("knn", "linear_100", "linear_10")
+    parts = [{name: {"value": value} for name in names} for value in (0.5, 0.25, 0.75)]
+    capsys.readouterr()
+    lab.judgement(s, run, parts[0], {"random": parts[1], "supervised": parts[2]}, "relational")
+    head, *rows, last = capsys.readouterr().out.splitlines()
+    assert head.split() == ["random", "relational", "gain", "supervised"]
+    assert len(rows) == 3 and all(row.split()[-4:] == ["25.0%", "50.0%", "+25.0", "75.0%"] for row in rows)
+    assert last == "relational: 20 epochs without labels; supervised: 1 with them; seed 0"
+    kept = Run.open(run.folder).record["metrics"]
+    assert kept["knn"]["value"] == 0.5 and kept["linear_10_supervised"]["value"] == 0.75
+
+
+def test_a_recipe_is_shown_with_its_source_a_lessons_own_line_and_its_optimiser(capsys):
+    lab.show_recipe(RECIPES["lesson"], "K 7")
+    first, own, last = capsys.readouterr().out.splitlines()
+    assert first.startswith("recipe 'lesson': ") and own == "K 7" and "weight decay" in last
+
+
 def test_methods_are_compared_from_the_committed_records_of_the_same_images(tmp_path, capsys):
     s = a_lesson()
 
@@ -373,10 +423,3 @@ def test_methods_are_compared_from_the_committed_records_of_the_same_images(tmp_
     assert [line for line in lines if line.startswith("SimCLR") and "50.0%" in line and "+25.0" in line]
     assert [line for line in lines if line.startswith("MoCo v2 (this run)") and "40.0%" in line]
     assert not [line for line in lines if "60.0%" in line or "90.0%" in line]
-
-    s.lesson = "04"  # the longest name of a method
-    lab.compare(s, record("again", 0.4))
-    lines = capsys.readouterr().out.splitlines()
-    rows = [line for line in lines if "seed 0" in line]
-    assert [line for line in rows if line.startswith("relational reasoning (this run) ")]
-    assert len(rows) == 3 and len({line.index("seed 0") for line in rows}) == 1, "the columns are aligned"

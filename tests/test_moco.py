@@ -104,7 +104,7 @@ def test_queue_age_counts_steps_since_a_key_was_made():
 
 
 def test_an_empty_queue_is_refused():
-    with pytest.raises(ValueError, match="queue 0 must hold at least 1 key"):
+    with pytest.raises(ValueError, match="queue is 0; it must be a whole number above 0"):
         method(queue=0)
 
 

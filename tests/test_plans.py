@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from toy import TWELVE, write
 
-from ssl_lessons import cli, plans
+from ssl_lessons import cli
+from ssl_lessons.batch import grid
 
 
 @pytest.fixture(autouse=True)
@@ -21,12 +22,13 @@ def quiet(monkeypatch):
     ("parts", "answer"),
     [
         ({"grids": {}}, "key of toy.yaml 'grids' is not known; choose one of: notebook, profile"),
-        ({"notebook": "tyo.ipynb"}, "tyo.ipynb; in that folder: toy.ipynb"),
+        ({"notebook": "tyo.ipynb"}, "'tyo.ipynb' is not known; choose one of: toy.ipynb"),
         ({"notebook": "77"}, "03_moco"),
-        ({"notebook": None}, "notebook None must be a path"),
-        ({"grid": None}, "grid None must be names with values"),
+        ({"notebook": None}, "lesson 'None' is not known; choose one of: 00_start_here"),
+        ({"grid": None}, "grid: None must be names with values"),
         ({"grid": {"method": []}}, "method [] must be a list of values"),
-        ({"grid": {"seed": 3}}, "seed 3 must be a list of values"),
+        ({"grid": {"seed": 3}}, "seed 3 must be a list of values, or a range such as 0-2"),
+        ({"grid": {"seed": "2-0"}}, "seed [] must be a list of values"),
         (
             {"grid": {"sede": [0]}},
             "parameter of toy.ipynb in grid 'sede' is not known; choose one of: profile",
@@ -45,19 +47,24 @@ def quiet(monkeypatch):
         ({"parameters": {"epochs": 2.5}}, "epochs is 2.5; it must be a whole number"),
         ({"parameters": {"epochs": None}}, "epochs is None; it must be a whole number"),
         ({"parameters": {"epochs": True}}, "epochs is True; it must be a whole number"),
-        (
-            {"parameters": {"lr": "1e-3"}},
-            "lr is '1e-3'; it must be a number; YAML takes this for text, write 0.001",
-        ),
-        ({"parameters": {"focal": 1}}, "focal is 1; it must be true or false"),
+        ({"parameters": {"lr": "small"}}, "lr is 'small'; it must be a number"),
+        ({"parameters": {"focal": 1}}, "focal is 1; it must be True or False"),
         ({"grid": {"method": ["simclr"], "seed": [0, 0]}}, "are the same"),
-        ({"exclude": {"method": "moco"}}, "must be a list"),
+        ({"exclude": {"method": "moco"}}, "exclude: 'method' must be names with values"),
         ({"exclude": [{"methd": "moco"}]}, "parameter of toy.ipynb in exclude 'methd' is not known"),
         (
             {"exclude": [{"method": ["moco", "simsiam"]}]},
-            "exclude: method 'simsiam' is no run's; there are: 'sim",
+            "method 'simsiam' is no run's; there are: 'sim",
         ),
         ({"exclude": [{"method": "moco", "epochs": 5}]}, "epochs 5 is no run's; there are: 4"),
+        (
+            {
+                "grid": {"method": ["moco", "byol"], "seed": [0, 1]},
+                "exclude": [{"method": "moco", "seed": 0}],
+                "override": [{"when": {"method": "moco", "seed": 0}, "set": {"epochs": 2}}],
+            },
+            "matches no run: none has all of these",
+        ),
         ({"exclude": [{"seed": [0, 1, 2, 3]}]}, "every run is excluded"),
         ({"override": [{"when": {"seed": 0}}]}, "must be {when: {name: value}, set: {name: value}}"),
         (
@@ -92,9 +99,8 @@ def test_other_things_asked_for_in_vain(tmp_path, capsys, monkeypatch):
     assert "an address like tcp://host:8786" in refused(file, "--scheduler", "somewhere")
     monkeypatch.setitem(sys.modules, "distributed", None)  # as if it were not installed
     assert 'pip install "ssl-lessons[cluster]"' in refused(file, "--scheduler", "tcp://127.0.0.1:1")
-    for text, answer in (("grid: {seed: [0], seed: [1]}", "'seed' stands twice"), ("a: [", "cannot be read")):
-        file.write_text(text)
-        assert answer in refused(file)
+    file.write_text("a: [")
+    assert "cannot be read" in refused(file)
     assert not (tmp_path / "out").exists()
 
 
@@ -105,7 +111,7 @@ def test_a_plan_is_the_product_less_the_excluded_with_overrides(tmp_path):
         {"when": {"method": ["moco", "byol"]}, "set": {"epochs": 6, "lr": None}},
         {"when": {"epochs": 6, "seed": 0}, "set": {"lr": 1, "dataset": "photos"}},
     ]
-    plan = plans.read(write(tmp_path, exclude=exclude, override=override, parameters={"lr": 0.5}))
+    plan = grid.read(write(tmp_path, exclude=exclude, override=override, parameters={"lr": 0.5}))
     assert [one.name for one in plan] == [f"{m}-{s}" for m in TWELVE["method"] for s in (0, 1, 2)][:7]
     common = {"profile": "smoke", "lr": 0.5}
     assert plan[1].parameters == {**common, "method": "simclr", "seed": 1}
@@ -116,9 +122,16 @@ def test_a_plan_is_the_product_less_the_excluded_with_overrides(tmp_path):
     assert plan[0].folder(tmp_path).name == f"simclr-0-{plan[0].fingerprint[:8]}"
 
 
+def test_text_is_read_by_the_annotations(tmp_path):
+    """YAML takes 1e-3 and a quoted seed for text, and nobody wants focal loss for `focal: "false"`."""
+    axes = {"seed": ["1"], "lr": ["1e-3"], "focal": ["false"], "epochs": [2.0]}
+    (one,) = grid.read(write(tmp_path, grid=axes))
+    assert one.parameters == {"profile": "smoke", "seed": 1, "lr": 0.001, "focal": False, "epochs": 2}
+
+
 def test_a_fingerprint_is_of_all_parameters(tmp_path, monkeypatch):
     def marks(**parts) -> list[str]:
-        return [one.fingerprint for one in plans.read(write(tmp_path, **parts))]
+        return [one.fingerprint for one in grid.read(write(tmp_path, **parts))]
 
     plain = marks()
     assert len(set(plain)) == 12
@@ -134,7 +147,7 @@ def test_a_lesson_is_named_by_its_number(tmp_path):
     file.write_text(
         "notebook: 03\nparameters: {dataset: shapes}\ngrid: {recipe: [moco_v1, moco_v2], seed: [0]}"
     )
-    plan = plans.read(file)
+    plan = grid.read(file)
     assert [one.name for one in plan] == ["moco_v1-0", "moco_v2-0"]
     assert plan[0].notebook.name == "03_moco.ipynb" and plan[0].parameters["profile"] == "class"
 
@@ -143,4 +156,15 @@ def test_the_committed_grids_can_be_read():
     files = sorted((Path(__file__).parent.parent / "notebooks" / "grids").glob("*.yaml"))
     assert {file.stem for file in files} >= {"methods_on_shapes"}
     for file in files:
-        assert len(plans.read(file)) >= 10
+        assert len(grid.read(file)) >= 10
+
+
+def test_a_grid_sweeps_any_parameter_of_a_row(tmp_path):
+    file = tmp_path / "sweep.yaml"
+    row = Path(__file__).parent.parent / "notebooks" / "grids" / "row.ipynb"
+    axes = "{temperature: [0.1, 0.5], lr: [1e-3], network: [conv4, timm/resnet18], view: [32], seed: 0-1}"
+    file.write_text(f"notebook: {row}\nprofile: smoke\ngrid: {axes}")
+    plan = grid.read(file)
+    assert len(plan) == 8 and len({one.fingerprint for one in plan}) == 8
+    swept = {"temperature": 0.5, "lr": 0.001, "network": "timm/resnet18", "view": 32, "seed": 1}
+    assert plan[-1].parameters == {"profile": "smoke", **swept}

@@ -27,23 +27,12 @@ NOTEBOOKS = sorted([*(ROOT / "notebooks").glob("*.ipynb"), *(ROOT / "notebooks" 
 DEMANDED = [f"{number:02d}" for number in range(12)]  # lessons
 
 # The order in which data meets the files: each imports only from those before it.
-ORDER = ["shapes", "images", "policies", "views", "networks", "processes"]
+ORDER = ["parameters", "shapes", "images", "policies", "views", "networks", "processes"]
 ORDER += ["methods.base", "methods.recipes", "methods.*", "devices", "optimisers", "records"]
-ORDER += ["training", "probes", "evaluate"]
+ORDER += ["training", "evaluate"]
 ORDER += ["diagnose", "figures.palette", "figures.plots"]
-ORDER += ["figures.pictures", "lab.checks", "lab.experiments"]
-ORDER += [
-    "leaderboard",
-    "printing",
-    "charts",
-    "lab.lesson",
-    "jobs",
-    "plans",
-    "grid",
-    "doctor",
-    "commands",
-    "cli",
-]
+ORDER += ["figures.pictures", "lab.checks", "lab.experiments", "lab.lesson"]
+ORDER += ["batch.leaderboard", "batch.grid", "cli"]
 ORDER += ["__main__"]
 
 
@@ -86,6 +75,17 @@ def test_dependencies_have_lower_bounds_and_no_pins():
         assert all(re.fullmatch(r"!=[\d.]+", other) for other in others), (
             f"{name}: {bounds!r} is more than that"
         )
+
+
+def test_floors_are_the_lower_bounds_and_a_job_of_ci_installs_them():
+    expected = []
+    for line in [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["test"]]:
+        name, bound = re.match(r"([A-Za-z0-9_-]+)>=([\d.]+)", line).groups()
+        expected.append(f"{name}=={bound}")
+    floors = ROOT / ".ci" / "floors.txt"
+    assert floors.read_text(encoding="utf-8").splitlines() == expected
+    workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text(encoding="utf-8"))
+    assert workflow["jobs"]["lower-bounds"]["env"] == {"PIP_CONSTRAINT": ".ci/floors.txt"}
 
 
 def test_broken_fastprogress_releases_are_excluded():
@@ -178,7 +178,7 @@ def test_import_order_check_sees_what_it_should():
     package = ROOT / "ssl_lessons"
     assert "views" in list(imported(package / "methods" / "base.py"))
     assert {"methods.base", "networks"} <= set(imported(package / "methods" / "moco.py"))
-    assert "training" in list(imported(package / "commands.py"))
+    assert "parameters" in list(imported(package / "cli.py"))
 
 
 def fresh(code: str) -> str:

@@ -90,17 +90,15 @@ def test_crop_resize_is_torchvisions(height, width, size):
 def test_flip_is_exact():
     images = photographs(8, 48, 40)
     draws = v.draw(v.CROP_ONLY, 8, 48, 40, seeded())
-    plain = v.geometry(images, replace(draws, flip=torch.zeros(8, dtype=torch.bool)), 32)
-    flipped = v.geometry(images, replace(draws, flip=torch.ones(8, dtype=torch.bool)), 32)
-    whole = replace(draws, boxes=torch.tensor([[0, 0, 48, 40]]).expand(8, 4))
-    # a crop at its own size is a copy: the flip must give the same bits
-    same = replace(whole, boxes=torch.tensor([[3, 2, 32, 32]]).expand(8, 4))
-    on = v.geometry(images, replace(same, flip=torch.ones(8, dtype=torch.bool)), 32)
-    assert torch.equal((on * 255).round().byte(), images[:, :, 3:35, 2:34].flip(-1))
-    assert torch.equal(
-        on, v.geometry(images, replace(same, flip=torch.zeros(8, dtype=torch.bool)), 32).flip(-1)
-    )
+    off, on = torch.zeros(8, dtype=torch.bool), torch.ones(8, dtype=torch.bool)
+    plain = v.geometry(images, replace(draws, flip=off), 32)
+    flipped = v.geometry(images, replace(draws, flip=on), 32)
     assert (plain - flipped.flip(-1)).abs().max() < 1e-6
+    # a crop at its own size is a copy: the flip must give the same bits
+    same = replace(draws, boxes=torch.tensor([[3, 2, 32, 32]]).expand(8, 4))
+    flipped = v.geometry(images, replace(same, flip=on), 32)
+    assert torch.equal((flipped * 255).round().byte(), images[:, :, 3:35, 2:34].flip(-1))
+    assert torch.equal(flipped, v.geometry(images, replace(same, flip=off), 32).flip(-1))
 
 
 @pytest.mark.parametrize("operation", range(4), ids=["brightness", "contrast", "saturation", "hue"])

@@ -159,7 +159,7 @@ def build(trial: dict):
     """The method of a trial, on a fresh network."""
     import torch
 
-    from ssl_lessons.commands import method_file
+    from ssl_lessons.cli import method_file
     from ssl_lessons.methods.base import choose
 
     torch.manual_seed(trial["seed"])

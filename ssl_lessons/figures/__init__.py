@@ -7,13 +7,15 @@ from ssl_lessons.figures.plots import (
     bars,
     health,
     histograms,
+    leaderboard,
     lines,
     matrices,
     matrix,
     shade,
+    spread,
     training_curves,
 )
 
 __all__ = ["BLUE", "COLOURS", "GREEN", "GREY", "ORANGE", "PURPLE", "SKY", "VERMILION", "accuracy_bars"]
-__all__ += ["bars", "confusion", "health", "histograms", "image_grid", "lines", "matrices", "matrix", "shade"]
-__all__ += ["training_curves"]
+__all__ += ["bars", "confusion", "health", "histograms", "image_grid", "leaderboard", "lines", "matrices"]
+__all__ += ["matrix", "shade", "spread", "training_curves"]

@@ -5,12 +5,16 @@ Colours are Okabe and Ito's, which people with colour-blind eyes tell apart; eve
 
 from collections.abc import Sequence
 from itertools import cycle
+from statistics import fmean, stdev
 
+import matplotlib.pyplot as plt
 import torch
 from matplotlib.figure import Figure
+from matplotlib.path import Path
+from matplotlib.text import Text
 from torch import Tensor
 
-from ssl_lessons.figures.palette import BLUE, COLOURS, GREEN, GREY, VERMILION, axes_row
+from ssl_lessons.figures.palette import BLUE, COLOURS, GREEN, GREY, STYLE, VERMILION, axes_row
 
 
 def training_curves(
@@ -167,3 +171,99 @@ def accuracy_bars(values: dict[str, float], title: str = "", baselines: Sequence
     for name, bar in zip(values, axis.patches, strict=True):
         bar.set_color(GREY if name in baselines else BLUE)
     return figure
+
+
+def spread(values: dict[str, Sequence[float]], xlabel: str) -> Figure:
+    """Named runs as dots, one for each seed, and below them, if there are several, mean and sample deviation.
+
+    Args:
+        values: {name: one number in [0, 1] for each seed}, drawn in per cent, the first on top.
+    """
+    figure, (axis,) = axes_row(1, 7.5, 0.45 * len(values) + 1.0)
+    for i, each in enumerate(values.values()):
+        percent = [100 * value for value in each]
+        axis.plot(percent, [i] * len(each), "o", color=BLUE, alpha=0.6, markersize=7)
+        if len(each) > 1:
+            bar = {"color": VERMILION, "marker": "|", "markersize": 10, "capsize": 3}
+            axis.errorbar(fmean(percent), i + 0.28, xerr=stdev(percent), **bar)
+    axis.set_yticks(range(len(values)), list(values))
+    axis.set_ylim(len(values) - 0.4, -0.5)
+    axis.set_xlabel(xlabel)
+    axis.grid(False, axis="y")
+    return figure
+
+
+def leaderboard(tables: Sequence, metric: str = "knn", label: str = "kNN") -> Figure:
+    """Accuracy against training time: a panel for each table, a labelled point with error bars for each row.
+
+    Bars are one sample standard deviation over seeds, both ways. What took no training is a dashed line.
+
+    Args:
+        tables: from `batch.leaderboard.tables`. metric: the one they are ranked by; label: its name.
+    """
+    methods = sorted({method for table in tables for method in table.rows["method"]})
+    across, down = min(2, len(tables)), (len(tables) + 1) // 2
+    with plt.rc_context(STYLE):
+        size = (6.2 * across + 0.4, 4.4 * down)
+        figure, panels = plt.subplots(down, across, figsize=size, layout="constrained", squeeze=False)
+    for axis in panels.flat[len(tables) :]:
+        axis.remove()
+    named = []  # (axis, name, minutes, accuracy) of each point
+    for axis, table in zip(panels.flat, tables, strict=False):
+        rows = table.rows.rename(columns={f"{metric} mean": "mean", f"{metric} std": "std"})
+        scale = 100 if rows["mean"].between(0, 1).all() else 1
+        rows[["mean", "std"]] *= scale
+        rows = rows.fillna({"std": 0.0, "minutes std": 0.0})
+        for _, row in rows[rows["minutes"] == 0].iterrows():
+            low, high = row["mean"] - row["std"], row["mean"] + row["std"]
+            axis.axhline(row["mean"], color=GREY, linestyle="--", linewidth=1)
+            axis.axhspan(low, high, color=GREY, alpha=0.15, linewidth=0)
+            axis.annotate(row["title"], (0, row["mean"]), (4, 4), textcoords="offset points", fontsize=9)
+        trained = rows[rows["minutes"] > 0]
+        several = trained["epochs"].nunique() > 1
+        for _, row in trained.iterrows():
+            look = methods.index(row["method"])
+            bars = {"yerr": row["std"], "xerr": row["minutes std"], "capsize": 3, "elinewidth": 1.2}
+            point = {"color": COLOURS[look % len(COLOURS)], "marker": "os^DvPX"[look % 7], "markersize": 7}
+            axis.errorbar(row["minutes"], row["mean"], linestyle="", **point, **bars)
+            name = f"{row['title']}, {row['epochs']} epochs" if several else row["title"]
+            named.append((axis, name, row["minutes"], row["mean"]))
+        axis.set_xlim(0, 1.15 * max(trained["minutes"] + trained["minutes std"], default=1))
+        axis.margins(y=0.12)
+        axis.set_title(table.title.split(";")[0], fontsize=10)
+        devices = trained["devices"].str[0] + ", " + trained["precision"]  # whose minutes they are
+        axis.set_xlabel("\n".join(["training, wall-clock (minutes)", *devices.unique()]), fontsize=10)
+        axis.set_ylabel(f"{label} accuracy (%)" if scale == 100 else label)
+    figure.canvas.draw()  # settles the size of the axes: labels are placed by what they would cover
+    for axis in figure.axes:
+        _label(axis, [each[1:] for each in named if each[0] is axis])
+    return figure
+
+
+def _label(axis, named: Sequence[tuple[str, float, float]]) -> None:
+    """A name beside each point, at the nearest place where it covers no point, bar, line or other name."""
+    renderer = axis.figure.canvas.get_renderer()
+    names = [text.get_window_extent(renderer) for text in axis.texts]
+    points = [line.get_window_extent(renderer).padded(1) for line in axis.lines]  # and dashed levels
+    for bars in axis.collections:
+        points += [path.get_extents(axis.transData).padded(2) for path in bars.get_paths()]
+    sides = ((0, "center"), (9, "left"), (-9, "right"))
+    places = [(x, y, side) for y in (0, 14, -14, 28, -28, 42, -42, 56, -56) for x, side in sides if x or y]
+    for name, *point in named:
+        for x, y, side in places:
+            far = abs(y) > 14
+            leader = {"arrowstyle": "-", "color": "0.5", "linewidth": 0.6} if far else None
+            style = {"ha": side, "va": "center", "fontsize": 9, "color": "0.2", "arrowprops": leader}
+            text = axis.annotate(name, point, (x, y), textcoords="offset points", **style)
+            text.update_positions(renderer)
+            box = Text.get_window_extent(text, renderer)  # of the words alone
+            way = Path([axis.transData.transform(point), box.get_points().mean(0)])
+            free = axis.bbox.x0 <= box.x0 and box.x1 <= axis.bbox.x1
+            free = free and axis.bbox.y0 <= box.y0 and box.y1 <= axis.bbox.y1
+            free = free and not any(box.overlaps(other) for other in names + points)
+            if free and not (far and any(way.intersects_bbox(other) for other in names)):
+                break
+            text.remove()
+        else:  # a crowd: beside the point, rather than nowhere
+            axis.annotate(name, point, (9, 0), textcoords="offset points", fontsize=9, color="0.2")
+        names.append(box)

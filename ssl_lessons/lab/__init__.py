@@ -1,48 +1,29 @@
 """What a notebook calls: its setting (`lesson`), its trials (`experiments`) and its exercises (`checks`)."""
 
-from ssl_lessons.lab.checks import attempt, check
-from ssl_lessons.lab.experiments import (
+from ssl_lessons.lab.checks import attempt, check  # noqa: F401
+from ssl_lessons.lab.experiments import (  # noqa: F401
     METHODS,
     TITLES,
     add_judgement,
     baselines,
     knn_of,
+    open_run,
     runs_folder,
     trained,
     trial,
 )
-from ssl_lessons.lab.lesson import (
+from ssl_lessons.lab.lesson import (  # noqa: F401
     PROFILES,
     LessonError,
     benchmark,
     compare,
     finish,
+    judgement,
     measured_minutes,
     pick_profile,
+    profiles,
     recorded_minutes,
     results,
     setup,
+    show_recipe,
 )
-
-__all__ = [
-    "METHODS",
-    "PROFILES",
-    "TITLES",
-    "LessonError",
-    "add_judgement",
-    "attempt",
-    "baselines",
-    "benchmark",
-    "check",
-    "compare",
-    "finish",
-    "knn_of",
-    "measured_minutes",
-    "pick_profile",
-    "recorded_minutes",
-    "results",
-    "runs_folder",
-    "setup",
-    "trained",
-    "trial",
-]

@@ -5,6 +5,7 @@ Each is kept in a folder and read from there when it is asked for again, so that
 
 import hashlib
 import json
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,16 +22,39 @@ from ssl_lessons.methods.moco import MoCo
 from ssl_lessons.methods.relational import Relational
 from ssl_lessons.methods.simclr import SimCLR
 from ssl_lessons.methods.simsiam import SimSiam
-from ssl_lessons.records import TITLES, Run
+from ssl_lessons.records import TITLES, Run, source_of
 from ssl_lessons.training import Monitor, pretrain
 
 METHODS = {"simclr": SimCLR, "moco": MoCo, "relational": Relational, "byol": BYOL, "simsiam": SimSiam}
 
 
 def runs_folder() -> Path:
-    """runs/ of the checkout that the package is used from, else of the working directory."""
-    checkout = Path(__file__).resolve().parent.parent
+    """Where runs, baselines and trials are kept: $SSL_LESSONS_RUNS where it is set; else runs/ of the
+    checkout that the package is used from, or of the working directory where there is none."""
+    chosen = os.environ.get("SSL_LESSONS_RUNS")
+    if chosen:
+        return Path(chosen).expanduser()
+    checkout = Path(__file__).resolve().parents[2]
     return (checkout if (checkout / "notebooks").is_dir() else Path.cwd()) / "runs"
+
+
+def open_run(lab: SimpleNamespace, folder: Path | None = None, **facts) -> Run:
+    """The run in a lesson's folder, to go on with; a new one where there is none.
+
+    Args:
+        folder: another one than `lab.run_dir`. facts: what a new record holds beside, or instead of, the
+            lesson's device, profile and network.
+    """
+    folder = folder or lab.run_dir
+    if (folder / "record.json").exists():
+        return Run.open(folder)
+    network = {"name": lab.network, "image_size": lab.view, "stem": lab.stem}
+    return Run.create(folder, **{"device": lab.device, "profile": lab.profile, "network": network, **facts})
+
+
+def _shared(lab: SimpleNamespace, name: str, what) -> Path:
+    """The folder of something that lessons share, told apart by `what`; a smoke test shares nothing."""
+    return (lab.run_dir if lab.profile == "smoke" else runs_folder()) / f"{name}-{_digest(what)}"
 
 
 def _digest(values) -> str:
@@ -48,8 +72,9 @@ def trained(
 ) -> Run:
     """One method trained under a lesson's settings, or read from disk where that has been done.
 
-    The settings are `network`, `view`, `stem`, `recipe`, `epochs`, `batch_size` (None: the recipe's), `seed`
-    and `precision`; `evaluate.load_encoder` gives the encoder of what is returned.
+    The settings are `network`, `view`, `stem`, `recipe`, `epochs`, `batch_size` (None: the recipe's), `seed`,
+    `precision` and, in place of the recipe's, `lr` and `temperature`; `evaluate.load_encoder` gives the
+    encoder of what is returned.
 
     Args:
         method: one of `METHODS`, "supervised" (`lab.supervised_epochs` passes over one view of each image,
@@ -63,25 +88,23 @@ def trained(
     torch.manual_seed(lab.seed)  # the initial weights are the same for every method
     built = method if method in networks.RULERS else lab.network
     plain = networks.build(built, lab.view, lab.stem)
-    epochs, batch_size = lab.epochs, lab.batch_size
+    epochs, batch_size, learner = lab.epochs, lab.batch_size, None
     if method in METHODS:
-        learner = METHODS[method](plain, image_size=lab.view, recipe=lab.recipe)
+        own = {name: getattr(lab, name, None) for name in ("lr", "temperature")}  # of a grid that sweeps them
+        own = {name: value for name, value in own.items() if value is not None}
+        learner = METHODS[method](plain, image_size=lab.view, recipe=lab.recipe, **own)
     elif method == "supervised":
         epochs = lab.supervised_epochs
         learner = evaluate.Supervised(plain, len(store.classes), lab.view, batch_size=128)
     else:
-        epochs, learner = 0, None
+        epochs = 0
     network = {"name": built, "image_size": lab.view, "stem": lab.stem, "layer": None}
     if folder is None:
-        what = (learner and learner.recipe, network, store.fingerprint, len(store), epochs, batch_size)
-        shared = lab.run_dir if lab.profile == "smoke" else runs_folder()
-        folder = shared / f"{method}-{store.name}-{_digest((*what, lab.seed, lab.precision))}"
+        recipe = learner and learner.recipe
+        what = (recipe, network, store.fingerprint, len(store), epochs, batch_size, lab.seed, lab.precision)
+        folder = _shared(lab, f"{method}-{store.name}", what)
     known = (folder / "record.json").exists()
-    run = (
-        Run.open(folder)
-        if known
-        else Run.create(folder, device=lab.device, profile=lab.profile, network=network)
-    )
+    run = open_run(lab, folder, network=network)
     before = run.record["seconds"]
     if learner is None:
         dataset = {name: getattr(store, name) for name in ("name", "split", "size", "fingerprint", "origin")}
@@ -112,15 +135,28 @@ def trial(
     """One small experiment of a lesson, kept in its run's folder: run again, it is read instead of repeated.
 
     Args:
-        build: makes the method; called right after the seed is set. measure: what to note of the trained
-            method, {metric: value}. settings: more for `pretrain`.
+        build: makes the method; called right after the seed is set; its class's source is part of the
+            trial's name, once it is not the package's. measure: what to note of the trained method, {metric:
+            value}. settings: more for `pretrain`.
     Returns:
         The run, `record["history"]` and `record["metrics"]` with what `measure` found.
     """
     torch.manual_seed(lab.seed)
     method = build()
-    what = (type(method).__name__, method.recipe, store.fingerprint, len(store), epochs, batch_size, settings)
-    folder = lab.run_dir / "trials" / f"{name}-{_digest((*what, lab.seed))}"
+    kind = type(method)
+    what = [
+        kind.__name__,
+        method.recipe,
+        store.fingerprint,
+        len(store),
+        epochs,
+        batch_size,
+        settings,
+        lab.seed,
+    ]
+    if source_of(kind):  # a class of the learner's own: edited, it is another trial
+        what.append(source_of(kind))
+    folder = lab.run_dir / "trials" / f"{name}-{_digest(what)}"
     run = Run.open(folder) if (folder / "record.json").exists() else None
     if run is not None and run.record["metrics"]:
         print(f"{name}: read from {lab.run_dir.name}/trials (delete it to repeat the experiment)")
@@ -150,11 +186,10 @@ def baselines(lab: SimpleNamespace, train: ImageStore, test: ImageStore) -> dict
     names = ("network", "view", "stem", "supervised_epochs", "seed", "precision")
     what = {"batch_size": 128, **{name: getattr(lab, name) for name in names}}
     what |= {"train": train.fingerprint, "test": test.fingerprint, "images": len(train)}
-    shared = lab.run_dir if lab.profile == "smoke" else runs_folder()
-    folder = shared / f"baselines-{train.name}-{_digest(what)}"
+    folder = _shared(lab, f"baselines-{train.name}", what)
     run = Run.open(folder) if (folder / "record.json").exists() else None
     if run is not None and run.record["metrics"]:
-        print(f"baselines: read from {shared.name}/{folder.name}")
+        print(f"baselines: read from {folder.parent.name}/{folder.name}")
         lab.earlier += run.record["seconds"] + run.record["judging_seconds"]
     else:
         torch.manual_seed(lab.seed)
@@ -168,14 +203,16 @@ def baselines(lab: SimpleNamespace, train: ImageStore, test: ImageStore) -> dict
             for name, metric in evaluate.judge(encoder, train, test, lab.view).items():
                 run.record["metrics"][f"{name}_{kind}"] = metric
         run.update(judging_seconds=time.time() - begun)
-    metrics = run.record["metrics"].items()
-    kinds = ("random", "supervised")
-    return {k: {n.removesuffix(f"_{k}"): m for n, m in metrics if n.endswith(f"_{k}")} for k in kinds}
+    metrics: dict[str, dict] = {"random": {}, "supervised": {}}
+    for name, metric in run.record["metrics"].items():
+        name, kind = name.rsplit("_", 1)
+        metrics[kind][name] = metric
+    return metrics
 
 
 def add_judgement(run: Run, metrics: dict[str, dict], beside: dict[str, dict]) -> None:
     """Write an encoder's metrics and those of its `baselines` into a run's record: knn, knn_random, …"""
-    for end, found in (("", metrics), *((f"_{kind}", other) for kind, other in beside.items())):
-        for name, metric in found.items():
-            run.record["metrics"][f"{name}{end}"] = metric
+    run.record["metrics"].update(metrics)
+    for kind, others in beside.items():
+        run.record["metrics"].update({f"{name}_{kind}": metric for name, metric in others.items()})
     run.save()

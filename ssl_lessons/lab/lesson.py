@@ -1,6 +1,5 @@
 """What a notebook's own cells call: one set-up, checks that explain themselves, where numbers came from."""
 
-import ast
 import hashlib
 import json
 import os
@@ -10,19 +9,21 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import yaml
+
 from ssl_lessons import images
 from ssl_lessons.devices import pick_device, pick_precision
-from ssl_lessons.lab.experiments import runs_folder
-from ssl_lessons.leaderboard import results_folder
+from ssl_lessons.lab.experiments import add_judgement, runs_folder
+from ssl_lessons.methods.base import Recipe
 from ssl_lessons.networks import NETWORKS
-from ssl_lessons.records import RecordError, Run, device_name
+from ssl_lessons.parameters import Parameter, Unknown, assigned, fit
+from ssl_lessons.records import RecordError, Run, device_name, results_folder
 
 PROFILES = ("smoke", "class", "full")
 METHODS = {"02": "SimCLR", "03": "MoCo v2", "04": "relational reasoning", "05": "BYOL", "06": "SimSiam"}
 
 
-class LessonError(ValueError):
-    """A lesson was asked for something that it does not have; the message lists what it has."""
+LessonError = Unknown  # a lesson was asked for something that it does not have; the message lists what it has
 
 
 def pick_profile(profile: str = "auto") -> str:
@@ -34,33 +35,58 @@ def pick_profile(profile: str = "auto") -> str:
     return profile
 
 
+def profiles(lesson: str) -> dict[str, dict]:
+    """A lesson's settings for each profile, {"class on a CPU": {"dataset": …}}, from notebooks/profiles.yaml.
+
+    The file is looked for in the working directory, where a notebook runs, and in the one above; then in the
+    notebooks of the checkout or the installation that the package is used from.
+    """
+    package = Path(__file__).resolve().parent.parent
+    folders = (Path.cwd(), Path.cwd().parent, package.parent / "notebooks", package / "notebooks")
+    for folder in folders:
+        if (folder / "profiles.yaml").is_file():
+            table = yaml.safe_load((folder / "profiles.yaml").read_text(encoding="utf-8"))
+            if lesson in table:
+                return table[lesson]
+    raise LessonError(f"no profiles.yaml with lesson {lesson!r}; looked in {', '.join(map(str, folders))}")
+
+
 def setup(
-    lesson: str, settings: dict[str, dict], *, profile: str = "auto", run_dir: str | None = None, **parameters
+    lesson: str,
+    settings: dict[str, dict] | None = None,
+    *,
+    profile: str = "auto",
+    run_dir: str | None = None,
+    **parameters,
 ) -> SimpleNamespace:
     """Choose a lesson's settings, validate its parameters, and report the device.
 
     Args:
         lesson: its number, "03".
-        settings: values for each profile. A key may narrow the profile, "class on shapes" or "class on a
-            CPU"; the narrowest that fits is taken, a dataset's before a CPU's.
-        profile, run_dir, parameters: the notebook's parameters. A parameter that is not None replaces the
-            setting of its name.
+        settings: values for each profile; None: those of `profiles(lesson)`. A key may narrow its profile,
+            "class on shapes", "class on a CPU" or "class on stl10 with a GPU"; the narrowest that fits is
+            taken, a dataset's before a CPU's.
+        profile, run_dir, parameters: the notebook's parameters. A parameter that is not None or "" replaces
+            the setting of its name.
     Returns:
         A namespace of the settings, with `lesson`, `profile`, `device`, `precision`, `run_dir`, `started`,
         `earlier` (seconds of training that are read from disk instead of spent now) and `trials`.
     Raises:
         LessonError: an unknown profile, dataset, network or parameter, or a value of the wrong kind.
     """
-    _refuse_unknown({"profile", "run_dir", *parameters})
+    declared = _declared({"profile", "run_dir", *parameters})
+    settings = settings or profiles(lesson)
     profile, device = pick_profile(profile), pick_device()
     dataset = parameters.get("dataset") or settings[profile].get("dataset", "shapes")
-    narrow = [f"{profile} on {dataset}", *([f"{profile} on a CPU"] if device.type == "cpu" else []), profile]
-    values = dict(settings[next(key for key in narrow if key in settings)])
+    narrow = f"{profile} on a CPU" if device.type == "cpu" else f"{profile} on {dataset} with a GPU"
+    fitting = [key for key in (f"{profile} on {dataset}", narrow, profile) if key in settings]
+    values = dict(settings[fitting[0]])
     for name, value in parameters.items():
         if value is None or value == "":
             values.setdefault(name, dataset if name == "dataset" else None)
             continue
-        values[name] = _right_kind(name, value, 0 if name == "seed" else values.get(name))
+        like = 0 if name == "seed" else values.get(name)  # outside a notebook: the setting that it replaces
+        values[name] = fit(name, value, declared.get(name) or Parameter(type(like).__name__, like))
     values.setdefault("dataset", dataset)
     if dataset not in images.CATALOGUE and not Path(dataset).expanduser().is_dir():
         known = ", ".join(images.CATALOGUE)
@@ -75,7 +101,9 @@ def setup(
     if run_dir:
         folder = Path(run_dir)
     elif profile == "smoke":
-        folder = Path(tempfile.mkdtemp(prefix=f"{name}-"))
+        place = runs_folder() if os.environ.get("SSL_LESSONS_RUNS") else Path(tempfile.gettempdir())
+        place.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=place))
     else:
         folder = runs_folder() / f"{name}-{digest}"
     precision = pick_precision("auto", device)
@@ -90,45 +118,57 @@ def setup(
     return SimpleNamespace(**values, run_dir=folder, started=time.time(), earlier=earlier, trials={})
 
 
-def _right_kind(name: str, value, like):
-    """`value` if it is of the kind of the setting that it replaces, else LessonError."""
-    if isinstance(like, bool) and not isinstance(value, bool):
-        raise LessonError(f"parameter {name} is {value!r}; it must be True or False")
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    if (
-        isinstance(like, int)
-        and not isinstance(like, bool)
-        and not (whole and (value >= 1 or name == "seed"))
-    ):
-        above = "" if name == "seed" else " above 0"
-        raise LessonError(f"parameter {name} is {value!r}; it must be a whole number{above}")
-    if isinstance(like, float) and not (whole or isinstance(value, float)):
-        raise LessonError(f"parameter {name} is {value!r}; it must be a number")
-    return value
+def _declared(known: set[str]) -> dict[str, Parameter]:
+    """What this notebook's own cell of parameters declares; none outside a notebook.
 
-
-def _refuse_unknown(known: set[str]) -> None:
-    """Stop at a parameter that the lesson does not have: papermill only warns, and goes on without it.
-
+    Stops at a parameter that the lesson does not have: papermill only warns, and goes on without it.
     Parameters are what two cells assign: the notebook's own, known by `profile`, and papermill's after it.
     """
     try:
         from IPython import get_ipython
     except ImportError:
-        return
-    shell = get_ipython()
+        return {}
+    declared, shell = {}, get_ipython()
     for source in shell.user_ns.get("In", []) if shell else []:
         try:
-            body = ast.parse(source).body
+            found = assigned(source)
         except SyntaxError:
             continue
-        targets = [t for line in body for t in getattr(line, "targets", [getattr(line, "target", None)])]
-        names = [target.id for target in targets if isinstance(target, ast.Name)]
-        if "profile" in names or source.startswith("# Parameters"):
-            for name in names:
+        if "profile" in found:
+            declared = found
+        if "profile" in found or source.startswith("# Parameters"):
+            for name in found:
                 if name not in known:
                     listed = ", ".join(sorted(known))
                     raise LessonError(f"parameter {name!r} is not known; this lesson has: {listed}")
+    return declared
+
+
+def show_recipe(recipe: Recipe, *own: str) -> None:
+    """Print a recipe: name and source, a lesson's `own` lines about its method, and how it is optimised."""
+    r = recipe
+    print(f"recipe {r.name!r}: {r.source}")
+    for line in own:
+        print(line)
+    print(f"{r.optimizer}, lr {r.lr}, weight decay {r.weight_decay}, batch {r.batch_size}, {r.epochs} epochs")
+
+
+def judgement(
+    lab: SimpleNamespace, run: Run, metrics: dict[str, dict], beside: dict[str, dict], title: str
+) -> None:
+    """`add_judgement`, and its table: the accuracies of `title` between the random and the supervised."""
+    add_judgement(run, metrics, beside)
+    labels = {"knn": "kNN", "linear_100": "linear, all labels", "linear_10": "linear, 10 % of the labels"}
+    width = max(10, len(title) + 2)
+    print(f"{'':<28}{'random':>10}{title:>{width}}{'gain':>8}{'supervised':>13}")
+    for name, label in labels.items():
+        random, own, supervised = (
+            part[name]["value"] for part in (beside["random"], metrics, beside["supervised"])
+        )
+        gain = 100 * (own - random)
+        print(f"{label:<28}{random:>10.1%}{own:>{width}.1%}{gain:>+8.1f}{supervised:>13.1%}")
+    epochs = f"{lab.epochs} epochs without labels; supervised: {lab.supervised_epochs} with them"
+    print(f"{title}: {epochs}; seed {lab.seed}")
 
 
 def results(pattern: str = "*") -> dict[str, Run]:
@@ -188,12 +228,13 @@ def measured_minutes(lesson: str) -> list[str]:
     """How long the whole lesson took where it was measured, a line for each profile, dataset and device."""
     benchmark_file = results_folder() / "bench-lesson.json"
     rows = benchmark("lesson")["rows"] if benchmark_file.exists() else []
-    lines = [
-        f"measured: {r['seconds'] / 60:.1f} min in profile {r['profile']} ({r['dataset']}) on {r['device']}"
-        for r in [*rows, *recorded_minutes()]
-        if r["lesson"] == lesson
-    ]
-    return list(dict.fromkeys(lines))
+    lines = []
+    for row in [*rows, *recorded_minutes()]:
+        where = f"in profile {row['profile']} ({row['dataset']}) on {row['device']}"
+        line = f"measured: {row['seconds'] / 60:.1f} min {where}"
+        if row["lesson"] == lesson and line not in lines:
+            lines.append(line)
+    return lines
 
 
 def finish(lab: SimpleNamespace, run: Run) -> None:
@@ -203,13 +244,11 @@ def finish(lab: SimpleNamespace, run: Run) -> None:
     """
     seconds = time.time() - lab.started + lab.earlier
     kept = ("method", "recipe", "epochs", "batch_size", "seconds", "history", "metrics")
-    trials = {
-        name: {
-            **{key: each.record[key] for key in kept},
-            "dataset": {key: each.record["dataset"][key] for key in ("name", "split", "size", "images")},
-        }
-        for name, each in lab.trials.items()
-    }
+    trials = {}
+    for name, trial in lab.trials.items():
+        images_of = trial.record["dataset"]
+        trials[name] = {key: trial.record[key] for key in kept}
+        trials[name]["dataset"] = {key: images_of[key] for key in ("name", "split", "size", "images")}
     if trials:
         run.update(experiments=trials)
     run.update(lesson=lab.lesson, profile=lab.profile, lesson_seconds=seconds)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_lessons.networks import at_rest, tap
+from ssl_lessons.parameters import check, of_recipe
 from ssl_lessons.processes import rank_and_size
 from ssl_lessons.views import Policy, centre, in_channels, normalise, several
 
@@ -55,7 +56,8 @@ class Recipe:
     epochs: int = 200
 
     def override(self: R, **fields) -> R:
-        """A copy with some fields replaced by name; an unknown name is answered with the known ones.
+        """A copy with some fields replaced by name; an unknown name is answered with the known ones, a value
+        that does not fit its annotation is refused.
 
         `projection_size` and `projection_hidden_size` stand for the last and for the other widths of `head`.
         """
@@ -71,6 +73,7 @@ class Recipe:
             if field not in known:
                 listed = ", ".join(known)
                 raise ValueError(f"recipe {self.name!r} has no field {field!r}; choose from: {listed}")
+        fields = check(fields, of_recipe(self), f"field of recipe {self.name!r}")
         return dataclasses.replace(self, **fields)
 
 

@@ -1,0 +1,476 @@
+"""Run records as tables: mean ± std over seeds, ranked, and nothing averaged that may not be.
+
+`read` gives a DataFrame with a row for each run; `tables` groups it. Runs that differ in images, view size,
+package versions or a metric's protocol stand in tables apart, which say why.
+"""
+
+import html
+import json
+import math
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from ssl_lessons.records import TITLES, RecordError, Run, atomically, results_folder
+
+FACTS = ["images", "stored", "number", "fingerprint", "views", "ssl-lessons", "torch", "torchvision"]
+SETTINGS = ["method", "recipe", "epochs", "batch size", "network", "stem", "layer", "precision"]
+LABELS = {"knn": "kNN", "linear_100": "linear", "linear_10": "linear 10 %", "linear_1": "linear 1 %"}
+LABELS |= {"finetune_100": "fine-tuned", "finetune_10": "fine-tuned 10 %", "finetune_1": "fine-tuned 1 %"}
+# What fields of a recipe that older records lack stood for: seeds of before and after are of one row
+NEUTRAL = {"recipe predictor_lr": "1.0"}
+WHY = "numbers from other images, other versions or by another protocol are not averaged or ranked together"
+LEVEL = 0.5  # kNN accuracy of the time table
+CAVEAT = (
+    "- watched after each epoch, with at most 4,000 training and 4,000 test images, in the midst of a "
+    "schedule whose rate has yet to fall: a run that was meant to end there would stand higher; nothing was "
+    "chosen by it"
+)
+
+
+@dataclass
+class Table:
+    """Rows that may be compared, the best first; `facts` is what they have in common."""
+
+    title: str
+    facts: dict[str, str]
+    rows: pd.DataFrame  # settings, title, rank, n, seeds, devices, costs; "knn mean", "knn std", "knn n", …
+    protocols: dict[str, str]
+    notes: list[str]
+
+
+# ---- Reading -----------------------------------------------------------------------------------------------
+
+
+def read(places: Iterable[str | Path]) -> tuple[pd.DataFrame, list[str]]:
+    """A row for each run record at some places, and what is wrong with those that cannot be used.
+
+    Args:
+        places: record files, or folders, which are searched for *.json records (but not for the small
+            experiments that a lesson keeps in trials/). A file found twice counts once.
+    Returns:
+        What a run was on (`FACTS`), its settings (the recipe's own as "recipe lr", text), "seed", "device",
+        "minutes", "images/s", "memory" (bytes, the most of any epoch), and each metric with its
+        "protocol of …"; and the problems, a line each.
+    """
+    rows, problems, seen = [], [], set()
+    for place in map(Path, places):
+        for path in _records_in(place) if place.is_dir() else [place]:
+            if path.resolve() in seen:
+                continue
+            seen.add(path.resolve())
+            try:
+                if path.suffix != ".json":
+                    raise RecordError(f"{path} is no record; name a .json file, or a folder that holds some")
+                rows.append(_row_of(path.as_posix(), Run.open(path).record))
+            except RecordError as error:
+                problems.append(str(error))
+            except (AttributeError, KeyError, TypeError, ValueError) as error:
+                problems.append(f"{path} is damaged ({type(error).__name__}: {error}); run it again")
+    runs = pd.DataFrame(rows)
+    same = runs[settings(runs)].astype(object)
+    runs[same.columns] = same.where(same.notna(), "")
+    return runs, problems
+
+
+def _records_in(folder: Path) -> Iterator[Path]:
+    for path in sorted(folder.rglob("*.json")):
+        inside = path.relative_to(folder).parts[:-1]
+        if "trials" in inside or any(part.startswith(".") for part in inside):
+            continue
+        if path.name == "record.json" or not _another_kind(path):
+            yield path
+
+
+def _another_kind(path: Path) -> bool:
+    """Whether a file is whole JSON that never was a record: a benchmark's, a grid's own notes."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return not (isinstance(content, dict) and "schema" in content)
+
+
+def _row_of(path: str, record: dict) -> dict:
+    data, versions, network = record["dataset"] or {}, record["versions"], record.get("network") or {}
+    recipe, history = record["recipe"] or {}, record["history"]
+    seconds = pd.Series([row["seconds"] for row in history if "seconds" in row], dtype=float)
+    memory = [row["peak_memory"] for row in history if row.get("peak_memory")]
+    row = {
+        "record": path,
+        "images": f"{data.get('name')} {data.get('split')}",
+        "stored": f"{data.get('size')} px",
+        "number": f"{data.get('images')} images",
+        "fingerprint": str(data.get("fingerprint")),
+        "views": f"{record.get('view_size')} px",
+        **{package: str(versions.get(package)) for package in FACTS[-3:]},
+        "method": str(record.get("method")),
+        "recipe": recipe.get("name"),
+        "epochs": history[-1]["epoch"] if history else 0,  # those it has finished
+        "batch size": _text(record.get("batch_size")),
+        "network": network.get("name"),
+        "stem": network.get("stem"),
+        "layer": _text(network.get("layer")),
+        "precision": record.get("precision"),
+        **NEUTRAL,
+        **_flat(recipe),
+        "device": record["device"],
+        "seed": record["seed"],
+        "started": str(record.get("started")),
+        "minutes": record["seconds"] / 60,
+        "images/s": math.nan,
+        "memory": max(memory, default=math.nan),
+    }
+    if len(seconds):
+        row["images/s"] = data["images"] / seconds.median()  # a disturbed epoch counts little
+    for name, metric in record["metrics"].items():
+        if metric["value"] is not None:  # a NaN was written as null
+            row[name] = float(metric["value"])
+            row[f"protocol of {name}"] = stable(str(metric.get("protocol", "")))
+    return row
+
+
+def _flat(recipe: dict) -> dict[str, str | None]:
+    """A recipe's values as text, its policies opened up: {"recipe policy jitter": …}."""
+    flat = {}
+    for key, value in recipe.items():
+        if key in ("name", "epochs", "batch_size"):  # columns of their own; the run may have had others
+            continue
+        parts = value if isinstance(value, dict) else {"": value}
+        for name, part in parts.items():
+            if "source" not in (key, name):
+                flat[f"recipe {key} {name}".strip()] = _text(part)
+    return flat
+
+
+def _text(value) -> str | None:
+    return value if value is None or isinstance(value, str) else json.dumps(value)
+
+
+def stable(protocol: str) -> str:
+    """A protocol's text without what one protocol may choose anew for each run: the L2 weight, the seed."""
+    return re.sub(r", seed -?\d+", "", re.sub(r"\bL2 [\d.e+-]+ chosen", "L2 chosen", protocol))
+
+
+def settings(runs: pd.DataFrame) -> list[str]:
+    """The columns that make two runs of one row, but for their seed and device."""
+    return [name for name in runs if name in SETTINGS or name.startswith("recipe ")]
+
+
+def metrics(runs: pd.DataFrame) -> list[str]:
+    """The names of all metrics, in alphabetical order."""
+    return sorted(name for name in runs if f"protocol of {name}" in runs)
+
+
+# ---- Adding up ---------------------------------------------------------------------------------------------
+
+
+def tables(runs: pd.DataFrame, metric: str = "knn") -> list[Table]:
+    """Runs added up over seeds, in tables of what may be compared, each ranked by one metric.
+
+    Raises:
+        ValueError: no record has the metric (the message lists what they have).
+    """
+    if metric not in metrics(runs):
+        raise ValueError(
+            f"no record has a metric {metric!r}; they have: {', '.join(metrics(runs)) or 'none'}"
+        )
+    found = []
+    for _, alike in runs[runs[metric].notna()].groupby(FACTS):
+        # A protocol decides only where there are two of it: a run judged in fewer ways is of the same kind
+        protocols = [f"protocol of {name}" for name in metrics(alike)]
+        apart = [name for name in protocols if alike[name].nunique() > 1]
+        for _, group in alike.fillna(dict.fromkeys(apart, "not measured")).groupby([*FACTS, *apart]):
+            found.append(_table(group, [*FACTS, *apart], metric))
+    for table in found:
+        facts = table.facts
+        table.title = f"{facts['images']}: {facts['number']} stored at {facts['stored']}, "
+        table.title += f"views of {facts['views']}"
+        more = [key for key in differences(found) if key not in ("images", "number", "stored", "views")]
+        table.title = "; ".join([table.title, *(f"{key}: {facts[key]}" for key in more if key in facts)])
+    return found
+
+
+def _table(runs: pd.DataFrame, facts: list[str], metric: str) -> Table:
+    same = settings(runs)
+    runs = runs.sort_values("started", kind="stable")
+    latest = runs.drop_duplicates([*same, "seed"], keep="last")
+    measured = [name for name in metrics(latest) if latest[name].notna().any()]
+    rows = pd.DataFrame([_row(group, same, measured) for _, group in latest.groupby(same)])
+    rows["more"] = runs.groupby(same).size().to_numpy() - rows["n"]  # the same groups in the same order
+    rows = rows.sort_values([f"{metric} mean", "title"], ascending=[False, True], ignore_index=True)
+    rows.insert(0, "rank", rows.index + 1)
+    _tell_apart(rows, same)
+    notes = [
+        f"{row.title}: {row.more} more of seeds that are there already; of each seed the latest counts, once"
+        for row in rows[rows["more"] > 0].itertuples()
+    ]
+    if latest["device"].nunique() > 1:
+        notes.append("devices differ: their minutes, images a second and memory do not compare the methods")
+    if (rows["devices"].str.len() > 1).any():
+        notes.append("a row of several devices: its costs are those of the first, which has the most runs")
+    if (rows["n"] == 1).any():
+        notes.append("n is the number of seeds; a single seed has no spread, and may be a lucky one")
+    protocols = {name: runs[f"protocol of {name}"].dropna().iloc[-1] for name in measured}
+    return Table("", runs[facts].iloc[0].to_dict(), rows.drop(columns="more"), protocols, notes)
+
+
+def _row(runs: pd.DataFrame, same: list[str], measured: list[str]) -> dict:
+    """Runs that differ in nothing but seed and device: means, sample deviations (over n − 1), numbers.
+
+    Minutes and images a second are means over the runs of one device, memory is their most.
+    """
+    count = runs["device"].value_counts()
+    devices = sorted(count.index, key=lambda name: (-count[name], name))
+    timed = runs[runs["device"] == devices[0]]
+    row = runs[same].iloc[0].to_dict()
+    row |= {"title": title(row["method"]), "n": len(runs), "seeds": sorted(runs["seed"], key=str)}
+    for name in measured:
+        values = runs[name]
+        row |= {f"{name} mean": values.mean(), f"{name} std": values.std(), f"{name} n": values.count()}
+    row |= {"minutes": timed["minutes"].mean(), "minutes std": timed["minutes"].std()}
+    row |= {"images/s": timed["images/s"].mean(), "memory": timed["memory"].max()}
+    return row | {"devices": devices, "records": list(runs["record"])}
+
+
+def title(method: str) -> str:
+    """What a reader calls a method, from the name of its class; MyMoCo is the one that lesson 03 builds."""
+    plain = method.lower()
+    if plain.startswith("my") and plain[2:] in TITLES:
+        return f"{TITLES[plain[2:]]}, built by hand"
+    return TITLES.get(plain, method)
+
+
+def _tell_apart(rows: pd.DataFrame, same: list[str]) -> None:
+    """Add to the titles of rows with the same title what differs between them and has no column."""
+    for _, alike in rows.groupby("title"):
+        differ = [name for name in same if alike[name].nunique() > 1 and name not in ("epochs", "precision")]
+        told = ["recipe"] if "recipe" in differ else differ[:3]  # other numbers follow from the recipe
+        for name in told:
+            said = name.removeprefix("recipe ") + " " + alike[name].where(alike[name] != "", "None")
+            rows.loc[alike.index, "title"] += ", " + said
+
+
+def differences(found: Sequence[Table]) -> list[str]:
+    """The facts that tell tables apart: each of them splits what those before it left together."""
+    facts = pd.DataFrame([table.facts for table in found]).fillna("")
+    told: list[str] = []
+    for name in facts:
+        parts = len(facts[told].drop_duplicates()) if told else 1
+        if len(facts[[*told, name]].drop_duplicates()) > parts:
+            told.append(name)
+    return told
+
+
+def why_apart(found: Sequence[Table]) -> str:
+    """A line that says what differs between tables and why they stand apart; empty for one table."""
+    if len(found) < 2:
+        return ""
+    told = []
+    for name in differences(found):
+        values = dict.fromkeys(table.facts[name] for table in found if name in table.facts)
+        told.append(f"{name} ({'; '.join(values)})")
+    return f"{len(found)} tables, because the records differ in {', '.join(told)}: {WHY}."
+
+
+# ---- In print ----------------------------------------------------------------------------------------------
+
+
+def shown(table: Table, metric: str = "knn") -> pd.DataFrame:
+    """A table's rows as text, in a reader's columns. Accuracies are in per cent, mean ± std."""
+    names = _columns(table, metric)
+    # A metric is a share, and shown in per cent, where it is in [0, 1] in every row
+    share = {name: table.rows[f"{name} mean"].dropna().between(0, 1).all() for name in names}
+    lines = []
+    for _, row in table.rows.iterrows():
+        line = {"": row["rank"], "method": row["title"], "epochs": row["epochs"], "n": row["n"]}
+        for name in names:
+            scale, form = (100, ".1f") if share[name] else (1, ".4g")
+            cell = _number(scale * row[f"{name} mean"], form)
+            if row[f"{name} n"] > 1:
+                cell += f" ± {_number(scale * row[f'{name} std'], form)}"
+            if 0 < row[f"{name} n"] < row["n"]:
+                cell += f" (n {row[f'{name} n']})"
+            line[LABELS.get(name, name)] = cell
+        line["minutes"] = _number(row["minutes"], ".1f")
+        line["images/s"] = _number(row["images/s"], ".0f")
+        line["memory, GB"] = _number(row["memory"] / 1e9, ".1f")
+        line["device"] = "; ".join(f"{device}, {row['precision']}" for device in row["devices"])
+        lines.append(line)
+    return pd.DataFrame(lines).astype(str)
+
+
+def _number(value: float, form: str) -> str:
+    return "–" if pd.isna(value) else format(value, form)
+
+
+def _columns(table: Table, metric: str) -> list[str]:
+    """The metrics that get a column: those of `LABELS` at hand, and the one that ranks."""
+    names = [name for name in LABELS if name in table.protocols]
+    return names if metric in names else [metric, *names]
+
+
+def below(table: Table, metric: str) -> list[str]:
+    """What stands under a table: versions, how each shown metric was measured, and what to beware of."""
+    packages = ", ".join(f"{name} {table.facts[name]}" for name in ("ssl-lessons", "torch", "torchvision"))
+    said = "accuracies in per cent, mean ± sample standard deviation over n seeds; minutes of training; "
+    said += "memory: the most that tensors took on a GPU, or the whole process on a CPU"
+    measured = []
+    for name in _columns(table, metric):
+        measured.append(f"{LABELS.get(name, name)}: {table.protocols[name] or 'no protocol in the records'}")
+    return [f"ranked by {LABELS.get(metric, metric)}; {packages}", said, *measured, *table.notes]
+
+
+def text(found: Sequence[Table], metric: str = "knn") -> str:
+    """For a terminal: aligned columns."""
+    parts = [why_apart(found)] if why_apart(found) else []
+    for table in found:
+        rows = shown(table, metric)
+        for head in ("method", "device"):  # words stand on the left, numbers on the right
+            width = max(rows[head].str.len().max(), len(head))
+            rows[head] = rows[head].str.ljust(width)
+            rows = rows.rename(columns={head: head.ljust(width)})
+        lines = [f"  {line}" for line in below(table, metric)]
+        parts += [table.title, rows.to_string(index=False), *lines, ""]
+    return "\n".join(parts).rstrip()
+
+
+def as_markdown(rows: pd.DataFrame) -> str:
+    """A table of text for a page; words stand on the left, numbers on the right."""
+    words = ("method", "device", "record", "images", "network")
+    lines = [
+        f"| {' | '.join(rows)} |",
+        "|" + "|".join("---" if head in words else "--:" for head in rows) + "|",
+    ]
+    for row in rows.itertuples(index=False):
+        lines.append("| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |")
+    return "\n".join(lines)
+
+
+def markdown(found: Sequence[Table], metric: str = "knn") -> str:
+    """For a page: a heading, a table and small print for each table."""
+    parts = [why_apart(found)] if why_apart(found) else []
+    for table in found:
+        notes = "\n".join(f"- {line}" for line in below(table, metric))
+        parts += [f"### {table.title}", as_markdown(shown(table, metric)), notes]
+    return "\n\n".join(parts)
+
+
+def page(found: Sequence[Table], metric: str = "knn") -> str:
+    """A whole HTML page, without anything from elsewhere."""
+    parts = ['<meta charset="utf-8"><title>Leaderboard</title><style>body{font-family:sans-serif}</style>']
+    parts.append(f"</head>\n<body>\n<p>{html.escape(why_apart(found))}</p>")
+    for table in found:
+        parts.append(f"<h2>{html.escape(table.title)}</h2>")
+        parts.append(shown(table, metric).to_html(index=False, escape=True, border=0, justify="left"))
+        parts += ["<ul>", *(f"<li>{html.escape(line)}</li>" for line in below(table, metric)), "</ul>"]
+    return "\n".join(['<!DOCTYPE html>\n<html lang="en">\n<head>', *parts, "</body>\n</html>"])
+
+
+def as_json(found: Sequence[Table], metric: str = "knn", problems: Sequence[str] = ()) -> str:
+    """Everything, with full precision: {"metric", "why_apart", "differences", "tables", "left_out"}."""
+    whole = {"metric": metric, "why_apart": why_apart(found), "differences": differences(found), "tables": []}
+    for table in found:
+        rows = json.loads(table.rows.to_json(orient="records", double_precision=15))
+        whole["tables"].append({**vars(table), "rows": rows})
+    return json.dumps({**whole, "left_out": list(problems)}, indent=1, ensure_ascii=False)
+
+
+def as_csv(found: Sequence[Table], metric: str = "knn") -> str:
+    """One line a row, with full precision; the column `table` says which rows may be compared."""
+    numbered = [table.rows.assign(table=i, **table.facts) for i, table in enumerate(found, 1)]
+    rows = pd.concat(numbered, ignore_index=True)
+    rows.insert(0, "table", rows.pop("table"))
+    for name in ("seeds", "devices", "records"):
+        rows[name] = rows[name].map(lambda values: "; ".join(map(str, values)))
+    return rows.to_csv(index=False, lineterminator="\n").rstrip("\n")
+
+
+FORMS = {"text": text, "markdown": markdown, "html": page, "json": as_json, "csv": as_csv}
+
+
+# ---- The committed records ---------------------------------------------------------------------------------
+
+
+def put_into(file: str | Path, content: str, name: str = "results") -> None:
+    """Replace what stands between `<!-- NAME -->` and `<!-- /NAME -->` in a file, atomically.
+
+    Raises:
+        ValueError: the file does not have each marker once, in this order.
+    """
+    start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    whole = Path(file).read_text(encoding="utf-8")
+    before, _, rest = whole.partition(start)
+    old, _, after = rest.partition(end)
+    if whole != before + start + old + end + after or start in rest or end in before + after:
+        raise ValueError(f"{file} must have the line {start} once and, after it, {end} once")
+    new = f"{before}{start}\n{content}\n{end}{after}"
+    atomically(Path(file), lambda path: path.write_text(new, encoding="utf-8"))
+
+
+def committed(folder: Path | None = None) -> Path:
+    """The committed records of the leaderboard: data/results/leaderboard, else all of data/results."""
+    folder = folder or results_folder()
+    return folder / "leaderboard" if (folder / "leaderboard").is_dir() else folder
+
+
+def readme(folder: Path | None = None) -> str:
+    """What stands between the markers: the leaderboard, the time to half, the lessons' own single runs.
+
+    Args:
+        folder: of the committed records; those for the leaderboard are in its leaderboard/.
+    Raises:
+        RecordError: one of them is damaged.
+    """
+    folder = folder or results_folder()
+    if committed(folder) == folder:
+        return lessons_table(folder)
+    runs, problems = read([committed(folder)])
+    if problems:
+        raise RecordError("; ".join(problems))
+    parts = [markdown(tables(runs))]
+    if watched := time_table(committed(folder)):
+        parts += [f"### Time to {100 * LEVEL:g} % kNN on Imagenette", watched, CAVEAT]
+    return "\n\n".join([*parts, "### The lessons' own runs, one seed each", lessons_table(folder)])
+
+
+def time_table(folder: Path, dataset: str = "imagenette") -> str:
+    """When the committed runs on a dataset first reach `LEVEL`, as a Markdown table; empty without any.
+
+    Of records whose history has kNN, as `trained` with a monitor makes them (row.ipynb); see `CAVEAT`.
+    """
+    lines = []
+    for path in sorted(folder.glob("*.json")):
+        record = Run.open(path).record
+        history = pd.DataFrame(record["history"])
+        if "knn" not in history or record["dataset"]["name"] != dataset or record["method"] == "Supervised":
+            continue
+        line = {"method": TITLES[record["method"].lower()], "epochs of the run": record["epochs"]}
+        reached = history["epoch"][history["knn"] >= LEVEL].min()
+        if reached == reached:  # NaN where none has
+            images = record["dataset"]["images"] // record["batch_size"] * record["batch_size"] * reached
+            minutes = history["seconds"][history["epoch"] <= reached].sum() / 60
+            line |= {"reached after": f"{reached} epochs", "images, k": f"{images / 1000:.0f}"}
+            line["minutes"] = f"{minutes:.1f}"
+        else:
+            line |= {"reached after": f"not; {history['knn'].max():.1%}", "images, k": "–", "minutes": "–"}
+        lines.append({**line, "seed": record["seed"], "device": f"{record['device']}, {record['precision']}"})
+    return as_markdown(pd.DataFrame(lines)) if lines else ""
+
+
+def lessons_table(folder: Path | None = None) -> str:
+    """The committed records of lessons 02 to 06 as a Markdown table."""
+    lines = []
+    for path in sorted((folder or results_folder()).glob("0[2-6]-*.json")):
+        row = Run.open(path).record
+        line = [path.stem, TITLES[row["method"].lower().removeprefix("my")]]
+        line += [f"{row['dataset']['name']}, {row['view_size']} px", row["network"]["name"], row["epochs"]]
+        line.append(f"{row['seconds'] / 60:.1f}")
+        for name in ("knn", "knn_random", "linear_10", "linear_10_random"):
+            line.append(f"{row['metrics'][name]['value']:.1%}")
+        lines.append([*line, f"{row['device']}, {row['precision']}"])
+    heads = ["record", "method", "images", "network", "epochs", "minutes", "kNN", "random", "10 %", "random"]
+    return as_markdown(pd.DataFrame(lines, columns=[*heads, "device"]))
