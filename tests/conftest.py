@@ -26,6 +26,7 @@ def drawn_without_warning():
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", "Creating legend with loc")  # it tells of the clock: a busy machine
         yield
         for number in plt.get_fignums():
             plt.figure(number).canvas.draw()
