@@ -23,7 +23,7 @@ _MODULES = (
     "networks",
     "processes",
     "methods",
-    "optimisers",
+    "optim",
     "devices",
     "records",
     "training",

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ssl_lessons.images import ImageStore
 from ssl_lessons.methods.base import Method, embedding_std
-from ssl_lessons.networks import at_rest
+from ssl_lessons.networks import eval_mode
 
 VERDICTS = ("healthy", "suspect", "collapsed")
 
@@ -115,7 +115,7 @@ def measure(
     """
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     device, first, second = next(method.parameters()).device, [], []
-    with at_rest(method):
+    with eval_mode(method):
         for rows in torch.randperm(len(store), generator=generator)[:images].split(batch):
             views = method.augment(store.batch(rows, device), generator)
             first.append(method.projector(method.encoder(views[0])).float().cpu())

@@ -19,7 +19,7 @@ from ssl_lessons import networks
 from ssl_lessons.devices import autocast, pick_device, pick_precision
 from ssl_lessons.images import ImageStore
 from ssl_lessons.methods.base import Method, Objective, Recipe
-from ssl_lessons.networks import Encoder, at_rest
+from ssl_lessons.networks import Encoder, eval_mode
 from ssl_lessons.records import RecordError, Run, atomically
 from ssl_lessons.training import Monitor, pretrain
 from ssl_lessons.views import CROP_ONLY, centre, in_channels
@@ -52,7 +52,7 @@ def features(
     if kept and kept.exists():
         return torch.load(kept, weights_only=True)
     channels, parts = getattr(encoder, "channels", 3), []
-    with at_rest(encoder, target):  # a run on the CPU may be watched from the GPU
+    with eval_mode(encoder, target):  # a run on the CPU may be watched from the GPU
         for rows in torch.arange(len(store)).split(batch):
             images = in_channels(centre(store.batch(rows, target), image_size), channels)
             with autocast(target, precision):

@@ -81,7 +81,7 @@ class ImageStore:
     def batch(self, indices: Sequence[int] | Tensor, device: torch.device | str | None = None) -> Tensor:
         """uint8 (B, 3, S, S), a copy laid out (B, S, 3, S), on `device` (None: where the store is)."""
         rows = self.images.transpose(1, 2)  # (N, S, 3, S)
-        indices = sent(torch.as_tensor(indices, dtype=torch.int64), rows.device)
+        indices = to_device(torch.as_tensor(indices, dtype=torch.int64), rows.device)
         pinned = rows.is_pinned()  # then the batch is too, and its transfer does not wait
         shape = (len(indices), *rows.shape[1:])
         out = torch.empty(shape, dtype=torch.uint8, device=rows.device, pin_memory=pinned)
@@ -112,7 +112,7 @@ class ImageStore:
         return replace(self, images=rows.transpose(1, 2))
 
 
-def sent(tensor: Tensor, device: torch.device) -> Tensor:
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """A tensor on `device`. From the CPU to a GPU it goes by pinned memory, behind the work that waits there:
     a plain copy would make the host wait for all of that first."""
     if device.type != "cuda" or tensor.device.type != "cpu":

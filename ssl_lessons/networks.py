@@ -14,7 +14,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
-from ssl_lessons.views import unnormalise
+from ssl_lessons.views import unnormalize
 
 
 class Colours(nn.Module):
@@ -22,7 +22,7 @@ class Colours(nn.Module):
     8 x 8 x 8 boxes of RGB. Its root is taken, so that many pixels of one colour count less."""
 
     def forward(self, images: Tensor) -> Tensor:
-        values = (unnormalise(images.float()) * 255).round().long()  # 0 … 255
+        values = (unnormalize(images.float()) * 255).round().long()  # 0 … 255
         red, green, blue = (values // 32).unbind(1)  # 0 … 7, each (B, H, W)
         box = ((red * 8 + green) * 8 + blue).flatten(1)  # (B, H·W)
         counts = torch.zeros(len(box), 512, device=box.device)
@@ -194,7 +194,7 @@ def flat(output: Tensor) -> Tensor:
 
 
 @contextmanager
-def at_rest(module: nn.Module, device: torch.device | None = None) -> Iterator[None]:
+def eval_mode(module: nn.Module, device: torch.device | None = None) -> Iterator[None]:
     """The module in eval mode, on a device if one is given; afterwards where and as it was, part by part."""
     was_training = [part for part in module.modules() if part.training]
     home = next(module.parameters(), torch.empty(0)).device
@@ -236,7 +236,7 @@ def tap(
     encoder = Encoder(network, layer)
     parameter = next(network.parameters(), torch.empty(0))  # none: raw pixels as features, say
     example = torch.zeros(1, channels, image_size, image_size, device=parameter.device, dtype=parameter.dtype)
-    with at_rest(network), torch.no_grad():  # in train mode this pass would move the BatchNorm statistics
+    with eval_mode(network), torch.no_grad():  # in train mode this pass would move the BatchNorm statistics
         encoder.width, encoder.channels = encoder(example).shape[1], channels
     return encoder
 

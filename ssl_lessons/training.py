@@ -15,9 +15,9 @@ import torch
 from torch import nn
 
 from ssl_lessons.devices import TrainingError, peak_memory, pick_device, pick_precision, prepare
-from ssl_lessons.images import ImageStore, sent
+from ssl_lessons.images import ImageStore, to_device
 from ssl_lessons.methods.base import Method
-from ssl_lessons.optimisers import learning_rate, optimiser, set_learning_rate
+from ssl_lessons.optim import build_optimizer, learning_rate, set_learning_rate
 from ssl_lessons.processes import (
     accelerated,
     average_gradients,
@@ -128,7 +128,7 @@ def pretrain(
             torch.cuda.reset_peak_memory_stats(target)  # the history's is this run's
         prepare(target)
         store = store.to(target)
-        optimizer = accelerator.prepare_optimizer(optimiser(method), device_placement=False)
+        optimizer = accelerator.prepare_optimizer(build_optimizer(method), device_placement=False)
         generator = torch.Generator().manual_seed(seed)
 
         dataset = {name: getattr(store, name) for name in ("name", "split", "size", "fingerprint", "origin")}
@@ -168,8 +168,10 @@ def pretrain(
                     moment = epoch + step / steps
                     set_learning_rate(optimizer, recipe, batch_size, moment, epochs)
                     views = method.augment(store.batch(rows, target), generator)  # V times (B, C, S, S)
+                    labels = {}
+                    if method.supervised:
+                        labels["labels"] = to_device(store.labels[rows], target)
                     with accelerator.autocast():
-                        labels = {"labels": sent(store.labels[rows], target)} if method.supervised else {}
                         loss, diagnostics = method(views, **labels)
                     optimizer.zero_grad(set_to_none=True)
                     accelerator.backward(loss)

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssl_lessons.images import sent
+from ssl_lessons.images import to_device
 
 # isort: split
 from ssl_lessons.policies import (  # noqa: F401, I001  to a reader of a lesson there is one module, views
@@ -44,9 +44,9 @@ def geometry(images: Tensor, draws: Draws, size: int) -> Tensor:
     Equal to torchvision's `resized_crop(..., antialias=True)` on floats to 1e-5."""
     source = images.permute(0, 2, 1, 3)  # (B, H, 3, W), as an ImageStore's batches lie in memory
     b, height, _, width = source.shape
-    top, left, h, w = sent(draws.boxes, images.device).float().unbind(1)
+    top, left, h, w = to_device(draws.boxes, images.device).float().unbind(1)
     down = _resampling(top, h, height, size, None) / 255  # (B, S, H)
-    across = _resampling(left, w, width, size, sent(draws.flip, images.device))  # (B, S, W)
+    across = _resampling(left, w, width, size, to_device(draws.flip, images.device))  # (B, S, W)
     narrow = source.reshape(b, height * 3, width).float() @ across.mT  # (B, H·3, S)
     narrow = narrow.view(b, height, 3, size)
     planes = torch.empty(3, b, size, size, device=images.device)
@@ -73,7 +73,7 @@ def colour_(views: Tensor, draws: Draws) -> Tensor:
     planes = views.permute(1, 0, 2, 3)  # (3, B, S, S): of `geometry`, three contiguous pieces of memory
     if not draws.policy.grey_first:
         _jitter_(planes, draws)
-    at = sent(draws.grey.nonzero()[:, 0], views.device)
+    at = to_device(draws.grey.nonzero()[:, 0], views.device)
     if len(at):
         grey = _grey(planes.index_select(1, at))
         planes.index_copy_(1, at, grey.expand(3, *grey.shape))
@@ -100,11 +100,11 @@ def _jitter_(planes: Tensor, draws: Draws) -> None:
     factor = factors.gather(1, others)  # (n, 3)
 
     device = planes.device
-    a = sent(factor, device)[:, :, None, None]
-    to_mean = sent((1 - factor) * (others == CONTRAST), device)[:, :, None, None]
-    to_grey = sent((1 - factor) * (others == SATURATION), device)[:, :, None, None]
-    turns = sent(factors[:, HUE], device)[:, None, None]
-    at = sent(at, device)
+    a = to_device(factor, device)[:, :, None, None]
+    to_mean = to_device((1 - factor) * (others == CONTRAST), device)[:, :, None, None]
+    to_grey = to_device((1 - factor) * (others == SATURATION), device)[:, :, None, None]
+    turns = to_device(factors[:, HUE], device)[:, None, None]
+    at = to_device(at, device)
     jittered = planes.index_select(1, at)  # (3, n, S, S)
     for step in range(4):
         turning = slice(bounds[step], bounds[step + 1])
@@ -156,8 +156,8 @@ def blur_(views: Tensor, draws: Draws) -> Tensor:
     distance = torch.arange(radius + 1)
     kernel = torch.exp(-0.5 * (distance / draws.sigma[at, None]) ** 2)  # (b, radius + 1): its right half
     kernel /= kernel[:, :1] + 2 * kernel[:, 1:].sum(1, keepdim=True)
-    matrix = (sent(kernel, device) @ _taps(size, radius, device)).view(-1, size, size)
-    at = sent(at, device)
+    matrix = (to_device(kernel, device) @ _taps(size, radius, device)).view(-1, size, size)
+    at = to_device(at, device)
     for plane in views.unbind(1):  # (B, S, S)
         plane.index_copy_(0, at, matrix @ plane.index_select(0, at) @ matrix.mT)
     return views
@@ -177,7 +177,7 @@ def _taps(size: int, radius: int, device: torch.device) -> Tensor:
 
 def solarize_(views: Tensor, draws: Draws) -> Tensor:
     """Invert the values at or above the threshold, in the images that drew it: (B, 3, S, S), in place."""
-    at = sent(draws.solarize.nonzero()[:, 0], views.device)
+    at = to_device(draws.solarize.nonzero()[:, 0], views.device)
     if len(at):
         part = views.index_select(0, at)
         views.index_copy_(0, at, torch.where(part >= draws.policy.solarize_threshold, 1 - part, part))
@@ -252,13 +252,13 @@ def centre(images: Tensor, size: int) -> Tensor:
     return apply(images, replace(draws, boxes=box, flip=torch.zeros_like(draws.flip)), size)
 
 
-def normalise(views: Tensor) -> Tensor:
+def normalize(views: Tensor) -> Tensor:
     """(…, 3, S, S) in [0, 1] -> zero mean and unit deviation over ImageNet."""
     return (views - _constant(MEAN, views.device, views.dtype)) / _constant(STD, views.device, views.dtype)
 
 
-def unnormalise(views: Tensor) -> Tensor:
-    """The inverse of `normalise`, clamped to [0, 1]; for figures."""
+def unnormalize(views: Tensor) -> Tensor:
+    """The inverse of `normalize`, clamped to [0, 1]; for figures."""
     mean, std = _constant(MEAN, views.device, views.dtype), _constant(STD, views.device, views.dtype)
     return (views * std + mean).clamp(0, 1)
 

@@ -19,8 +19,8 @@ from ssl_lessons import BYOL, MoCo, Relational, SimCLR, SimSiam, networks, pretr
 from ssl_lessons.images import ImageStore, folder
 from ssl_lessons.methods import byol
 from ssl_lessons.networks import Conv4, tap
-from ssl_lessons.training import optimiser
-from ssl_lessons.views import LUMA, normalise, unnormalise
+from ssl_lessons.training import build_optimizer
+from ssl_lessons.views import LUMA, normalize, unnormalize
 
 CPU = {"device": "cpu", "precision": "fp32", "progress": "none"}
 SIZE = 16  # of the views, in pixels
@@ -292,9 +292,9 @@ def test_a_function_of_ones_own_makes_either_view(method, given, expected):
         assert view.shape == (8, 3, SIZE, SIZE) and view.dtype == torch.float32
         rule = expected[i % 2]  # of K views, every second is the second's
         if rule is None:
-            assert not torch.allclose(view, normalise(mirrored(images.float() / 255)), atol=1e-2)
+            assert not torch.allclose(view, normalize(mirrored(images.float() / 255)), atol=1e-2)
         else:
-            assert_close(view, normalise(rule(images.float() / 255)))
+            assert_close(view, normalize(rule(images.float() / 255)))
     assert learner(images).isfinite()
 
 
@@ -317,9 +317,9 @@ def test_kornias_augmentations_fit(method):
     two = nn.Sequential(crop, K.RandomGrayscale(p=1.0))
     learner = small(method, augment=one, augment2=two)
     made = learner.augment(drawn())
-    grey = unnormalise(made[1])
+    grey = unnormalize(made[1])
     assert_close(grey[:, 0], grey[:, 1], atol=1e-5, rtol=0)
-    assert (unnormalise(made[0])[:, 0] - unnormalise(made[0])[:, 1]).abs().max() > 0.05
+    assert (unnormalize(made[0])[:, 0] - unnormalize(made[0])[:, 1]).abs().max() > 0.05
     learner(drawn()).backward()
     assert all(p.grad.isfinite().all() for p in learner.encoder.parameters())
 
@@ -329,7 +329,7 @@ def to_bytes(images):
 
 
 def normalised(images):
-    return normalise(shrink(images))
+    return normalize(shrink(images))
 
 
 def whole(images):
@@ -456,7 +456,7 @@ def test_pretrain_is_the_same_loop(method):
 
     torch.manual_seed(5)
     by_hand.to(memory_format=torch.channels_last).train()
-    optimizer, generator = optimiser(by_hand), torch.Generator().manual_seed(5)
+    optimizer, generator = build_optimizer(by_hand), torch.Generator().manual_seed(5)
     for epoch in range(2):
         for step, rows in enumerate(torch.randperm(24, generator=generator).split(8)):
             loss = by_hand(by_hand.augment(photos.batch(rows), generator)).loss

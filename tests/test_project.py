@@ -28,7 +28,7 @@ DEMANDED = [f"{number:02d}" for number in range(12)]  # lessons
 
 # The order in which data meets the files: each imports only from those before it.
 ORDER = ["parameters", "shapes", "images", "policies", "views", "networks", "processes"]
-ORDER += ["methods.base", "methods.recipes", "methods.*", "devices", "optimisers", "records"]
+ORDER += ["methods.base", "methods.recipes", "methods.*", "devices", "optim", "records"]
 ORDER += ["training", "evaluate"]
 ORDER += ["diagnose", "figures.palette", "figures.plots"]
 ORDER += ["figures.pictures", "lab.checks", "lab.experiments", "lab.lesson"]

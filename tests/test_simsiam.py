@@ -16,7 +16,7 @@ from torch.testing import assert_close
 from ssl_lessons import networks, training
 from ssl_lessons.methods import simsiam
 from ssl_lessons.methods.simsiam import SimSiam, negative_cosine
-from ssl_lessons.optimisers import learning_rate, optimiser, peak_rate
+from ssl_lessons.optim import build_optimizer, learning_rate, peak_rate
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SIDE = 16
@@ -197,7 +197,7 @@ def test_projector_and_predictor_are_the_papers(recipe, layers):
 
 def test_the_predictor_forms_a_group_of_its_own():
     m = method(recipe="small_data")
-    groups = optimiser(m).param_groups
+    groups = build_optimizer(m).param_groups
     own = {id(p) for p in m.predictor.parameters()}
     for group in groups:
         assert {id(p) in own for p in group["params"]} == {group["constant"]}
@@ -206,7 +206,7 @@ def test_the_predictor_forms_a_group_of_its_own():
 
 def test_the_predictors_rate_stays_while_the_others_falls(monkeypatch):
     m = method(recipe="paper", batch_size=8)
-    met, make = [], training.optimiser
+    met, make = [], training.build_optimizer
 
     def watched(of):
         optimizer = make(of)
@@ -219,7 +219,7 @@ def test_the_predictors_rate_stays_while_the_others_falls(monkeypatch):
         monkeypatch.setattr(optimizer, "step", step)
         return optimizer
 
-    monkeypatch.setattr(training, "optimiser", watched)
+    monkeypatch.setattr(training, "build_optimizer", watched)
     training.pretrain(m, noise(16), epochs=3, batch_size=8, stop_on_collapse=False, **CPU)
     assert len(met) == 6
     peak = peak_rate(m.recipe, 8)

@@ -13,7 +13,7 @@ from ssl_lessons.methods.byol import BYOL
 from ssl_lessons.methods.relational import Relational
 from ssl_lessons.methods.simclr import SimCLR
 from ssl_lessons.methods.simsiam import SimSiam
-from ssl_lessons.optimisers import optimiser
+from ssl_lessons.optim import build_optimizer
 from ssl_lessons.training import pretrain
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -23,7 +23,7 @@ CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device 
 @pytest.mark.parametrize("kind", ["sgd", "adam", "adamw"])
 def test_the_fused_kernel_does_what_the_plain_loop_does(kind):
     fused, plain = moco(optimizer=kind, lr=0.01), moco(optimizer=kind, lr=0.01)
-    a, b = optimiser(fused), optimiser(plain)
+    a, b = build_optimizer(fused), build_optimizer(plain)
     assert all(group["fused"] for group in a.param_groups)
     for group in b.param_groups:
         group["fused"] = group["foreach"] = False
@@ -86,7 +86,7 @@ def test_a_step_on_a_gpu_waits_for_nothing(make):
     """No part of a step may read a number back: the host must run ahead of the device."""
     device = torch.device("cuda")
     method = make().to(device, memory_format=torch.channels_last).train()
-    store, optimizer = noise(32).to(device), optimiser(method)
+    store, optimizer = noise(32).to(device), build_optimizer(method)
     generator = torch.Generator().manual_seed(0)
 
     def step():

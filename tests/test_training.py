@@ -21,8 +21,8 @@ from ssl_lessons.methods.byol import BYOL
 from ssl_lessons.methods.simsiam import SimSiam
 from ssl_lessons.training import (
     TrainingError,
+    build_optimizer,
     learning_rate,
-    optimiser,
     pick_device,
     pick_precision,
     pretrain,
@@ -85,7 +85,9 @@ def test_the_rate_of_each_step_is_the_schedules():
 
 
 def test_optimisers_are_built_from_the_recipe():
-    built = {name: optimiser(moco(optimizer=name, weight_decay=0.3)) for name in ("sgd", "adam", "adamw")}
+    built = {
+        name: build_optimizer(moco(optimizer=name, weight_decay=0.3)) for name in ("sgd", "adam", "adamw")
+    }
     assert [type(o).__name__ for o in built.values()] == ["SGD", "Adam", "AdamW"]
     assert built["sgd"].defaults["momentum"] == 0.9
     assert all(o.defaults["weight_decay"] == 0.3 for o in built.values())
@@ -96,13 +98,13 @@ def test_optimisers_are_built_from_the_recipe():
     )  # no key encoder
     known = "choose one of: sgd, lars, adam, adamw"
     with pytest.raises(TrainingError, match=f"optimizer 'lamb' is not known; {known}"):
-        optimiser(moco(optimizer="lamb"))
+        build_optimizer(moco(optimizer="lamb"))
 
 
 def test_lars_scales_each_layer_and_leaves_biases_and_norms_alone():
     """One first step against the formula: η·‖w‖ / (‖g‖ + λ‖w‖), You et al. 2017 (arXiv:1708.03888)."""
     method = moco(optimizer="lars", lr=0.5, lr_batch=None, weight_decay=0.01, plain_norms=True)
-    built = optimiser(method)
+    built = build_optimizer(method)
     torch.manual_seed(0)
     wanted = {}
     for name, p in method.named_parameters():
@@ -126,24 +128,24 @@ def test_a_predictor_may_have_a_rate_and_a_decay_of_its_own():
     settings = {"head": (16, 8), "predictor_hidden": 8, "predictor_lr": 10.0, "weight_decay": 0.3}
     settings |= {"optimizer": "sgd", "lr_batch": None, "lr": 0.01}
     method = BYOL(networks.conv4(), image_size=16, recipe="lesson", predictor_weight_decay=0.1, **settings)
-    built = optimiser(method)
+    built = build_optimizer(method)
     mine = {id(p) for p in method.predictor.parameters()}
     decays = {id(p): group["weight_decay"] for group in built.param_groups for p in group["params"]}
     assert all(decay == (0.1 if p in mine else 0.3) for p, decay in decays.items())
     rates = []
     method.after_step = lambda progress: rates.append({g["scale"]: g["lr"] for g in built.param_groups})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ssl_lessons.training.optimiser", lambda method: built)
+        patch.setattr("ssl_lessons.training.build_optimizer", lambda method: built)
         pretrain(method, noise(), epochs=2, batch_size=8, **CPU)
     assert len(rates) == 6 and rates[0][1.0] != rates[-1][1.0]
     assert all(rate[10.0] == pytest.approx(10 * rate[1.0]) for rate in rates)
-    same = optimiser(BYOL(networks.conv4(), image_size=16, recipe="lesson", **settings))
+    same = build_optimizer(BYOL(networks.conv4(), image_size=16, recipe="lesson", **settings))
     assert {group["weight_decay"] for group in same.param_groups} == {0.3}
 
 
 def test_constant_rate_is_for_the_named_parts_only():
     method = SimSiam(networks.conv4(), image_size=16, recipe="lesson", head=(16, 16), predictor_hidden=8)
-    built = optimiser(method)
+    built = build_optimizer(method)
     constant = {id(p) for group in built.param_groups if group["constant"] for p in group["params"]}
     assert constant == {id(p) for p in method.predictor.parameters()}
     moved = {id(p) for group in built.param_groups for p in group["params"]}
@@ -152,7 +154,7 @@ def test_constant_rate_is_for_the_named_parts_only():
     method.after_step = lambda progress: rates.append([g["lr"] for g in last.param_groups])
     last = built
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ssl_lessons.training.optimiser", lambda method: built)
+        patch.setattr("ssl_lessons.training.build_optimizer", lambda method: built)
         pretrain(method, noise(), epochs=3, batch_size=8, **CPU)
     at = [group["constant"] for group in built.param_groups].index(True)
     falling = [step[1 - at] for step in rates]

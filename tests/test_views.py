@@ -176,7 +176,7 @@ def test_steps_compose_to_the_whole_and_threads_do_not_change_a_bit():
     x, whole = v.geometry(images, draws, 48), v.apply(images, draws, 48)
     for change in (v.colour_, v.blur_, v.solarize_):
         assert change(x, draws) is x
-    assert (v.normalise(x) - whole).abs().max() < 1e-5
+    assert (v.normalize(x) - whole).abs().max() < 1e-5
     torch.set_num_threads(3)
     assert torch.equal(v.apply(images, draws, 48), whole)
     assert torch.get_num_threads() == 3
@@ -404,8 +404,8 @@ def test_autocast_and_inference_mode_change_nothing(threads):
 def test_centre_is_the_whole_image_resized_and_normalised():
     images = photographs(5, 50, 40)
     theirs = F.resize(images.float() / 255, [32, 32], antialias=True)
-    assert (v.unnormalise(v.centre(images, 32)) - theirs).abs().max() < 1e-5
-    assert (v.centre(images, 32) - v.normalise(theirs)).abs().max() < 1e-4
+    assert (v.unnormalize(v.centre(images, 32)) - theirs).abs().max() < 1e-5
+    assert (v.centre(images, 32) - v.normalize(theirs)).abs().max() < 1e-4
     state = torch.random.get_rng_state()
     v.centre(images, 32)
     assert torch.equal(state, torch.random.get_rng_state())

@@ -25,7 +25,7 @@ import torch
 import trials as single
 
 from ssl_lessons import evaluate, images
-from ssl_lessons.optimisers import learning_rate, optimiser, peak_rate
+from ssl_lessons.optim import build_optimizer, learning_rate, peak_rate
 from ssl_lessons.records import device_name
 
 CUDA = torch.device("cuda")
@@ -144,7 +144,7 @@ def run(trial: dict, train, test) -> dict:
         "precision": "bf16",
         "knn_random": accuracy(single.judged_network(method, trial), train, test, view),
     }
-    optimizer = optimiser(method)
+    optimizer = build_optimizer(method)
     captured = Captured(method, optimizer, batch)
     generator = torch.Generator().manual_seed(trial["seed"])
     history = []

@@ -339,7 +339,7 @@ def step_seconds(trial: dict, steps: int) -> tuple[list[float], str]:
     import torch
 
     from ssl_lessons import devices, images
-    from ssl_lessons.optimisers import optimiser
+    from ssl_lessons.optim import build_optimizer
     from ssl_lessons.records import device_name
 
     cpu = torch.device("cpu")
@@ -347,7 +347,7 @@ def step_seconds(trial: dict, steps: int) -> tuple[list[float], str]:
     store = images.load("imagenette", "train", trial["size"], progress=False)
     trial = {**DEFAULTS, **{key: trial[key] for key in ("network", "view")}, "recipe": "short"}
     method = build(trial).to(memory_format=torch.channels_last).train()
-    optimizer, generator = optimiser(method), torch.Generator().manual_seed(0)
+    optimizer, generator = build_optimizer(method), torch.Generator().manual_seed(0)
     seconds = []
     for step in range(steps + 2):  # two to warm up
         began = time.perf_counter()

@@ -7,10 +7,10 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ssl_lessons.networks import at_rest, tap
+from ssl_lessons.networks import eval_mode, tap
 from ssl_lessons.parameters import check, of_recipe
 from ssl_lessons.processes import rank_and_size
-from ssl_lessons.views import Policy, centre, in_channels, normalise, several
+from ssl_lessons.views import Policy, centre, in_channels, normalize, several
 
 R = TypeVar("R", bound="Recipe")
 Augmentation = Callable[[Tensor], Tensor]  # float (B, C, H, W) in [0, 1] -> float (B, C, S, S) in [0, 1]
@@ -190,7 +190,7 @@ class Method(nn.Module):
         drawn = iter(several(images, papers, generator, self.image_size, share=rank_and_size()))
         views = []
         for policy in self.policies:
-            view = next(drawn) if isinstance(policy, Policy) else normalise(self._own(policy, images))
+            view = next(drawn) if isinstance(policy, Policy) else normalize(self._own(policy, images))
             views.append(in_channels(view, self.channels))
         return views
 
@@ -221,7 +221,7 @@ class Method(nn.Module):
             images: as `augment` takes them; resized to S. The pass runs in eval mode and leaves modes and
                 statistics as they were.
         """
-        with at_rest(self):
+        with eval_mode(self):
             whole = centre(as_bytes(images), self.image_size)
             embedding = self.encoder(in_channels(whole, self.channels))
             return Representation(embedding, self.projector(embedding))

@@ -32,7 +32,7 @@ from ssl_lessons.methods.moco import MoCo
 from ssl_lessons.methods.relational import Relational
 from ssl_lessons.methods.simclr import SimCLR
 from ssl_lessons.methods.simsiam import SimSiam
-from ssl_lessons.optimisers import optimiser
+from ssl_lessons.optim import build_optimizer
 from ssl_lessons.training import pretrain
 
 # With lightly's heads, so that both compute the same; 64 images in four views are as many as 128 in two.
@@ -125,7 +125,7 @@ def step_parts(method, store, batch: int, device, precision: str) -> dict[str, f
 
     On a GPU each part waits for its kernels: the shares are true, and the step as a whole is slower.
     """
-    optimizer = optimiser(method)
+    optimizer = build_optimizer(method)
     generator = torch.Generator().manual_seed(0)
     context = context_of(device, precision)
 

@@ -38,13 +38,13 @@ def learning_rate(recipe: Recipe, batch_size: int, epoch: float, epochs: int) ->
 def set_learning_rate(
     optimizer: torch.optim.Optimizer, recipe: Recipe, batch_size: int, epoch: float, epochs: int
 ) -> None:
-    """Give each group of `optimiser` its rate of this moment, see `learning_rate`."""
+    """Give each group of `optimizer` its rate of this moment, see `learning_rate`."""
     rate = learning_rate(recipe, batch_size, epoch, epochs)
     for group in optimizer.param_groups:
         group["lr"] = group["scale"] * (peak_rate(recipe, batch_size) if group["constant"] else rate)
 
 
-def optimiser(method: Method) -> torch.optim.Optimizer:
+def build_optimizer(method: Method) -> torch.optim.Optimizer:
     """The recipe's optimiser over every parameter of the method that takes gradients.
 
     Parameters that are treated apart form groups of their own: biases and normalisation layers where the
