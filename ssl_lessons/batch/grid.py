@@ -120,6 +120,7 @@ def checked(notebook: Path, parameters: dict, here: Path) -> dict:
 
 
 def planned(notebook: Path, parameters: dict, name: str) -> Planned:
+    """A run of a notebook with parameters that are `checked`."""
     values = {key: one.default for key, one in of_notebook(notebook).items()} | parameters
     values.pop("run_dir", None)
     text = json.dumps([notebook.name, values], sort_keys=True, default=str)
@@ -367,6 +368,7 @@ def read_state(folder: Path) -> dict:
 
 
 def write_state(folder: Path, state: dict) -> dict:
+    """Replace job.json at once; returns `state`."""
     text = json.dumps(state, indent=1, ensure_ascii=False, default=str) + "\n"
     atomically(folder / "job.json", lambda path: path.write_text(text, encoding="utf-8"))
     return state
