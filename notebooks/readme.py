@@ -73,22 +73,28 @@ def lessons_table() -> str:
 
 
 def results_table(dataset: str = "imagenette") -> str:
-    """Accuracy on one dataset: a row a method and length, the mean over its seeds, the best first."""
-    runs = defaultdict(list)
-    for path in sorted((RESULTS / "leaderboard").glob("*.json")):
+    """Accuracy on one dataset: a row a method, length and size, the mean over its seeds, the best first. The
+    evening runs, whose encoders are in data/weights, stand among them."""
+    paths = sorted((RESULTS / "leaderboard").glob("*.json"))
+    paths += sorted((ROOT / "data" / "weights").glob("*.json"))
+    runs = defaultdict(dict)
+    for path in paths:
         record = json.loads(path.read_text(encoding="utf-8"))
         if record["dataset"]["name"] == dataset:
-            runs[record["method"], record["epochs"]].append(record)
+            kind = (record["method"], record["epochs"], record["view_size"])
+            runs[kind].setdefault(
+                record["seed"], record["metrics"]
+            )  # an encoder of the leaderboard is no news
     rows = []
-    for (method, epochs), records in runs.items():
-        knn = [100 * record["metrics"]["knn"]["value"] for record in records]
-        linear = [100 * record["metrics"]["linear_10"]["value"] for record in records]
+    for (method, epochs, size), seeds in runs.items():
+        knn = [100 * metrics["knn"]["value"] for metrics in seeds.values()]
+        linear = [100 * metrics["linear_10"]["value"] for metrics in seeds.values()]
         spread = f" ± {stdev(knn):.1f}" if len(knn) > 1 else ""
         shown = f"{mean(knn):.1f}{spread} | {mean(linear):.1f}"
         title = TITLES.get(method.lower(), method)
-        rows.append((mean(knn), f"| {title} | {epochs} | {len(records)} | {shown} |"))
-    lines = ["| method | epochs | seeds | kNN, % | linear probe, 10 % of the labels, % |"]
-    lines.append("|---|--:|--:|--:|--:|")
+        rows.append((mean(knn), f"| {title} | {epochs} | {size} | {len(seeds)} | {shown} |"))
+    lines = ["| method | epochs | px | seeds | kNN, % | linear probe, 10 % of the labels, % |"]
+    lines.append("|---|--:|--:|--:|--:|--:|")
     lines += [line for _, line in sorted(rows, reverse=True)]
     return "\n".join(lines)
 
@@ -114,20 +120,19 @@ def picture(target: Path = RESULTS / "neighbours.png", k: int = 4) -> None:
 
     from ssl_lessons import evaluate, figures, images
 
-    encoder = evaluate.pretrained("byol-imagenette")
-    stores = {split: images.load("imagenette", split, 48) for split in ("train", "test")}
-    shown = {split: images.load("imagenette", split, 80) for split in ("train", "test")}
+    encoder = evaluate.pretrained("moco-imagenette")
+    stores = {split: images.load("imagenette", split, 80) for split in ("train", "test")}
     firsts = [int((stores["test"].labels == label).nonzero()[0]) for label in range(10)]
     unit = torch.nn.functional.normalize
-    keys = unit(evaluate.features(encoder, stores["train"], 32), dim=1)
-    queries = unit(evaluate.features(encoder, stores["test"].subset(firsts), 32), dim=1)
+    keys = unit(evaluate.features(encoder, stores["train"], 64), dim=1)
+    queries = unit(evaluate.features(encoder, stores["test"].subset(firsts), 64), dim=1)
     nearest = (queries @ keys.T).topk(k).indices  # (10, k)
     same = stores["train"].labels[nearest] == torch.arange(10)[:, None]
     print(f"{int(same.sum())} of {same.numel()} neighbours are of the query's class")
     figure = plt.figure(figsize=(9.6, 4.5), dpi=100)
     for place, (query, rows) in enumerate(zip(firsts, nearest, strict=True)):
         row, half = place % 5, place // 5
-        pixels = torch.cat([shown["test"].images[[query]], shown["train"].images[rows]])
+        pixels = torch.cat([stores["test"].images[[query]], stores["train"].images[rows]])
         for column, image in enumerate(pixels):
             gap = 0.006 * (column > 0)  # between a query and its neighbours
             left = half * 0.51 + column * 0.0955 + gap
