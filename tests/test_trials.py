@@ -57,9 +57,9 @@ def test_a_trial_trains_judges_and_tells_all_its_settings(tmp_path):
     whole, failed = (json.loads(line) for line in (tmp_path / "lines.jsonl").read_text().splitlines())
     assert whole["images_seen"] == 3200 and whole["curve"] == [[1, round(whole["knn"], 4)]]
     assert 0 < whole["knn_random"] < 1 and whole["device"] and whole["torch"]
-    assert "queue 0 must hold at least 1 key" in failed["error"]
+    assert "parameter queue is 0" in failed["error"]
     text = trials.table([whole, failed])
-    assert "a batch of 400 (shapes) | 1 | 3 |" in text and "failed: ValueError: queue 0" in text
+    assert "a batch of 400 (shapes) | 1 | 3 |" in text and "failed: Unknown: parameter queue is 0" in text
 
 
 def test_fields_and_policies_of_a_trial_reach_the_method():
