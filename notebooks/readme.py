@@ -104,12 +104,10 @@ SECTIONS = {"lessons": lessons_table, "summary": results_table}
 
 def fill(page: Path = ROOT / "README.md") -> None:
     """Replace what stands between `<!-- NAME -->` and `<!-- /NAME -->`, for each of `SECTIONS`."""
-    text = page.read_text(encoding="utf-8")
+    from ssl_lessons.batch.leaderboard import put_into
+
     for name, section in SECTIONS.items():
-        before, rest = text.split(f"<!-- {name} -->")
-        after = rest.split(f"<!-- /{name} -->")[1]
-        text = f"{before}<!-- {name} -->\n{section()}\n<!-- /{name} -->{after}"
-    page.write_text(text, encoding="utf-8")
+        put_into(page, section(), name)
 
 
 def picture(target: Path = RESULTS / "neighbours.png", k: int = 4) -> None:

@@ -145,6 +145,11 @@ def data_fetch(args) -> int:
 # ---- run, grid and leaderboard -----------------------------------------------------------------------------
 
 
+def runs() -> Path:
+    """Where runs and grids go that are told no place: $SSL_LESSONS_RUNS, else runs/ of the working folder."""
+    return Path(os.environ.get("SSL_LESSONS_RUNS") or "runs").expanduser()
+
+
 def run(args) -> int:
     grid = ssl.batch.grid
     notebook = grid.find_lesson(args.lesson)
@@ -156,7 +161,7 @@ def run(args) -> int:
     values = {key: one.default for key, one in of_notebook(notebook).items()} | parameters
     words = [Path(str(values[key])).name for key in ("dataset", "profile") if values.get(key)]
     name = "-".join([notebook.stem, *words, time.strftime("%Y%m%d-%H%M%S")])
-    folder = Path(args.out or Path("runs", name)).resolve()
+    folder = Path(args.out or runs() / name).resolve()
     with talk(args):
         print(f"{notebook.name} {parameters} → {folder}", flush=True)
         one = grid.planned(notebook, parameters, name)
@@ -182,7 +187,7 @@ def grid(args) -> int:
     if args.jobs and args.scheduler:
         raise Unknown("--jobs is for this machine; on a cluster the number of its workers decides")
     plan = grid.read(args.file)
-    out = Path(args.out or Path("runs", Path(args.file).stem)).resolve()
+    out = Path(args.out or runs() / Path(args.file).stem).resolve()
     with talk(args):
         try:
             rows = None if args.dry_run else grid.run(plan, out, args.jobs, args.scheduler)
@@ -284,8 +289,8 @@ def pretrain(args) -> int:
     name = args.recipe or ("lesson" if "lesson" in recipes else next(iter(recipes)))
     recipe = recipes[known("recipe", name, recipes)]
     fields = check(dict(args.p), of_recipe(recipe), "recipe field")
-    if "policy" in fields:
-        fields["policy"] = ssl.views.POLICIES[known("policy", fields["policy"], ssl.views.POLICIES)]
+    for name in {"policy", "policy_prime"} & fields.keys():
+        fields[name] = ssl.views.POLICIES[known("policy", fields[name], ssl.views.POLICIES)]
     if not args.network.startswith("timm/"):
         known("network", args.network, ssl.networks.NETWORKS)
     data = ssl.batch.grid.dataset(args.dataset, Path.cwd())
@@ -313,7 +318,7 @@ def pretrain(args) -> int:
 
 def evaluate(args) -> int:
     if not (Path(args.run) / "record.json").exists():
-        known("run", args.run, sorted(str(record.parent) for record in Path("runs").glob("*/record.json")))
+        known("run", args.run, sorted(str(record.parent) for record in runs().glob("*/record.json")))
     run = ssl.records.Run.open(args.run)
     trained_on = run.record["dataset"]
     data = ssl.batch.grid.dataset(args.dataset or trained_on["name"], Path.cwd())
@@ -363,7 +368,7 @@ def parser() -> argparse.ArgumentParser:
 
     def images(option):
         option("--limit", type=int, help="use at most so many images of each split")
-        option("--device", default="auto", help="auto, cpu, cuda or cuda:0")
+        option("--device", default="auto", help="auto, cpu, cuda, cuda:0 or mps")
 
     command("doctor", doctor, "what this machine has, and whether anything is broken", "doctor")
     data = verbs.add_parser("data", help="list or fetch datasets", epilog="example: ssl-lessons data list")

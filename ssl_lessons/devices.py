@@ -27,7 +27,9 @@ def pick_device(name: str = "auto") -> torch.device:
             return torch.device("cpu")
         if torch.cuda.is_available():
             return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+        # torch 2.4 has no autocast on a Mac's GPU, which the losses switch off
+        mac = torch.backends.mps.is_available() and torch.amp.is_autocast_available("mps")
+        return torch.device("mps" if mac else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError:

@@ -326,6 +326,8 @@ class Supervised(Method):
         self.policies = (CROP_ONLY,)
         wrapped = isinstance(network, Encoder)
         self.encoder = network if wrapped else networks.tap(network, layer, image_size)
+        self.channels = getattr(self.encoder, "channels", 3)
+        self.projector = nn.Identity()
         self.classifier = nn.Linear(self.encoder.width, classes)
 
     def forward(self, views, labels: Tensor) -> Objective:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import tarfile
 import urllib.request
 import warnings
@@ -81,7 +82,7 @@ class ImageStore:
     def batch(self, indices: Sequence[int] | Tensor, device: torch.device | str | None = None) -> Tensor:
         """uint8 (B, 3, S, S), a copy laid out (B, S, 3, S), on `device` (None: where the store is)."""
         rows = self.images.transpose(1, 2)  # (N, S, 3, S)
-        indices = to_device(torch.as_tensor(indices, dtype=torch.int64), rows.device)
+        indices = to_device(_rows(indices, len(self)), rows.device)
         pinned = rows.is_pinned()  # then the batch is too, and its transfer does not wait
         shape = (len(indices), *rows.shape[1:])
         out = torch.empty(shape, dtype=torch.uint8, device=rows.device, pin_memory=pinned)
@@ -90,7 +91,7 @@ class ImageStore:
 
     def subset(self, indices: Sequence[int] | Tensor) -> ImageStore:
         """A copy of the images at `indices`; its fingerprint follows from this store's and the indices."""
-        indices = torch.as_tensor(indices, dtype=torch.int64)
+        indices = _rows(indices, len(self)).cpu()
         fingerprint = hashlib.sha256(self.fingerprint.encode() + indices.numpy().tobytes()).hexdigest()
         labels = None if self.labels is None else self.labels[indices]
         files = tuple(self.files[row] for row in indices.tolist()) if self.files else ()
@@ -110,6 +111,20 @@ class ImageStore:
         elif device.type == "cuda" and rows.numel() <= ram() // 4:
             rows = rows.contiguous().pin_memory()
         return replace(self, images=rows.transpose(1, 2))
+
+
+def _rows(indices: Sequence[int] | Tensor, count: int) -> Tensor:
+    """Row numbers, int64, of row numbers or of a mask with a bool for each of `count` images."""
+    indices = torch.as_tensor(indices)
+    if indices.dtype == torch.bool:
+        if indices.shape != (count,):
+            raise ValueError(
+                f"a mask has {tuple(indices.shape)} entries for {count} images; give one for each"
+            )
+        return indices.nonzero()[:, 0]
+    if indices.is_floating_point() and len(indices):
+        raise ValueError(f"indices are {indices.dtype}; give row numbers, or a mask of {count} bools")
+    return indices.to(torch.int64)
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
@@ -315,7 +330,12 @@ def _spaced(count: int, limit: int | None) -> list[int]:
 def _files(store, root: Path, names, size, source, progress, limit, allow_empty=False) -> ImageStore:
     """`store` with the images below the class folders `names` of `root`; "." of one that has no classes."""
     numbers = {name: number for number, name in enumerate(names)} if store.classes else {".": -1}
-    samples = DatasetFolder.make_dataset(root, numbers, is_valid_file=_is_image, allow_empty=allow_empty)
+
+    def wanted(path: str) -> bool:
+        inside = Path(os.path.relpath(path, root)).parts
+        return _is_image(path) and not any(part.startswith(_HIDDEN) for part in inside[:-1])
+
+    samples = DatasetFolder.make_dataset(root, numbers, is_valid_file=wanted, allow_empty=allow_empty)
     if not samples:
         kinds = " ".join(_SUFFIXES)
         raise DataError(f"no images in {root}: put them in {root}/CLASS/, or directly in it ({kinds})")
@@ -333,6 +353,9 @@ def square(source, size: int) -> np.ndarray:
         with Image.open(source) as image:
             image.draft(None, (2 * size, 2 * size))  # a large JPEG is decoded smaller, never below twice S
             return square(image, size)
+    floats = isinstance(source, Tensor) and source.is_floating_point()
+    if floats and not (source.min() >= 0 and source.max() <= 1):  # NaN is refused too
+        raise ValueError("float pixels are not in [0, 1]; leave normalisation out")
     image = ImageOps.exif_transpose(source if isinstance(source, Image.Image) else to_pil_image(source))
     if image.mode.startswith("I;16"):  # Pillow would clip 16-bit grey to white
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
@@ -381,7 +404,9 @@ def _write(path, store, dataset, rows, size: int, source: str, progress, labels=
             return f"{name} ({'not an image' if known else reason})"  # the name ends at the last " ("
 
     label = f"Decoding {len(rows):,} images of {store.origin} to {size} px:"
-    with TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}-") as place:
+    # Windows does not remove a file that is mapped; what is left goes with the next cleaning of the folder.
+    inside = {"dir": path.parent, "prefix": f".{path.stem}-", "ignore_cleanup_errors": True}
+    with TemporaryDirectory(**inside) as place:
         raw, whole = Path(place, "raw"), Path(place, "whole")
         with open(raw, "wb") as file, ThreadPoolExecutor(workers) as pool:
             for _, item in zip(_bar(rows, label, progress), pool.map(decoded, rows), strict=True):
@@ -522,6 +547,8 @@ def _download(url: str, md5: str, packed: Path, progress: bool, allowed: bool) -
                 with open(part, "ab" if answer.status == 206 else "wb") as file:  # 200: it sends all of it
                     for _ in _bar(range(0, length, 1 << 20), label, progress):
                         file.write(answer.read(1 << 20))
+                    if answer.length is None:  # a proxy that does not say how much will come
+                        shutil.copyfileobj(answer, file)
                 if answer.length:
                     raise OSError(f"the connection ended {answer.length:,} bytes early")
         arrived = _digests(part)[0]

@@ -297,8 +297,18 @@ def split_batchnorm(network: nn.Module, splits: int) -> nn.Module:
     """Make every BatchNorm2d of `network` a `SplitBatchNorm2d` of `splits` parts, in place; returns it."""
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
+            _refuse_fused(module)
             module.__class__, module.splits = SplitBatchNorm2d, splits
     return network
+
+
+def _refuse_fused(module: nn.Module) -> None:
+    """timm has BatchNorms that hold an activation too; it would be lost with the layer, without a word."""
+    if type(module) not in (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm, SplitBatchNorm2d):
+        raise ValueError(
+            f"{type(module).__name__} is more than a BatchNorm and cannot be replaced; choose another "
+            "network, or a recipe that leaves BatchNorm as it is"
+        )
 
 
 # Not timm's ScaledStdConv2d: its learnt gain is in no checkpoint of ours, and it has no linear layer.
@@ -333,7 +343,9 @@ def normalise_by(module: nn.Module, kind: str) -> nn.Module:
     for name, child in module.named_children():
         if kind == "batch" or not isinstance(child, nn.modules.batchnorm._BatchNorm):
             normalise_by(child, kind)
-        elif kind == "none":
+            continue
+        _refuse_fused(child)
+        if kind == "none":
             setattr(module, name, nn.Identity())
         else:
             channels, groups = child.num_features, 16

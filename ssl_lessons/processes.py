@@ -65,7 +65,11 @@ def accelerated(device: torch.device, precision: str) -> Iterator[Accelerator]:
         state._shared_state.clear()
     try:
         mixed = "no" if precision == "fp32" else precision
-        yield Accelerator(cpu=device.type == "cpu", mixed_precision=mixed)
+        accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=mixed)
+        accelerator.gradient_accumulation_steps = (
+            1  # `accelerate launch`'s would only divide every loss by it
+        )
+        yield accelerator
     finally:
         for state, content in zip(states, before, strict=True):
             state._shared_state.clear()

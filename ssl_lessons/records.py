@@ -54,8 +54,10 @@ class RecordError(Exception):
 
 
 def results_folder() -> Path:
-    """The committed run records: data/results of the checkout."""
-    return Path(__file__).resolve().parent.parent / "data" / "results"
+    """The committed run records: data/results of the checkout, or those that a wheel carries."""
+    package = Path(__file__).resolve().parent
+    checkout = package.parent / "data" / "results"
+    return checkout if checkout.is_dir() else package / "results"
 
 
 def versions() -> dict[str, str]:
@@ -237,7 +239,8 @@ class Run:
             yield
             return
         # a singleton: whoever holds it in this process may take it again
-        lock = FileLock(self.folder / ".lock", timeout=0, is_singleton=True)
+        path = self.folder.resolve() / ".lock"
+        lock = FileLock(path, timeout=0, is_singleton=True, thread_local=False)
         try:
             lock.acquire()
         except Timeout:

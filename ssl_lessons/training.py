@@ -16,7 +16,7 @@ from torch import nn
 
 from ssl_lessons.devices import TrainingError, peak_memory, pick_device, pick_precision, prepare
 from ssl_lessons.images import ImageStore, to_device
-from ssl_lessons.methods.base import Method
+from ssl_lessons.methods.base import Method, views_of
 from ssl_lessons.optim import build_optimizer, learning_rate, set_learning_rate
 from ssl_lessons.processes import (
     accelerated,
@@ -136,6 +136,7 @@ def pretrain(
             "method": type(method).__name__,
             "source": source_of(type(method)),
             "recipe": recipe,
+            "views": views_of(method),
             "dataset": {**dataset, "images": len(store)},
             "view_size": method.image_size,
             "epochs": epochs,
@@ -152,15 +153,14 @@ def pretrain(
         if state is not None:
             _restore(state, run, kept, generator, target)
         history: list[dict] = run.record["history"]
-        if rank:  # what a method or a user's augmentation draws is not the same in every process
-            torch.manual_seed(seed + rank + size * len(history))
-
         stack.enter_context(joint_batchnorm(method, target))
         steps = len(store) // batch_size
         method.run_steps = epochs * steps
         shown = _Progress(progress if rank == 0 else "none", len(history), epochs)
         for epoch in shown.outer:
             started, totals = time.perf_counter(), {}
+            if rank:  # what a method or a user's augmentation draws is not the same in every process
+                torch.manual_seed(seed + rank + size * epoch)
             order = torch.randperm(len(store), generator=generator)
             batches = [rows.chunk(size)[rank] for rows in order.split(batch_size)[:steps]]
             try:
@@ -220,7 +220,9 @@ def _check(method: Method, store: ImageStore, epochs: int, batch_size: int, size
 def _earlier_state(run: Run, settings: dict) -> dict | None:
     """The state to go on from, where the run's folder has one of the same settings; else the run is new."""
     if run.folder is None or not run.resume_path.exists():
-        run.update(**settings, history=[], seconds=0.0)  # a history without its resume.pt is another run's
+        if run.record["history"]:  # without its resume.pt: what was judged then is another run's
+            run.record["metrics"] = {}
+        run.update(**settings, history=[], seconds=0.0)
         return None
     fresh = Run.in_memory(**settings).record
     recipe, known = settings["recipe"], run.record.get("recipe") or {}
@@ -229,8 +231,12 @@ def _earlier_state(run: Run, settings: dict) -> dict | None:
             known[name] = value
     if not run.record.get("source") or not fresh["source"]:  # an older version's, or nothing to compare
         run.record["source"] = fresh["source"] = run.record.get("source") or fresh["source"]
+    run.record.setdefault("views", fresh["views"])  # not in an older version's
     for name in settings:
         old, new = run.record.get(name), fresh[name]
+        if name == "dataset":  # the same images, wherever they lie
+            keys = ("fingerprint", "images", "size")
+            old, new = ({key: side.get(key) for key in keys} for side in (old or {}, new))
         if name == "source" and old != new:
             raise TrainingError(
                 f"the code of {fresh['method']} is not the one that {run.folder} was trained with; its "

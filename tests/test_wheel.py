@@ -18,7 +18,7 @@ def installed(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
     aside = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints", "runs")
-    for name in ("ssl_lessons", "notebooks"):
+    for name in ("ssl_lessons", "notebooks", "data/results"):
         shutil.copytree(ROOT / name, source / name, ignore=aside)
     for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
@@ -43,11 +43,14 @@ def test_the_lessons_are_inside(installed):
     ours |= {path.relative_to(ROOT / "notebooks") for path in (ROOT / "notebooks").rglob("*.yaml")}
     assert {path for path in ours if not (carried / path).is_file()} == set()
     assert not list(carried.rglob("*.py"))
+    assert (installed / "ssl_lessons" / "py.typed").is_file()
 
 
 def test_it_answers_outside_a_checkout(installed, tmp_path):
     done = ssl_lessons(installed, tmp_path, "leaderboard")
-    assert done.returncode == 2 and "name your own, such as runs/" in done.stderr
+    assert done.returncode == 0 and "SimCLR" in done.stdout, done.stderr
+    done = ssl_lessons(installed, tmp_path, "leaderboard", "nowhere")
+    assert done.returncode == 2 and "nowhere" in done.stderr
     record = next((ROOT / "data" / "results" / "leaderboard").glob("*.json"))
     done = ssl_lessons(installed, tmp_path, "leaderboard", str(record), "--markdown")
     assert done.returncode == 0 and done.stdout.startswith("### "), done.stderr

@@ -209,8 +209,8 @@ def run(trial: dict, device: str = "auto") -> dict:
     import torch
 
     from ssl_lessons import evaluate, pretrain
+    from ssl_lessons.devices import pick_device
     from ssl_lessons.records import device_name
-    from ssl_lessons.training import pick_device
 
     trial = {**DEFAULTS, **trial}
     line = {**trial, "date": datetime.date.today().isoformat(), "device": device_name(pick_device(device))}

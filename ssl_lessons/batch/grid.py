@@ -17,6 +17,7 @@ runs alone and repeats the others; a lesson that was cut off goes on from its ch
 machines must see that folder, the notebook and the package under the same paths.
 """
 
+import asyncio
 import concurrent.futures as cf
 import contextlib
 import hashlib
@@ -116,6 +117,11 @@ def checked(notebook: Path, parameters: dict, here: Path) -> dict:
     for name in there.keys() & values.keys():
         if values[name] and not values[name].startswith("timm/"):  # its networks are not ours to list
             known(name, values[name], there[name])
+    for name in {"lr", "temperature"} & values.keys():
+        if values[name] is not None and "method" in values:
+            kind = lab.METHODS.get(values["method"])
+            if kind is None or not hasattr(next(iter(kind.recipes.values())), name):
+                raise Unknown(f"method {values['method']!r} has no {name}; leave one of the two out")
     return values
 
 
@@ -331,7 +337,10 @@ def _papermill(one: Planned, folder: Path, state: dict, env: dict, alive: Path |
 
 def _error(executed: Path, code: int, log: Path) -> tuple[str, bool]:
     """Why a run failed, and whether its process or kernel died rather than one of its cells."""
-    cells = json.loads(executed.read_text(encoding="utf-8"))["cells"] if executed.exists() else []
+    try:
+        cells = json.loads(executed.read_text(encoding="utf-8"))["cells"]
+    except (FileNotFoundError, ValueError):  # killed before papermill had written it, or while it did
+        cells = []
     for cell in cells:
         for output in cell.get("outputs", []):
             if output["output_type"] == "error":
@@ -454,7 +463,7 @@ def _dask(address: str) -> Iterator[tuple[cf.Executor, int]]:
         raise Unknown(f"scheduler {address!r} is not an address like tcp://host:8786")
     try:
         client = Client(address, timeout=60, set_as_default=False)
-    except (OSError, cf.TimeoutError) as error:
+    except (OSError, cf.TimeoutError, asyncio.TimeoutError) as error:  # two classes before Python 3.11
         raise Unknown(f"no Dask scheduler answers at {address!r} ({type(error).__name__}: {error})") from None
     with client:
         pool = client.get_executor(pure=False)  # two tasks of one name would be one
@@ -464,13 +473,15 @@ def _dask(address: str) -> Iterator[tuple[cf.Executor, int]]:
             pool.shutdown(wait=False)
 
 
-def _ended(future: cf.Future, folder: Path) -> dict:
+def _ended(future: cf.Future, one: Planned, folder: Path) -> dict:
     """What came of a run, written into its job.json where its process could not."""
     try:
         return future.result()
     except Exception as error:  # a worker that died again and again, a scheduler that was lost
+        folder.mkdir(parents=True, exist_ok=True)
+        asked = {**vars(one), "notebook": str(one.notebook)}
         told = {"status": "failed", "error": f"{type(error).__name__}: {error}"}
-        return write_state(folder, {**read_state(folder), **told})
+        return write_state(folder, {**asked, **read_state(folder), **told})
 
 
 def run(
@@ -506,7 +517,8 @@ def run(
         try:
             bar = tqdm(cf.as_completed(futures), total=len(futures), unit="run")  # tells the time left
             for future in bar:
-                state = _ended(future, futures[future].folder(out))
+                one = futures[future]
+                state = _ended(future, one, one.folder(out))
                 said = f": {state['error']}" if state["status"] == "failed" else ""
                 bar.write(f"{state['name']} {state['status']}{said}")
         finally:  # after a ctrl-C they are in the middle

@@ -16,7 +16,7 @@ from torch import nn
 
 from ssl_lessons import evaluate, networks
 from ssl_lessons.images import ImageStore
-from ssl_lessons.methods.base import Method
+from ssl_lessons.methods.base import Method, views_of
 from ssl_lessons.methods.byol import BYOL
 from ssl_lessons.methods.moco import MoCo
 from ssl_lessons.methods.relational import Relational
@@ -151,8 +151,11 @@ def trial(
         len(store),
         epochs,
         batch_size,
-        settings,
+        {key: value for key, value in settings.items() if not callable(value)},
         lab.seed,
+        repr(method),
+        method.image_size,
+        views_of(method),
     ]
     if source_of(kind):  # a class of the learner's own: edited, it is another trial
         what.append(source_of(kind))

@@ -15,7 +15,7 @@ from ssl_lessons import images
 from ssl_lessons.devices import pick_device, pick_precision
 from ssl_lessons.lab.experiments import add_judgement, runs_folder
 from ssl_lessons.methods.base import Recipe
-from ssl_lessons.networks import NETWORKS
+from ssl_lessons.networks import check_name
 from ssl_lessons.parameters import Parameter, Unknown, assigned, fit
 from ssl_lessons.records import RecordError, Run, device_name, results_folder
 
@@ -91,12 +91,19 @@ def setup(
     if dataset not in images.CATALOGUE and not Path(dataset).expanduser().is_dir():
         known = ", ".join(images.CATALOGUE)
         raise LessonError(f"dataset {dataset!r} is not known; choose one of: {known}, or a folder of images")
-    if "network" in values and values["network"] not in NETWORKS:
-        raise LessonError(f"network {values['network']!r} is not known; choose one of: {', '.join(NETWORKS)}")
+    if "network" in values:
+        try:
+            check_name(values["network"])
+        except ValueError as error:
+            raise LessonError(str(error)) from None
+        if parameters.get("network") and values["network"] != settings[fitting[0]].get("network"):
+            values["stem"] = None  # the profile's stem belongs to the profile's network
 
     # One folder for each lesson and choice of settings: run again, and the run goes on; change one, and it is
     # another. A smoke test never goes on.
-    digest = hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:8]
+    precision = pick_precision("auto", device)  # one GPU's run does not go on in another's arithmetic
+    what = {**values, "precision": precision}
+    digest = hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()[:8]
     name = f"{lesson}-{Path(str(values['dataset'])).name}-{profile}"
     if run_dir:
         folder = Path(run_dir)
@@ -106,7 +113,6 @@ def setup(
         folder = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=place))
     else:
         folder = runs_folder() / f"{name}-{digest}"
-    precision = pick_precision("auto", device)
     print(f"lesson {lesson}, profile {profile}, on {device_name(device)} with {precision} arithmetic")
     chosen = [f"{key} {value}" for key, value in values.items() if value is not None]
     print(textwrap.fill(" · ".join(chosen), 96, break_long_words=False))
@@ -114,7 +120,7 @@ def setup(
         print(line)
     values |= {"lesson": lesson, "profile": profile, "device": device, "precision": precision}
     record = folder / "record.json"
-    earlier = json.loads(record.read_text(encoding="utf-8"))["seconds"] if record.exists() else 0.0
+    earlier = Run.open(folder).record["seconds"] if record.exists() else 0.0
     return SimpleNamespace(**values, run_dir=folder, started=time.time(), earlier=earlier, trials={})
 
 

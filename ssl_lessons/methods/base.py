@@ -243,6 +243,14 @@ def as_bytes(images: Tensor) -> Tensor:
     return images.expand(-1, 3, -1, -1)
 
 
+def views_of(method: Method) -> list[str]:
+    """The names of what makes a method's views: of its policies, or of the user's own augmentations."""
+    names = []
+    for policy in method.policies:
+        names.append(getattr(policy, "name", None) or getattr(policy, "__qualname__", type(policy).__name__))
+    return names
+
+
 @torch.no_grad()
 def embedding_std(z: Tensor) -> Tensor:
     """How widely the unit vectors z (B, D) spread: 1 evenly over the sphere, 0 when all are the same point.
