@@ -9,9 +9,13 @@ command line never waits for libraries that a command does not need::
     ssl.pretrain(method, store, epochs=10, run="runs/first")
 """
 
+import warnings
 from importlib import import_module
 
 __version__ = "0.1.0"
+
+# Accelerate imports tqdm, which warns in every notebook without ipywidgets; no lesson shows its bars.
+warnings.filterwarnings("ignore", message="IProgress not found")
 
 # In the order in which data meets them; each imports only from those before it.
 _MODULES = (
