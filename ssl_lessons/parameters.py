@@ -113,7 +113,7 @@ def _bool(value, _) -> bool:
 
 def _float(value, _) -> float:
     number = float(value)
-    if isinstance(value, bool) or not 0 <= number < math.inf:
+    if isinstance(value, bool) or not math.isfinite(number):
         raise ValueError
     return value if isinstance(value, int) else number
 
