@@ -142,11 +142,17 @@ def test_a_grid_that_is_killed_and_interrupted_ends_with_the_same_records(tmp_pa
     """kill -9 in the midst of a run, then ctrl-C in the midst of one, then left alone."""
     out = tmp_path / "out"
     file = write(tmp_path, grid=FOUR, parameters={"seconds": 4.0})
-    for how, code in ((signal.SIGKILL, -9), (signal.SIGINT, 130)):
+
+    def printed() -> str:
+        return out.with_suffix(".printed").read_text()
+
+    for number, (how, code) in enumerate(((signal.SIGKILL, -9), (signal.SIGINT, 130)), 1):
         before = len(list(out.glob("*/writers")))
         process = start(file, out, "--jobs", "2")
         until(lambda before=before: len(list(out.glob("*/writers"))) > before or not before, "a run at work")
         until(lambda: at_work(out) and list(out.glob("*/writers")), "an epoch")
+        until(lambda number=number: printed().count("side by side") == number, "this grid, past its imports")
+        time.sleep(1)
         process.send_signal(how)
         assert process.wait() == code, out.with_suffix(".printed").read_text()
         if how == signal.SIGINT:
