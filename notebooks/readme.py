@@ -15,12 +15,14 @@ from collections import defaultdict
 from pathlib import Path
 from statistics import mean, stdev
 
+from ssl_lessons.batch.leaderboard import put_into
+from ssl_lessons.records import TITLES
+
 NOTEBOOKS = Path(__file__).resolve().parent
 ROOT = NOTEBOOKS.parent
 RESULTS = ROOT / "data" / "results"
 WORDS, LINES = 200, 15  # read in a minute
-TITLES = {"moco": "MoCo v2", "relational": "relational reasoning", "pixels": "raw pixels"}
-TITLES |= {"colours": "counted colours", "random": "random encoder", "supervised": "supervised, all labels"}
+SHOWN = {**TITLES, "supervised": "supervised, all labels"}
 
 
 def reading_minutes(notebook: Path) -> float:
@@ -91,7 +93,7 @@ def results_table(dataset: str = "imagenette") -> str:
         linear = [100 * metrics["linear_10"]["value"] for metrics in seeds.values()]
         spread = f" ± {stdev(knn):.1f}" if len(knn) > 1 else ""
         shown = f"{mean(knn):.1f}{spread} | {mean(linear):.1f}"
-        title = TITLES.get(method.lower(), method)
+        title = SHOWN.get(method.lower(), method)
         rows.append((mean(knn), f"| {title} | {epochs} | {size} | {len(seeds)} | {shown} |"))
     lines = ["| method | epochs | px | seeds | kNN, % | linear probe, 10 % of the labels, % |"]
     lines.append("|---|--:|--:|--:|--:|--:|")
@@ -104,8 +106,6 @@ SECTIONS = {"lessons": lessons_table, "summary": results_table}
 
 def fill(page: Path = ROOT / "README.md") -> None:
     """Replace what stands between `<!-- NAME -->` and `<!-- /NAME -->`, for each of `SECTIONS`."""
-    from ssl_lessons.batch.leaderboard import put_into
-
     for name, section in SECTIONS.items():
         put_into(page, section(), name)
 

@@ -216,7 +216,7 @@ def leaderboard(args) -> int:
             raise Unknown(f"there is nothing at {place}; name record files, or folders that hold some")
     places = args.runs or [board.committed()]
     if not Path(places[0]).exists():
-        raise Unknown("only a checkout has committed records; name your own, such as runs/")
+        raise Unknown("there are no committed records here; name your own, such as runs/")
     runs, problems = board.read(places)
     if len(runs):
         known("metric", args.metric, board.metrics(runs))
@@ -291,15 +291,11 @@ def pretrain(args) -> int:
     fields = check(dict(args.p), of_recipe(recipe), "recipe field")
     for name in {"policy", "policy_prime"} & fields.keys():
         fields[name] = ssl.views.POLICIES[known("policy", fields[name], ssl.views.POLICIES)]
-    if not args.network.startswith("timm/"):
-        known("network", args.network, ssl.networks.NETWORKS)
+    ssl.networks.check_name(args.network, rulers=False)
     data = ssl.batch.grid.dataset(args.dataset, Path.cwd())
     device, out = ssl.devices.pick_device(args.device), Path(args.out)
     network = {"name": args.network, "image_size": args.crop, "stem": args.stem, "layer": None}
-    if (out / "record.json").exists():
-        run = ssl.records.Run.open(out)
-    else:
-        run = ssl.records.Run.create(out, device=device, network=network)
+    run = ssl.records.Run.at(out, device=device, network=network)
     if run.record.get("network") != network:
         raise Unknown(f"{out} holds a run of {run.record.get('network')}, not {network}; name another --out")
     with talk(args):

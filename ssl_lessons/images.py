@@ -79,6 +79,12 @@ class ImageStore:
         """An image, uint8 (3, S, S), and its label; -1 without labels, as torchvision's STL10 has it."""
         return self.images[index], -1 if self.labels is None else int(self.labels[index])
 
+    @property
+    def facts(self) -> dict:
+        """What a record says of the images: which they are, how many, and where they came from."""
+        names = ("name", "split", "size", "fingerprint", "origin")
+        return {**{name: getattr(self, name) for name in names}, "images": len(self)}
+
     def batch(self, indices: Sequence[int] | Tensor, device: torch.device | str | None = None) -> Tensor:
         """uint8 (B, 3, S, S), a copy laid out (B, S, 3, S), on `device` (None: where the store is)."""
         rows = self.images.transpose(1, 2)  # (N, S, 3, S)

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
+from ssl_lessons.parameters import Unknown
 from ssl_lessons.views import unnormalize
 
 
@@ -113,16 +114,17 @@ NETWORKS = {"conv4": conv4, "resnet10_half": resnet10_half, "resnet18": resnet18
 RULERS = {"pixels": nn.Flatten, "colours": Colours}  # no networks: what a method must beat
 
 
-def check_name(name: str) -> None:
-    """Raises ValueError, with the names that come near, for a network that `build` does not know."""
-    known = near = [*NETWORKS, *RULERS]
+def check_name(name: str, rulers: bool = True) -> None:
+    """Raises `Unknown`, a ValueError, with the names that come near, for a network that `build` does not
+    know; without `rulers` for those too."""
+    known = near = [*NETWORKS, *(RULERS if rulers else ())]
     if name.startswith("timm/"):
         import timm  # here, because it takes a second to load
 
         known = [f"timm/{model}" for model in timm.list_models()]
         near = [*difflib.get_close_matches(name, known), *NETWORKS]
     if name.split(".")[0] not in known:  # in "timm/resnet18.a1_in1k" the last part only names weights
-        raise ValueError(f"network {name!r} is not known; choose one of: {', '.join(near)}, or timm/NAME")
+        raise Unknown(f"network {name!r} is not known; choose one of: {', '.join(near)}, or timm/NAME")
 
 
 def build(name: str, image_size: int, stem: str | None = None) -> nn.Module:

@@ -154,6 +154,7 @@ class JointBatchNorm(nn.modules.batchnorm._BatchNorm):
 @contextmanager
 def joint_batchnorm(module: nn.Module, device: torch.device) -> Iterator[None]:
     """Within it every BatchNorm of `module` takes its statistics from all processes; names and tensors stay.
+    (A subclass, such as timm's with an activation inside, keeps those of its own process.)
 
     Split BatchNorm is left alone: its parts are small on purpose, and each process has its own.
     """

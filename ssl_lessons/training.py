@@ -131,13 +131,12 @@ def pretrain(
         optimizer = accelerator.prepare_optimizer(build_optimizer(method), device_placement=False)
         generator = torch.Generator().manual_seed(seed)
 
-        dataset = {name: getattr(store, name) for name in ("name", "split", "size", "fingerprint", "origin")}
         settings = {
             "method": type(method).__name__,
             "source": source_of(type(method)),
             "recipe": recipe,
             "views": views_of(method),
-            "dataset": {**dataset, "images": len(store)},
+            "dataset": store.facts,
             "view_size": method.image_size,
             "epochs": epochs,
             "batch_size": batch_size,

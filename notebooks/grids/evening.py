@@ -35,13 +35,10 @@ and of the network before training on pictures of the same size. Minutes are tho
 
 def ruler(name: str, train, test, view: int, seed: int) -> dict:
     """The metrics of what was not trained: counted "colours", or the "random" network."""
-    import torch
+    from ssl_lessons import evaluate
 
-    from ssl_lessons import evaluate, networks
-
-    torch.manual_seed(seed)
-    network = networks.build(NETWORK if name == "random" else name, view)
-    return evaluate.report(networks.tap(network, None, view), train, test, view, seed=seed)
+    encoder = evaluate.random_encoder(NETWORK if name == "random" else name, view, seed=seed)
+    return evaluate.report(encoder, train, test, view, seed=seed)
 
 
 def run(arguments) -> None:
@@ -58,10 +55,7 @@ def run(arguments) -> None:
     learner = lab.METHODS[method](network, image_size=view, recipe="short")
     folder = Path(arguments.out, f"{method}-{dataset}-{arguments.epochs}-{view}")
     facts = {"name": NETWORK, "image_size": view, "stem": None, "layer": None}
-    if (folder / "record.json").exists():
-        kept = Run.open(folder)
-    else:
-        kept = Run.create(folder, device=torch.device(arguments.device), profile="evening", network=facts)
+    kept = Run.at(folder, device=torch.device(arguments.device), profile="evening", network=facts)
     watch = evaluate.knn_monitor(train, test, view)  # a curve to look at; nothing is chosen by it
     settings = {"epochs": arguments.epochs, "seed": seed, "device": arguments.device, "run": kept}
     pretrain(learner, train, monitor=watch, monitor_every=5, progress="lines", **settings)

@@ -113,10 +113,12 @@ def checked(notebook: Path, parameters: dict, here: Path) -> dict:
     recipes = []
     for method in methods:
         recipes += sys.modules[lab.METHODS[method].__module__].RECIPES
-    there = {"method": TITLES, "network": networks.NETWORKS, "recipe": dict.fromkeys(recipes)}
+    there = {"method": TITLES, "recipe": dict.fromkeys(recipes)}
     for name in there.keys() & values.keys():
-        if values[name] and not values[name].startswith("timm/"):  # its networks are not ours to list
+        if values[name]:
             known(name, values[name], there[name])
+    if values.get("network"):
+        networks.check_name(values["network"], rulers=False)
     for name in {"lr", "temperature"} & values.keys():
         if values[name] is not None and "method" in values:
             kind = lab.METHODS.get(values["method"])

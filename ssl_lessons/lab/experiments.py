@@ -46,10 +46,8 @@ def open_run(lab: SimpleNamespace, folder: Path | None = None, **facts) -> Run:
             lesson's device, profile and network.
     """
     folder = folder or lab.run_dir
-    if (folder / "record.json").exists():
-        return Run.open(folder)
     network = {"name": lab.network, "image_size": lab.view, "stem": lab.stem}
-    return Run.create(folder, **{"device": lab.device, "profile": lab.profile, "network": network, **facts})
+    return Run.at(folder, **{"device": lab.device, "profile": lab.profile, "network": network, **facts})
 
 
 def _shared(lab: SimpleNamespace, name: str, what) -> Path:
@@ -107,9 +105,8 @@ def trained(
     run = open_run(lab, folder, network=network)
     before = run.record["seconds"]
     if learner is None:
-        dataset = {name: getattr(store, name) for name in ("name", "split", "size", "fingerprint", "origin")}
         settings = {"epochs": 0, "batch_size": None, "precision": lab.precision, "seed": lab.seed}
-        run.update(method=method, dataset={**dataset, "images": len(store)}, view_size=lab.view, **settings)
+        run.update(method=method, dataset=store.facts, view_size=lab.view, **settings)
         run.save_encoder(plain)
     else:
         same = {"seed": lab.seed, "precision": lab.precision, "stop_on_collapse": False}
@@ -157,8 +154,9 @@ def trial(
         method.image_size,
         views_of(method),
     ]
-    if source_of(kind):  # a class of the learner's own: edited, it is another trial
-        what.append(source_of(kind))
+    source = source_of(kind)
+    if source:  # a class of the learner's own: edited, it is another trial
+        what.append(source)
     folder = lab.run_dir / "trials" / f"{name}-{_digest(what)}"
     run = Run.open(folder) if (folder / "record.json").exists() else None
     if run is not None and run.record["metrics"]:

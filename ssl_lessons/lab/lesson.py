@@ -17,10 +17,11 @@ from ssl_lessons.lab.experiments import add_judgement, runs_folder
 from ssl_lessons.methods.base import Recipe
 from ssl_lessons.networks import check_name
 from ssl_lessons.parameters import Parameter, Unknown, assigned, fit
-from ssl_lessons.records import RecordError, Run, device_name, results_folder
+from ssl_lessons.records import TITLES, RecordError, Run, device_name, results_folder
 
 PROFILES = ("smoke", "class", "full")
-METHODS = {"02": "SimCLR", "03": "MoCo v2", "04": "relational reasoning", "05": "BYOL", "06": "SimSiam"}
+ORDER = ("simclr", "moco", "relational", "byol", "simsiam")  # of lessons 02 to 06
+METHODS = {f"0{number}": TITLES[name] for number, name in enumerate(ORDER, 2)}
 
 
 LessonError = Unknown  # a lesson was asked for something that it does not have; the message lists what it has
@@ -92,10 +93,7 @@ def setup(
         known = ", ".join(images.CATALOGUE)
         raise LessonError(f"dataset {dataset!r} is not known; choose one of: {known}, or a folder of images")
     if "network" in values:
-        try:
-            check_name(values["network"])
-        except ValueError as error:
-            raise LessonError(str(error)) from None
+        check_name(values["network"], rulers=False)
         if parameters.get("network") and values["network"] != settings[fitting[0]].get("network"):
             values["stem"] = None  # the profile's stem belongs to the profile's network
 
