@@ -12,6 +12,8 @@ import matplotlib
 import nbformat
 import pytest
 
+from ssl_lessons import lab
+
 matplotlib.use("Agg")
 
 NOTEBOOKS = sorted((Path(__file__).resolve().parent.parent / "notebooks").glob("*.ipynb"))
@@ -69,6 +71,35 @@ def test_the_stub_fails_clearly_and_the_solution_passes(path):
         assert "not solved yet" in before and "★" not in before, f"{title}: {before}"
         after = printed(names, stub, solution, check)
         assert "★" in after and "solved" in after and "not solved" not in after, f"{title}: {after}"
+
+
+def asked(names: dict, source: str, monkeypatch) -> list[tuple]:
+    """The calls of `lab.exercise` in a cell: (positional arguments, keyword arguments)."""
+    calls = []
+    names = dict(names)
+
+    def listen(*arguments, **more):
+        calls.append((arguments, more))
+        return arguments[2]  # the solution
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lab, "exercise", listen)
+        exec(source, names)
+    return calls
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_wrong_answers_fail_with_their_mistake_named(path, monkeypatch, capsys):
+    cells = nbformat.read(path, as_version=4).cells
+    names = imports(cells)
+    for title, stub, _, check in exercises(cells):
+        for (name, _, right, case, *mistakes), more in asked(names, f"{stub}\n{check}", monkeypatch):
+            mistakes = mistakes[0] if mistakes else more.pop("mistakes", {})
+            assert len(mistakes) >= 5, f"{title}: {len(mistakes)} known mistakes, five at least"
+            for text, wrong in mistakes.items():
+                capsys.readouterr()
+                assert lab.exercise(name, wrong, right, case, mistakes, **more) is right, f"{title}: {text}"
+                assert text in capsys.readouterr().out, f"{title}: {text} is taken for another mistake"
 
 
 def cell(kind, source, *tags):

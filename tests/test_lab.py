@@ -189,7 +189,6 @@ S = torch.tensor([[1.0, 2.0], [3.5, 4.0]])
 EXPLAINED = {
     "sign": (-T, T, "the sign is the other way round"),
     "factor": (2 * T, T, "yours is 2 times the expected: a sum for a mean, a missing factor"),
-    "scalar factor": (0.5, 2.0, "yours is 0.25 times"),
     "zeros": (0 * T, T, "all zeros"),
     "transpose": (S.T, S, "yours is the transpose"),
     "transposed shape": (T.T, T, r"shape \(3, 2\), expected \(2, 3\); transposed\?"),
@@ -327,7 +326,9 @@ def test_a_trial_is_kept_read_again_and_told_apart_by_its_settings(capsys):
 def test_baselines_are_trained_once_for_all_lessons(capsys):
     train, test = noise(), noise()
     first = lab.baselines(a_lesson(), train, test)
-    assert set(first) == {"random", "supervised"} and set(first["random"]) == set(first["supervised"])
+    assert list(first) == ["random", "pixels", "colours", "supervised"] and set(first["random"]) == set(
+        first["supervised"]
+    )
     assert first["random"]["knn"]["value"] != first["supervised"]["knn"]["value"]
     capsys.readouterr()
     s = a_lesson(lesson="05")
@@ -387,15 +388,59 @@ def test_a_run_is_opened_again_and_a_judgement_is_written_and_printed(capsys):
     run.update(seed=9)
     assert lab.open_run(s).record["seed"] == 9
     names = ("knn", "linear_100", "linear_10")
-    parts = [{name: {"value": value} for name in names} for value in (0.5, 0.25, 0.75)]
+    parts = []
+    for value in (0.5, 0.25, 0.75):
+        right = round(400 * value)  # of 400 test images
+        metric = {"value": value, "confusion": [[right, 400 - right], [0, 0]]}
+        parts.append({name: metric for name in names})
+    beside = dict.fromkeys(("random", "pixels", "colours"), parts[1]) | {"supervised": parts[2]}
     capsys.readouterr()
-    lab.judgement(s, run, parts[0], {"random": parts[1], "supervised": parts[2]}, "relational")
-    head, *rows, last = capsys.readouterr().out.splitlines()
-    assert head.split() == ["random", "relational", "gain", "supervised"]
-    assert len(rows) == 3 and all(row.split()[-4:] == ["25.0%", "50.0%", "+25.0", "75.0%"] for row in rows)
-    assert last == "relational: 20 epochs without labels; supervised: 1 with them; seed 0"
+    lab.judgement(s, run, parts[0], beside, "relational")
+    text = capsys.readouterr().out
+    assert "counted colours" in text and "25.0 ± 2.2" in text  # √(0.25 · 0.75 / 400)
+    assert "relational stands 25.0 ± 3.3 points above random encoder" in text
+    assert "no difference" in lab.gap(parts[0]["knn"], parts[0]["knn"], "a", "b")
     kept = Run.open(run.folder).record["metrics"]
     assert kept["knn"]["value"] == 0.5 and kept["linear_10_supervised"]["value"] == 0.75
+
+
+def case(seed):
+    return torch.randn(4, 3, generator=torch.Generator().manual_seed(seed)), 2.0
+
+
+def solution(x, t):
+    return (x / t).sum()
+
+
+MISTAKES = {
+    "you averaged: the formula sums": lambda x, t: (x / t).mean(),
+    "τ is missing": lambda x, t: x.sum(),
+}
+
+
+@pytest.mark.parametrize(
+    ("mine", "says"),
+    [
+        (lambda x, t: x.sum() / t, "★ 1: solved"),
+        (lambda x, t: (x / t).mean(), "✗ 1: you averaged: the formula sums"),
+        (lambda x, t: x.sum(), "✗ 1: τ is missing"),
+        (lambda x, t: x.max(), "✗ 1: in value 0, largest difference"),
+        (lambda x, t: None, "nothing was returned"),
+        (lambda x, t: x[5], "IndexError in line 1 of your function"),
+    ],
+)
+def test_an_exercise_names_the_mistake_and_gives_back_what_is_right(mine, says, capsys):
+    used = lab.exercise("1", mine, solution, case, MISTAKES)
+    assert says in capsys.readouterr().out
+    assert used is (mine if says.startswith("★") else solution)
+
+
+def test_an_exercise_sees_what_a_function_changes(capsys):
+    def right(x, t):
+        x.div_(t)
+
+    used = lab.exercise("2", lambda x, t: x / t, right, case, observe=lambda _, x, t: x)
+    assert used is right and "✗ 2" in capsys.readouterr().out
 
 
 def test_a_recipe_is_shown_with_its_source_a_lessons_own_line_and_its_optimiser(capsys):

@@ -18,6 +18,8 @@ from pathlib import Path
 
 import trials
 
+from ssl_lessons.lab.evidence import arms, mean_error, verdict
+
 SEEDS = (0, 1, 2)
 EPOCHS = 12  # of two views each: 91,000 images
 LONG = 24  # for what learns without negatives, which at 12 is still below counted colours
@@ -196,58 +198,6 @@ def plan(names: list[str]) -> list[dict]:
                     batch = {"batch_size": 64} if setting.get("method") == "relational" else {}
                     listed.append({"recipe": "short", "epochs": EPOCHS, **batch, **setting, **mark})
     return listed
-
-
-def mean_error(values: list[float]) -> tuple[float, float]:
-    """Mean and its standard error over seeds, in per cent; of one seed the error is unknown (NaN)."""
-    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-    return 100 * statistics.fmean(values), 100 * error
-
-
-def arms(name: str, lines: list[dict]) -> dict[str, list[dict]]:
-    """{arm: the lines of its best setting} of an experiment, of the arms that were run."""
-    found = {}
-    for arm, settings in EXPERIMENTS[name][2].items():
-        tried = []
-        for number in range(len(alternatives(settings))):
-            mark = (f"{name}: {arm}", number)
-            some = [line for line in lines if (line["note"], line["alternative"]) == mark and "knn" in line]
-            if some:
-                tried.append(list({line["seed"]: line for line in some}.values()))  # of a seed, the latest
-        if tried:
-            found[arm] = max(tried, key=lambda some: statistics.fmean(line["knn"] for line in some))
-    return found
-
-
-def verdict(found: dict[str, list[dict]]) -> str:
-    """The best arm against the worst, in words: an effect is more than two standard errors of the gap, and
-    has three seeds or more in both arms.
-
-    Where the arms' names begin alike ("SimCLR, 32", "SimCLR, 128"), each group has a verdict of its own.
-    """
-    groups = {}
-    for arm, lines in found.items():
-        group, _, rest = arm.rpartition(", ")
-        groups.setdefault(group, {})[rest] = lines
-    if min(len(members) for members in groups.values()) < 2:
-        groups = {"": found}
-    parts = []
-    for group, members in groups.items():
-        judged = {arm: mean_error([line["knn"] for line in lines]) for arm, lines in members.items()}
-        best = max(judged, key=lambda arm: judged[arm][0])
-        worst = min(judged, key=lambda arm: judged[arm][0])
-        gap = judged[best][0] - judged[worst][0]
-        error = math.hypot(judged[best][1], judged[worst][1])
-        seeds = min(len(members[best]), len(members[worst]))
-        if seeds < len(SEEDS):
-            text = f"No verdict with {seeds} of {len(SEEDS)} seeds: {best} stands {gap:.1f} points "
-            text += f"above {worst}."
-        elif gap > 2 * error:
-            text = f"An effect: {best} stands {gap:.1f} ± {error:.1f} points above {worst}."
-        else:
-            text = f"No effect at this scale: {best} is {gap:.1f} ± {error:.1f} points from {worst}."
-        parts.append(f"{group}: {text[0].lower()}{text[1:]}" if group else text)
-    return " ".join(parts)
 
 
 HEAD = """# Experiments

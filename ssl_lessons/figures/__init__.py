@@ -4,10 +4,12 @@ from ssl_lessons.figures.palette import BLUE, COLOURS, GREEN, GREY, ORANGE, PURP
 from ssl_lessons.figures.pictures import confusion, image_grid
 from ssl_lessons.figures.plots import (
     accuracy_bars,
+    arms,
     bars,
     health,
     histograms,
     leaderboard,
+    learning_curves,
     lines,
     matrices,
     matrix,
@@ -17,5 +19,6 @@ from ssl_lessons.figures.plots import (
 )
 
 __all__ = ["BLUE", "COLOURS", "GREEN", "GREY", "ORANGE", "PURPLE", "SKY", "VERMILION", "accuracy_bars"]
+__all__ += ["arms", "learning_curves"]
 __all__ += ["bars", "confusion", "health", "histograms", "image_grid", "leaderboard", "lines", "matrices"]
 __all__ += ["matrix", "shade", "spread", "training_curves"]

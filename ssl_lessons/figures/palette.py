@@ -15,7 +15,7 @@ BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, GREY = (
 COLOURS = (BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY)
 
 STYLE = {
-    "figure.dpi": 80,
+    "figure.dpi": 144,
     "font.size": 11,
     "axes.spines.top": False,
     "axes.spines.right": False,

@@ -27,7 +27,7 @@ def image_grid(
     figure, grid = plt.subplots(
         rows, columns, figsize=(cell * columns, cell * rows + 0.25), layout="constrained", squeeze=False
     )
-    figure.set_dpi(80)
+    figure.set_dpi(144)
     pictures = images.detach().cpu()
     pictures = pictures.float() / 255 if pictures.dtype == torch.uint8 else pictures.float().clamp(0, 1)
     for i, (axis, picture) in enumerate(zip(grid.flat, pictures, strict=True)):

@@ -43,6 +43,54 @@ def training_curves(
     return figure
 
 
+def learning_curves(
+    runs: dict[str, Sequence[dict]], levels: dict[str, float], title: str = "", live: str = ""
+) -> Figure:
+    """kNN accuracy over the epochs of named histories, between the levels of what was not trained that way.
+
+    Args:
+        runs: {label: `record["history"]`}. levels: {label: accuracy in [0, 1]}, dashed lines.
+        live: the label of the run to be seen before the others.
+    """
+    figure, (axis,) = axes_row(1, 8, 3.6)
+    for (label, history), colour in zip(runs.items(), cycle(COLOURS), strict=False):
+        judged = [row for row in history if "knn" in row]
+        x, y = [row["epoch"] for row in judged], [100 * row["knn"] for row in judged]
+        look = {"linewidth": 2.6, "markersize": 5} if label == live else {"linewidth": 1.4, "markersize": 3}
+        axis.plot(x, y, label=label, color=VERMILION if label == live else colour, marker="o", **look)
+    for label, value in levels.items():
+        axis.axhline(100 * value, color=GREY, linestyle="--", linewidth=1)
+        where = {"xycoords": ("axes fraction", "data"), "ha": "left", "va": "center"}
+        axis.annotate(f"{label} {100 * value:.1f}", (1.01, 100 * value), color=GREY, fontsize=9, **where)
+    axis.set(xlabel="epoch", ylabel="kNN accuracy (%)", title=title)
+    if runs:
+        axis.legend(frameon=False, loc="lower right", fontsize=9)
+    return figure
+
+
+def arms(
+    values: dict[str, Sequence[float]],
+    levels: dict[str, float],
+    xlabel: str = "kNN accuracy (%)",
+    title: str = "",
+) -> Figure:
+    """Each arm of an experiment: seeds as dots, their mean with its standard error; values in [0, 1]."""
+    figure, (axis,) = axes_row(1, 7.5, 0.45 * len(values) + 1.2)
+    for row, seeds in enumerate(values.values()):
+        points = [100 * value for value in seeds]
+        error = stdev(points) / len(points) ** 0.5 if len(points) > 1 else 0.0
+        axis.plot(points, [row] * len(points), "o", color=GREY, alpha=0.5, markersize=4)
+        axis.errorbar(fmean(points), row, xerr=error, fmt="D", color=BLUE, markersize=7, capsize=5)
+    for label, value in levels.items():
+        axis.axvline(100 * value, color=VERMILION, linestyle="--", linewidth=1, label=label)
+    axis.set(xlabel=xlabel, title=title, yticks=range(len(values)), yticklabels=list(values))
+    axis.invert_yaxis()  # the first on top
+    axis.margins(y=0.2)
+    if levels:
+        axis.legend(frameon=False, fontsize=9, loc="best")
+    return figure
+
+
 def health(
     history: Sequence[dict] | dict[str, Sequence[dict]],
     names: dict[str, str],

@@ -1,6 +1,7 @@
 """What a notebook calls: its setting (`lesson`), its trials (`experiments`) and its exercises (`checks`)."""
 
-from ssl_lessons.lab.checks import attempt, check  # noqa: F401
+from ssl_lessons.lab.checks import attempt, check, exercise  # noqa: F401
+from ssl_lessons.lab.evidence import experiment, long_run, mean_error, standard_error, verdict  # noqa: F401
 from ssl_lessons.lab.experiments import (  # noqa: F401
     METHODS,
     TITLES,
@@ -18,6 +19,7 @@ from ssl_lessons.lab.lesson import (  # noqa: F401
     benchmark,
     compare,
     finish,
+    gap,
     judgement,
     measured_minutes,
     pick_profile,

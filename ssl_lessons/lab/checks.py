@@ -1,5 +1,6 @@
 """Cells that check a learner's work: equal or not, what is wrong, and what usually causes it."""
 
+import inspect
 import traceback
 from collections.abc import Callable
 
@@ -57,10 +58,8 @@ def _cause(a: Tensor, b: Tensor, atol: float) -> str:
     if not a.any():
         return "; yours is all zeros"
     scale = (a * b).sum() / (b * b).sum()
-    if torch.allclose(a, scale * b, atol=atol):
-        return (
-            f"; yours is {scale:.4g} times the expected: a sum for a mean, a missing factor or temperature?"
-        )
+    if a.numel() > 1 and torch.allclose(a, scale * b, atol=atol):  # one number is a multiple of any other
+        return f"; yours is {scale:.4g} times the expected: a sum for a mean, a missing factor?"
     if a.numel() > 1 and torch.allclose((a - b), (a - b).mean().expand_as(a), atol=atol):
         return f"; yours is {(a - b).mean():.4g} more everywhere: a missing term?"
     if a.dim() == 2 and a.shape[0] == a.shape[1] and torch.allclose(a.T, b, atol=atol):
@@ -86,3 +85,71 @@ def attempt(name: str, checks: Callable[[], None]) -> bool:
         print(f"★ {name}: solved.")
         return True
     return False
+
+
+def exercise(
+    name: str,
+    mine: Callable,
+    solution: Callable,
+    case: Callable[[int], tuple],
+    mistakes: dict[str, Callable] | None = None,
+    *,
+    observe: Callable | None = None,
+    seeds: int = 3,
+    atol: float = 1e-5,
+) -> Callable:
+    """Check a learner's function on several random cases; return it where it is right, else the solution.
+
+    A wrong answer is compared with known `mistakes` first, and the one that gives the same on every case is
+    named; else the difference is described. Nothing is raised: the lesson goes on with what is returned.
+
+    Args:
+        mine, solution: functions with the same arguments.
+        case: a seed -> the arguments, made anew for each call, so that a function may change them.
+        mistakes: {what was done, in words: a function that does it}.
+        observe: (result, *arguments) -> what is compared, where that is not the result: a changed buffer, a
+            gradient. atol: the largest absolute difference allowed.
+    """
+
+    def outcomes(function: Callable) -> list:
+        values = []
+        for seed in range(seeds):
+            torch.manual_seed(seed)
+            arguments = case(seed)
+            result = function(*arguments)
+            values.append(observe(result, *arguments) if observe else result)
+        return values
+
+    expected = outcomes(solution)
+    try:
+        own = outcomes(mine)
+    except NotImplementedError:
+        print(f"… {name}: not solved yet. Replace `raise NotImplementedError` and run both cells again.")
+    except Exception as error:  # whatever an attempt can raise: its line is shown, and the lesson goes on
+        print(f"✗ {name}: {_own_line(error, mine)}")
+    else:
+        problem, difference = _difference(own, expected, atol)
+        if not problem:
+            print(f"★ {name}: solved, equal on {seeds} random cases within {max(difference, 1e-7):.0e}.")
+            return mine
+        for text, wrong in (mistakes or {}).items():
+            try:
+                if not _difference(own, outcomes(wrong), atol)[0]:
+                    problem = text
+                    break
+            except Exception:  # a mistake that stops, where the learner's did not
+                continue
+        print(f"✗ {name}: {problem}")
+    print("  The lesson goes on with the solution in its place.")
+    return solution
+
+
+def _own_line(error: Exception, function: Callable) -> str:
+    """What was raised, and the line of the learner's function that it came from."""
+    code = inspect.unwrap(function).__code__
+    own = [line for line in traceback.extract_tb(error.__traceback__) if line.filename == code.co_filename]
+    place = ""
+    if own:
+        within = own[-1].lineno - code.co_firstlineno + 1
+        place = f" in line {within} of your function"
+    return f"{type(error).__name__}{place}: {error}"

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import tempfile
 import textwrap
@@ -13,6 +14,7 @@ import yaml
 
 from ssl_lessons import images
 from ssl_lessons.devices import pick_device, pick_precision
+from ssl_lessons.lab.evidence import standard_error
 from ssl_lessons.lab.experiments import add_judgement, runs_folder
 from ssl_lessons.methods.base import Recipe
 from ssl_lessons.networks import check_name
@@ -160,19 +162,36 @@ def show_recipe(recipe: Recipe, *own: str) -> None:
 def judgement(
     lab: SimpleNamespace, run: Run, metrics: dict[str, dict], beside: dict[str, dict], title: str
 ) -> None:
-    """`add_judgement`, and its table: the accuracies of `title` between the random and the supervised."""
+    """`add_judgement`, and its table: a method between the four `baselines`, and how far above them it is.
+
+    ± is the standard error of an accuracy on so many test images; a gap of less than two of its own standard
+    errors is called no difference.
+    """
     add_judgement(run, metrics, beside)
-    labels = {"knn": "kNN", "linear_100": "linear, all labels", "linear_10": "linear, 10 % of the labels"}
-    width = max(10, len(title) + 2)
-    print(f"{'':<28}{'random':>10}{title:>{width}}{'gain':>8}{'supervised':>13}")
-    for name, label in labels.items():
-        random, own, supervised = (
-            part[name]["value"] for part in (beside["random"], metrics, beside["supervised"])
-        )
-        gain = 100 * (own - random)
-        print(f"{label:<28}{random:>10.1%}{own:>{width}.1%}{gain:>+8.1f}{supervised:>13.1%}")
-    epochs = f"{lab.epochs} epochs without labels; supervised: {lab.supervised_epochs} with them"
-    print(f"{title}: {epochs}; seed {lab.seed}")
+    labels = {"random": "random encoder", "pixels": "raw pixels", "colours": "counted colours", "own": title}
+    labels["supervised"] = "supervised, all labels"
+    everything = {**beside, "own": metrics}
+    columns = {"knn": "kNN", "linear_100": "linear", "linear_10": "linear, 10 %"}
+    print(f"{'accuracy on the test images, %':<32}" + "".join(f"{text:>15}" for text in columns.values()))
+    for kind, label in labels.items():
+        cells = []
+        for column in columns:
+            metric = everything[kind][column]
+            cells.append(f"{100 * metric['value']:.1f} ± {100 * standard_error(metric):.1f}")
+        print(f"{label:<32}" + "".join(f"{cell:>15}" for cell in cells))
+    for kind in ("random", "colours"):
+        print(gap(metrics["knn"], beside[kind]["knn"], title, labels[kind]))
+    print(f"{title}: {lab.epochs} epochs without labels, last epoch, seed {lab.seed}")
+
+
+def gap(metric: dict, other: dict, title: str, label: str) -> str:
+    """Two accuracies on the same test images, compared in words."""
+    points = 100 * (metric["value"] - other["value"])
+    error = 100 * math.hypot(standard_error(metric), standard_error(other))
+    if abs(points) < 2 * error:
+        return f"kNN: {title} and {label}: {points:+.1f} ± {error:.1f} points, no difference"
+    side = "above" if points > 0 else "below"
+    return f"kNN: {title} stands {abs(points):.1f} ± {error:.1f} points {side} {label}"
 
 
 def results(pattern: str = "*") -> dict[str, Run]:
