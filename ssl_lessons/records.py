@@ -79,7 +79,9 @@ def device_name(device: torch.device) -> str:
         return torch.cuda.get_device_name(device)
     if device.type == "cpu":
         capability = torch.backends.cpu.get_cpu_capability()
-        return f"CPU, {os.cpu_count()} cores ({platform.machine()}, {capability})"
+        threads, cores = torch.get_num_threads(), os.cpu_count()
+        used = f"{cores} cores" if threads >= cores else f"{threads} of {cores} cores"
+        return f"CPU, {used} ({platform.machine()}, {capability})"
     return device.type
 
 

@@ -1,0 +1,38 @@
+"""A paragraph that begins "**In the run printed here**" holds numbers that the outputs above it printed."""
+
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+
+NOTEBOOKS = sorted((Path(__file__).resolve().parent.parent / "notebooks").glob("[0-9]*.ipynb"))
+OPENING = "**In the run printed here**"
+
+
+def claims(cells) -> list[tuple[str, list[str], str]]:
+    """(paragraph, its decimals, what was printed before it) of each such paragraph."""
+    printed, found = [], []
+    for cell in cells:
+        if cell.cell_type == "code":
+            printed += [output.text for output in cell.outputs if output.output_type == "stream"]
+        for paragraph in cell.source.split("\n\n") if cell.cell_type == "markdown" else []:
+            if paragraph.lstrip().startswith(OPENING):
+                numbers = re.findall(r"\d+\.\d+|\d+(?= ?%)", paragraph)
+                found.append((paragraph, numbers, "\n".join(printed)))
+    return found
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_what_the_text_says_of_the_run_was_printed(path):
+    for paragraph, numbers, printed in claims(nbformat.read(path, as_version=4).cells):
+        words = set(re.findall(r"\d+(?:\.\d+)?", printed))
+        missing = [number for number in numbers if number not in words]
+        assert not missing, f"{missing} not printed above: {paragraph}"
+
+
+def test_a_number_that_was_not_printed_is_seen():
+    code = nbformat.v4.new_code_cell(outputs=[nbformat.v4.new_output("stream", text="kNN 56.5 ± 1.1\n")])
+    told = [nbformat.v4.new_markdown_cell(f"{OPENING}, SimCLR ends at {n} %.") for n in ("56.5", "65.5")]
+    ((_, (right,), printed), (_, (wrong,), _)) = claims([code, *told])
+    assert right in printed and wrong not in printed
