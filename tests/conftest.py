@@ -1,6 +1,13 @@
 """Fixtures that several files of tests share."""
 
+import os
 import warnings
+
+# Side by side (pytest -n 2), each worker takes its share of the cores, and so do the processes it starts: two
+# teams of threads on the same cores wait for each other. Set before torch is loaded, which reads it once.
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
+    share = (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, share)))
 
 import pytest
 import torch

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,16 +26,38 @@ SETTINGS = {
 }
 
 
+SPEED = lesson._speed
+
+
 @pytest.fixture(autouse=True)
 def on_a_cpu(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(lesson, "results_folder", lambda: tmp_path / "results")
+    monkeypatch.setattr(lesson, "_speed", lambda *_: None)  # seconds of a step, in tests of words
     monkeypatch.setenv("SSL_LESSONS_RUNS", str(tmp_path / "runs"))
     monkeypatch.delenv("SSL_LESSONS_PROFILE", raising=False)
     (tmp_path / "results").mkdir()
 
 
 # ---------------------------------------------------------------------------------------------- set-up
+
+
+def test_the_speed_of_this_machine_turns_recorded_minutes_into_minutes_here(tmp_path):
+    values = {"network": "conv4", "view": 16}
+    speed = SPEED(values, torch.device("cpu"), "fp32", seconds=0.05)
+    assert speed > 0 and SPEED({}, torch.device("cpu"), "fp32") is None
+    record = {"dataset": {"name": "imagenette"}, "lesson_seconds": 600, "profile": "class", "device": "CPU"}
+    path = tmp_path / "results" / "03-imagenette-class.json"
+    path.write_text(json.dumps({**record, "speed": 500.0}), encoding="utf-8")
+    (line,) = lab.measured_minutes("03", speed=250.0)
+    assert line.startswith("measured: 10.0 min") and line.endswith("about 20 min here")
+    assert "here" not in lab.measured_minutes("03")[0]
+
+
+def test_on_colab_without_a_gpu_one_line_says_what_to_change(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "google.colab", object())
+    lab.setup("03", {"smoke": {"dataset": "shapes"}}, profile="smoke")
+    assert "Change runtime type → T4 GPU" in capsys.readouterr().out
 
 
 def test_the_profile_is_the_parameters_then_the_environments_then_class(monkeypatch):

@@ -218,7 +218,7 @@ def test_quick_start_has_exactly_two_bash_blocks():
     for block in (first, second):  # each sets up by itself
         assert "-m venv" in block and "activate" in block and "pip install -e" in block
     assert "ssl-lessons run 03" in first and "--dataset shapes" in first
-    assert '".[test]"' in second and second.rstrip().endswith("pytest")
+    assert '".[test]"' in second and "\npython -m pytest" in second
 
 
 def test_repository_address_stands_in_one_place():

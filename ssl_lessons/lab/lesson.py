@@ -4,20 +4,22 @@ import hashlib
 import json
 import math
 import os
+import sys
 import tempfile
 import textwrap
 import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import torch
 import yaml
 
 from ssl_lessons import images
-from ssl_lessons.devices import pick_device, pick_precision
+from ssl_lessons.devices import PRECISIONS, pick_device, pick_precision, prepare
 from ssl_lessons.lab.evidence import standard_error
 from ssl_lessons.lab.experiments import add_judgement, runs_folder
 from ssl_lessons.methods.base import Recipe
-from ssl_lessons.networks import check_name
+from ssl_lessons.networks import build, check_name
 from ssl_lessons.parameters import Parameter, Unknown, assigned, fit
 from ssl_lessons.records import TITLES, RecordError, Run, device_name, results_folder
 
@@ -79,7 +81,7 @@ def setup(
     """
     declared = _declared({"profile", "run_dir", *parameters})
     settings = settings or profiles(lesson)
-    profile, device = pick_profile(profile), pick_device()
+    started, profile, device = time.time(), pick_profile(profile), pick_device()
     dataset = parameters.get("dataset") or settings[profile].get("dataset", "shapes")
     narrow = f"{profile} on a CPU" if device.type == "cpu" else f"{profile} on {dataset} with a GPU"
     fitting = [key for key in (f"{profile} on {dataset}", narrow, profile) if key in settings]
@@ -116,12 +118,37 @@ def setup(
     print(f"lesson {lesson}, profile {profile}, on {device_name(device)} with {precision} arithmetic")
     chosen = [f"{key} {value}" for key, value in values.items() if value is not None]
     print(textwrap.fill(" · ".join(chosen), 96, break_long_words=False))
-    for line in measured_minutes(lesson):
+    speed = None if profile == "smoke" else _speed(values, device, precision)
+    for line in measured_minutes(lesson, speed):
         print(line)
+    if "google.colab" in sys.modules and device.type == "cpu":
+        print("this is a CPU: choose Runtime → Change runtime type → T4 GPU, then Runtime → Run all")
     values |= {"lesson": lesson, "profile": profile, "device": device, "precision": precision}
     record = folder / "record.json"
     earlier = Run.open(folder).record["seconds"] if record.exists() else 0.0
-    return SimpleNamespace(**values, run_dir=folder, started=time.time(), earlier=earlier, trials={})
+    return SimpleNamespace(**values, run_dir=folder, started=started, speed=speed, earlier=earlier, trials={})
+
+
+def _speed(values: dict, device: torch.device, precision: str, seconds: float = 1.5) -> float | None:
+    """Views a second that the lesson's network learns from here: a few steps on noise, timed."""
+    if not values.get("network"):
+        return None
+    view = values.get("view") or 32
+    with torch.random.fork_rng():
+        network = build(values["network"], view, values.get("stem")).to(device)
+        batch = torch.rand(32, 3, view, view, device=device).to(memory_format=torch.channels_last)
+    prepare(device)
+    network = network.to(memory_format=torch.channels_last)
+    done, begun = -1, time.perf_counter()
+    while done < 1 or time.perf_counter() - begun < seconds:
+        if done == 0:  # the first step is not counted: it sets things up
+            begun = time.perf_counter()
+        with torch.autocast(device.type, PRECISIONS[precision], enabled=precision != "fp32"):
+            loss = network(batch).float().square().mean()
+        loss.backward()
+        loss.item()  # waits for a GPU
+        done += 1
+    return 32 * done / (time.perf_counter() - begun)
 
 
 def _declared(known: set[str]) -> dict[str, Parameter]:
@@ -234,27 +261,33 @@ def compare(lab: SimpleNamespace, run: Run) -> None:
 
 
 def recorded_minutes() -> list[dict]:
-    """How long whole lessons took by their committed records: lesson, profile, dataset, device, seconds."""
+    """How long whole lessons took by their records: lesson, profile, dataset, device, seconds, speed."""
     rows = []
     for path in sorted(results_folder().glob("[0-9][0-9]-*.json")):
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
             row = {"lesson": path.stem[:2], "dataset": record["dataset"]["name"]}
             row["seconds"] = record["lesson_seconds"]
-            rows.append({**row, "profile": record["profile"], "device": record["device"]})
+            row |= {"profile": record["profile"], "device": record["device"], "speed": record.get("speed")}
         except (ValueError, KeyError, TypeError):  # a damaged record, or of a lesson that did not finish
             continue
+        rows.append(row)
     return rows
 
 
-def measured_minutes(lesson: str) -> list[str]:
-    """How long the whole lesson took where it was measured, a line for each profile, dataset and device."""
+def measured_minutes(lesson: str, speed: float | None = None) -> list[str]:
+    """How long the whole lesson took where it was measured, a line for each profile, dataset and device; and
+    what that comes to here, where both machines' speeds (views a second, `_speed`) are known."""
     benchmark_file = results_folder() / "bench-lesson.json"
     rows = benchmark("lesson")["rows"] if benchmark_file.exists() else []
     lines = []
     for row in [*rows, *recorded_minutes()]:
-        where = f"in profile {row['profile']} ({row['dataset']}) on {row['device']}"
-        line = f"measured: {row['seconds'] / 60:.1f} min {where}"
+        minutes = row["seconds"] / 60
+        line = (
+            f"measured: {minutes:.1f} min in profile {row['profile']} ({row['dataset']}) on {row['device']}"
+        )
+        if speed and row.get("speed"):
+            line += f"; about {max(1, minutes * row['speed'] / speed):.0f} min here"
         if row["lesson"] == lesson and line not in lines:
             lines.append(line)
     return lines
@@ -274,7 +307,7 @@ def finish(lab: SimpleNamespace, run: Run) -> None:
         trials[name]["dataset"] = {key: images_of[key] for key in ("name", "split", "size", "images")}
     if trials:
         run.update(experiments=trials)
-    run.update(lesson=lab.lesson, profile=lab.profile, lesson_seconds=seconds)
+    run.update(lesson=lab.lesson, profile=lab.profile, lesson_seconds=seconds, speed=lab.speed)
     dataset, packages = run.record["dataset"] or {}, run.record["versions"]
     print(f"record    {run.folder.name}/record.json")
     origin = f"{dataset.get('images')} images; {dataset.get('origin')}"
