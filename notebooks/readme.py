@@ -3,9 +3,8 @@
     python notebooks/readme.py             the tables, from the lessons and the committed records
     python notebooks/readme.py --picture   data/results/neighbours.png too; needs Imagenette
 
-No number in those tables is typed: minutes of reading are counted in the notebooks (200 words of text and 15
-lines of code a minute), minutes of running come from the lessons' committed records, accuracies from those of
-the leaderboard.
+No number in those tables is typed: minutes with a class are counted in the notebooks (`counts`), minutes of
+running come from the lessons' committed records, accuracies from those of the leaderboard.
 """
 
 import json
@@ -25,16 +24,34 @@ WORDS, LINES = 200, 15  # read in a minute
 SHOWN = {**TITLES, "supervised": "supervised, all labels"}
 
 
-def reading_minutes(notebook: Path) -> float:
-    """An estimate: how long a person reads the text and the code of a lesson."""
-    words = lines = 0
+def counts(notebook: Path, core: bool = False) -> dict[str, float]:
+    """What a lesson asks of a class: cells, words (folded hints apart), code lines, longest cell, minutes.
+
+    `core`: without the sections whose title says "(side road)". Minutes: 200 words or 15 lines of code in
+    one, half a minute a figure, exercises as their titles say.
+    """
+    total = dict.fromkeys(("cells", "words", "lines", "longest", "figures", "exercises"), 0)
+    side = False
     for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
         source = "".join(cell["source"])
-        if cell["cell_type"] == "code":
-            lines += sum(bool(line.strip()) for line in source.splitlines())
-        else:
-            words += len(source.split())
-    return words / WORDS + lines / LINES
+        title = re.search(r"^## .*", source, re.MULTILINE) if cell["cell_type"] == "markdown" else None
+        side = "(side road)" in title[0] if title else side
+        if core and side:
+            continue
+        total["cells"] += 1
+        if cell["cell_type"] == "markdown":
+            total["words"] += len(re.sub(r"<details>.*?</details>", "", source, flags=re.DOTALL).split())
+            minutes = re.search(r"^### Exercise .* (\d+) min", source, re.MULTILINE)
+            total["exercises"] += int(minutes[1]) if minutes else 0
+            continue
+        shown = [output.get("data", {}) for output in cell["outputs"]]
+        total["figures"] += sum(any(kind.startswith("image/") for kind in data) for data in shown)
+        hidden = cell["metadata"].get("jupyter", {}).get("source_hidden", False)
+        lines = 0 if hidden else sum(bool(line.strip()) for line in source.splitlines())
+        total["lines"] += lines
+        total["longest"] = max(total["longest"], lines)
+    reading = total["words"] / WORDS + total["lines"] / LINES + total["figures"] / 2
+    return {**total, "minutes": reading + total["exercises"]}
 
 
 def running_minutes(number: str) -> float | None:
@@ -69,7 +86,7 @@ def lessons_table() -> str:
         shown = "–" if running is None else f"{max(1, round(running))}"
         link = f"[{title}](notebooks/{notebook.name})"
         opens = f"[Colab]({colab}/blob/main/notebooks/{notebook.name})"
-        read = f"{reading_minutes(notebook):.0f}"
+        read = f"{counts(notebook)['minutes']:.0f}"
         lines.append(f"| {number} | {link} | {question} | {read} | {shown} | {opens} |")
     return "\n".join(lines)
 
@@ -101,13 +118,38 @@ def results_table(dataset: str = "imagenette") -> str:
     return "\n".join(lines)
 
 
-SECTIONS = {"lessons": lessons_table, "summary": results_table}
+def counts_table() -> str:
+    """Size and minutes of each lesson, and of its core path."""
+    head = [
+        "",
+        "cells",
+        "words",
+        "code lines",
+        "longest cell",
+        "figures",
+        "exercises, min",
+        "with a class, min",
+    ]
+    head += ["with a class, min", "core path, min", "machine, min"]
+    lines = [f"| {' | '.join(head)} |", "|---" + "|--:" * (len(head) - 1) + "|"]
+    for notebook in sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb")):
+        whole, core = counts(notebook), counts(notebook, core=True)
+        machine = running_minutes(notebook.stem[:2])
+        names = ("cells", "words", "lines", "longest", "figures", "exercises", "minutes")
+        cells = [notebook.stem[:2], *(f"{whole[name]:.0f}" for name in names), f"{core['minutes']:.0f}"]
+        lines.append(f"| {' | '.join(cells)} | {'–' if machine is None else f'{machine:.0f}'} |")
+    return "\n".join(lines)
 
 
-def fill(page: Path = ROOT / "README.md") -> None:
+SECTIONS = {"README.md": {"lessons": lessons_table, "summary": results_table}}
+SECTIONS["notebooks/README.md"] = {"counts": counts_table}
+
+
+def fill(root: Path = ROOT) -> None:
     """Replace what stands between `<!-- NAME -->` and `<!-- /NAME -->`, for each of `SECTIONS`."""
-    for name, section in SECTIONS.items():
-        put_into(page, section(), name)
+    for page, sections in SECTIONS.items():
+        for name, section in sections.items():
+            put_into(root / page, section(), name)
 
 
 def picture(target: Path = RESULTS / "neighbours.png", k: int = 4) -> None:
