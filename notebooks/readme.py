@@ -67,7 +67,7 @@ def questions() -> dict[str, tuple[str, str]]:
     lessons = {}
     for line in (NOTEBOOKS / "README.md").read_text(encoding="utf-8").splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
-        if cells[0].isdigit():
+        if cells[0].isdigit() and len(cells) == 3:
             number, link, question = cells
             lessons[number] = (link[1:].split("]")[0], question)
     return lessons
@@ -120,16 +120,7 @@ def results_table(dataset: str = "imagenette") -> str:
 
 def counts_table() -> str:
     """Size and minutes of each lesson, and of its core path."""
-    head = [
-        "",
-        "cells",
-        "words",
-        "code lines",
-        "longest cell",
-        "figures",
-        "exercises, min",
-        "with a class, min",
-    ]
+    head = ["", "cells", "words", "code lines", "longest cell", "figures", "exercises, min"]
     head += ["with a class, min", "core path, min", "machine, min"]
     lines = [f"| {' | '.join(head)} |", "|---" + "|--:" * (len(head) - 1) + "|"]
     for notebook in sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb")):
