@@ -44,7 +44,8 @@ def _difference(mine, reference, atol: float) -> tuple[str, float]:
     a, b = mine.double(), reference.double()
     if (b.isfinite() & ~a.isfinite()).any():
         return "holds NaN or infinity; an exp of a large number, or a division by zero?", 0.0
-    gaps = torch.where(a == b, 0.0, (a - b).abs())  # an infinity equals itself: a masked similarity
+    same = (a == b) | (a.isnan() & b.isnan())  # an infinity equals itself: a masked similarity
+    gaps = torch.where(same, 0.0, (a - b).abs())
     difference = gaps.max().item() if a.numel() else 0.0
     if difference <= atol:
         return "", difference
