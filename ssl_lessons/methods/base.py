@@ -1,7 +1,13 @@
 """The contract of a method: views in, a loss and named diagnostics out; and the recipe that sets it up."""
 
 import dataclasses
+import functools
+import inspect
+import math
+import random
+import warnings
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -30,12 +36,47 @@ class Objective(NamedTuple):
     diagnostics: dict[str, Tensor]
 
 
+_ABOVE_0 = ("above 0", lambda value: 0 < value < math.inf)
+_FROM_0 = ("0 or more", lambda value: 0 <= value < math.inf)
+_SHARE = ("in [0, 1]", lambda value: 0 <= value <= 1)
+_COUNT = ("a whole number above 0", lambda value: isinstance(value, int) and value > 0)
+
+
+def _one_of(*names: str):
+    return f"one of: {', '.join(names)}", lambda value: value in names
+
+
+def _widths(values: Sequence[int | None]) -> bool:
+    return all(width is None or _COUNT[1](width) for width in values)
+
+
+# What a field of a recipe may hold, by its name or else by its type: what it must be, in words and as a test.
+FIELDS = {
+    "optimizer": _one_of("sgd", "lars", "adam", "adamw"),
+    "schedule": _one_of("cosine", "step", "constant"),
+    "momentum_schedule": _one_of("cosine", "constant"),
+    "normalisation": _one_of("batch", "group", "none"),
+    "views": ("a whole number above 1, since a pair needs two", lambda value: _COUNT[1](value) and value > 1),
+    "head": ("a list of widths, whole numbers above 0 or None for the encoder's", _widths),
+    "lag": ("a share of the run, above 0 and at most 1", lambda value: 0 < value <= 1),
+    **dict.fromkeys(("lr", "temperature"), _ABOVE_0),
+    **dict.fromkeys(("weight_decay", "predictor_weight_decay", "predictor_lr", "warmup", "gamma"), _FROM_0),
+    **dict.fromkeys(("sgd_momentum", "momentum", "final_lr", "alpha"), _SHARE),
+    int: _COUNT,
+    int | None: _COUNT,
+    bool: ("True or False", lambda value: isinstance(value, bool)),
+    str: ("text", lambda value: isinstance(value, str)),
+    Policy: ("a Policy, such as views.SIMCLR", lambda value: isinstance(value, Policy) or callable(value)),
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Recipe:
     """How a method is optimised: published values under a name, each recipe with its source.
 
     `lr` belongs to batches of `lr_batch` images and scales linearly with the batch; with `lr_batch` None it
     is used as it stands. `warmup` is in epochs. `final_lr` is the fraction of the peak that a cosine ends at.
+    ValueError for a value that is not as in `FIELDS`.
     """
 
     name: str
@@ -55,26 +96,36 @@ class Recipe:
     batch_size: int = 256
     epochs: int = 200
 
-    def override(self: R, **fields) -> R:
-        """A copy with some fields replaced by name; an unknown name is answered with the known ones, a value
-        that does not fit its annotation is refused.
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            meaning, fits = FIELDS.get(field.name) or FIELDS.get(field.type) or ("", lambda value: True)
+            optional = "None" in str(field.type) and field.name != "head"
+            try:
+                right = (value is None and optional) or fits(value)
+                right = right and (field.type is bool or not isinstance(value, bool))
+            except TypeError:  # cannot be compared, or walked through
+                right = False
+            if not right:
+                raise ValueError(f"recipe {self.name!r}: {field.name} is {value!r}; it must be {meaning}")
 
-        `projection_size` and `projection_hidden_size` stand for the last and for the other widths of `head`.
-        """
+    def override(self: R, **fields) -> R:
+        """A copy with some fields replaced by name; ValueError for an unknown name (with the known ones) and
+        for a value that does not fit. `projection_size` and `projection_hidden_size` stand for the last and
+        for the other widths of `head`."""
         size, hidden = fields.pop("projection_size", None), fields.pop("projection_hidden_size", None)
-        if size or hidden:
+        if size is not None or hidden is not None:
             head = fields.get("head", getattr(self, "head", ()))
             if not head:
                 raise ValueError(f"recipe {self.name!r} has no projector; leave projection_size out")
-            hidden_widths = [hidden or width for width in head[:-1]]
-            fields["head"] = (*hidden_widths, size or head[-1])
+            hidden_widths = [width if hidden is None else hidden for width in head[:-1]]
+            fields["head"] = (*hidden_widths, head[-1] if size is None else size)
         known = [field.name for field in dataclasses.fields(self)]
         for field in fields:
             if field not in known:
                 listed = ", ".join(known)
                 raise ValueError(f"recipe {self.name!r} has no field {field!r}; choose from: {listed}")
-        fields = check(fields, of_recipe(self), f"field of recipe {self.name!r}")
-        return dataclasses.replace(self, **fields)
+        return dataclasses.replace(self, **check(fields, of_recipe(self), f"field of recipe {self.name!r}"))
 
 
 def choose(recipes: dict[str, R], recipe: str | R, **overrides) -> R:
@@ -83,7 +134,54 @@ def choose(recipes: dict[str, R], recipe: str | R, **overrides) -> R:
         if recipe not in recipes:
             raise ValueError(f"recipe {recipe!r} is not known; choose one of: {', '.join(recipes)}")
         recipe = recipes[recipe]
+    kind = type(next(iter(recipes.values())))
+    if not isinstance(recipe, kind):
+        raise ValueError(f"recipe is {recipe!r}; give a name or a {kind.__name__}")
     return recipe.override(**overrides)
+
+
+_in_a_method = ContextVar("in_a_method", default=False)
+
+
+def checked(dims: int = 2):
+    """A decorator, the one place where losses look at what they are given.
+
+    They compute in float32 (float64 stays), whatever the inputs' precision and autocast. ValueError for
+    tensors that are empty, not of `dims` dimensions, or of unlike shapes (the second's is the first's, the
+    others have the first's last axis: nothing broadcasts), and for values that are not finite. In a method's
+    own pass those go unread, since reading makes a GPU wait: the loss is then NaN, and `pretrain` says so.
+    """
+
+    def decorate(loss):
+        signature = inspect.signature(loss)
+
+        @functools.wraps(loss)
+        def wrapper(*args, **kwargs):
+            given = signature.bind(*args, **kwargs).arguments
+            names = [name for name in given if signature.parameters[name].annotation is Tensor]
+            tensors = {name: torch.as_tensor(given[name]) for name in names}
+            shapes = {name: tuple(value.shape) for name, value in tensors.items()}
+            first, second, *others = shapes.values()
+            alike = first == second and all(len(other) == dims and other[-1] == first[-1] for other in others)
+            if not alike or len(first) != dims or any(0 in shape for shape in shapes.values()):
+                told = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+                expected = "(N, D), D the same and the first two alike" if dims == 2 else "(N,), alike"
+                raise ValueError(f"{loss.__name__} has {told}; expected {expected}, and nothing empty")
+            for name, value in tensors.items():
+                if not _in_a_method.get() and not value.isfinite().all():
+                    raise ValueError(f"{loss.__name__}: {name} has values that are NaN or infinite")
+                given[name] = value if value.dtype == torch.float64 else value.float()
+            with torch.autocast(value.device.type, enabled=False):
+                return loss(**given)
+
+        return wrapper
+
+    return decorate
+
+
+def check_temperature(temperature: float, usual: str) -> None:
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"temperature {temperature} must be above 0; {usual}")
 
 
 class Method(nn.Module):
@@ -112,6 +210,7 @@ class Method(nn.Module):
     default_recipe = "small_data"
     supervised = False  # a baseline that asks for the batch's labels, `forward(views, labels=…)`
     constant_lr: tuple[str, ...] = ()  # submodules whose learning rate stays at its peak
+    needs_after_step = False  # a loop that never calls `after_step` is told
     run_steps: int | None = None  # optimiser steps of the whole run; `pretrain` sets it
 
     encoder: nn.Module  # what is kept when training ends, float (B, C, S, S) -> (B, D)
@@ -132,7 +231,9 @@ class Method(nn.Module):
         **overrides,
     ):
         super().__init__()
-        if network is None:
+        self._weights: Tensor | None = None  # their sum at the last pass, until `after_step` is called
+        self._tried: list[Augmentation] = []
+        if network is None and type(self).__init__ is not Method.__init__:
             return
         if channels not in (1, 3):
             raise ValueError(f"channels is {channels}; images have 3 (colour) or 1 (grey)")
@@ -142,6 +243,8 @@ class Method(nn.Module):
         policies = self.build(self.recipe)
         own = (augment, augment2 or augment)
         self.policies = tuple(own[i % 2] or policy for i, policy in enumerate(policies))
+        home = next(self.encoder.parameters(), torch.empty(0)).device
+        self.to(home)  # the heads follow the network
 
     def build(self, r: Recipe) -> Sequence[Policy]:
         """Add heads, queues and averaged networks; return a policy for each view that `forward` expects."""
@@ -158,10 +261,26 @@ class Method(nn.Module):
         """The scalar loss of images as `augment` takes them."""
         return self(images)
 
+    def to(self, *args, memory_format: torch.memory_format | None = None, **kwargs):
+        """As `nn.Module.to`; a layout is given to weights of four dimensions and asked of no other."""
+        super().to(*args, **kwargs)
+        for parameter in self.parameters():
+            if memory_format is not None and parameter.dim() == 4:
+                parameter.data = parameter.data.to(memory_format=memory_format)
+        return self
+
     def __call__(self, batch: Tensor | Sequence[Tensor], **extra):
         alone = isinstance(batch, Tensor)
+        views = self.augment(batch) if alone else batch
+        shapes = [tuple(view.shape) for view in views]
+        if len(views) != len(self.policies) or len(set(shapes)) != 1:
+            count = len(self.policies)
+            raise ValueError(f"views are {shapes}; give {count} of one shape, or a single tensor of images")
+        if self.needs_after_step and self.training and torch.is_grad_enabled():
+            self._expect_after_step()
+        token = _in_a_method.set(True)
         try:
-            objective = super().__call__(self.augment(batch) if alone else batch, **extra)
+            objective = super().__call__(views, **extra)
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise
@@ -169,7 +288,23 @@ class Method(nn.Module):
                 "a batch of one image leaves BatchNorm no variance to divide by; give at least 2 images, or "
                 "a network and a recipe without BatchNorm"
             ) from error
+        finally:
+            _in_a_method.reset(token)
         return objective.loss if alone else objective
+
+    @torch.no_grad()
+    def _expect_after_step(self) -> None:
+        """Warn, once, where the weights have moved since the last pass (passes whose gradients add up move
+        none) and `after_step` was never called."""
+        weights = sum(parameter.double().sum() for parameter in self.parameters() if parameter.requires_grad)
+        if self._weights is not None and weights != self._weights:
+            self.needs_after_step = False
+            warnings.warn(
+                f"the weights have moved, but {type(self).__name__}'s averaged network has not: call "
+                "method.after_step() after each optimizer.step()",
+                stacklevel=3,
+            )
+        self._weights = weights
 
     @torch.no_grad()
     def augment(self, images: Tensor, generator: torch.Generator | None = None) -> list[Tensor]:
@@ -211,7 +346,26 @@ class Method(nn.Module):
                 f"{name} returned values from {low:.3g} to {high:.3g}; return values in [0, 1] and leave "
                 "normalisation out: it is done afterwards, as for judging"
             )
+        if augmentation not in self._tried:
+            self._tried.append(augmentation)
+            self._try(augmentation, images[:1], name)
         return view.float().expand(-1, 3, -1, -1)
+
+    def _try(self, augmentation: Augmentation, image: Tensor, name: str) -> None:
+        """Warn of one draw for a whole batch: eight equal images stay equal, and come out otherwise the next
+        time. The generators of torch and Python are put back."""
+        copies = in_channels(image.expand(8, -1, -1, -1).float() / 255, self.channels)
+        state = random.getstate()
+        with torch.random.fork_rng([image.device] if image.is_cuda else []):
+            views = [augmentation(copies.clone()).float() for _ in range(8)]
+        random.setstate(state)
+        equal = all(torch.allclose(view, view[:1].expand_as(view), atol=1e-5) for view in views)
+        if equal and not all(torch.allclose(view, views[0], atol=1e-5) for view in views):
+            warnings.warn(
+                f"{name} draws once for the whole batch (as torchvision's do): every image gets "
+                "the same crop, flip or colour; draw for each image",
+                stacklevel=4,
+            )
 
     @torch.no_grad()
     def represent(self, images: Tensor) -> Representation:
@@ -234,7 +388,7 @@ def as_bytes(images: Tensor) -> Tensor:
         raise ValueError(f"images are {shape}; give (B, 3, H, W), or (B, 1, H, W) for grey ones")
     if images.dtype != torch.uint8:
         low, high = (float(value) for value in images.aminmax())
-        if not images.is_floating_point() or low < 0 or high > 1:
+        if not images.is_floating_point() or not (low >= 0 and high <= 1):  # NaN is refused too
             raise ValueError(
                 f"images are {images.dtype} from {low:.3g} to {high:.3g}; give uint8, or floats in [0, 1], "
                 "not normalised yet"

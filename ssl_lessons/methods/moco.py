@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssl_lessons.methods.base import Method, Objective, embedding_std
+from ssl_lessons.methods.base import Method, Objective, check_temperature, checked, embedding_std
 from ssl_lessons.methods.recipes import MOCO as RECIPES
 from ssl_lessons.methods.recipes import MoCoRecipe
 from ssl_lessons.networks import ema_update, mlp, momentum_copy, split_batchnorm
@@ -19,6 +19,7 @@ from ssl_lessons.processes import gathered
 from ssl_lessons.views import Policy
 
 
+@checked()
 def similarities(query: Tensor, key: Tensor, queue: Tensor) -> tuple[Tensor, Tensor]:
     """Cosines of unit vectors: q·k₊ (B, 1) and q·kᵢ for the K negatives (B, K)."""
     positive = (query * key).sum(dim=1, keepdim=True)  # (B, D), (B, D) -> (B, 1)
@@ -40,14 +41,13 @@ def info_nce(query: Tensor, key: Tensor, queue: Tensor, temperature: float) -> T
     Returns:
         Scalar, in nats; log(K + 1) when all similarities are equal.
     Raises:
-        ValueError: a temperature of 0 or below.
+        ValueError: a temperature of 0 or below, and see `checked`.
     """
     return _cross_entropy(*similarities(query, key, queue), temperature)
 
 
 def _cross_entropy(positive: Tensor, negative: Tensor, temperature: float) -> Tensor:
-    if temperature <= 0:
-        raise ValueError(f"temperature {temperature} must be above 0; MoCo v2 uses 0.2")
+    check_temperature(temperature, "MoCo v2 uses 0.2")
     logits = torch.cat([positive, negative], dim=1) / temperature  # (B, 1 + K)
     return F.cross_entropy(logits, logits.new_zeros(len(logits), dtype=torch.long))
 
@@ -57,10 +57,9 @@ class MoCo(Method):
 
     recipes = RECIPES
     default_recipe = "moco_v2"
+    needs_after_step = True
 
     def build(self, r: MoCoRecipe) -> Sequence[Policy]:
-        if r.queue < 1:
-            raise ValueError(f"queue {r.queue} must hold at least 1 key")
         if r.splits > 1:
             split_batchnorm(self.encoder.network, r.splits)
         widths = [self.encoder.width, *r.head]
@@ -101,9 +100,8 @@ class MoCo(Method):
         # Enqueued only after every loss is taken: else a query would meet its own key among the negatives.
         self._pending = [key for _, key in pairs]
 
-        with torch.autocast(one.device.type, enabled=False):  # similarities over τ want float32
-            cosines = [similarities(query, key, self.queue) for query, key in pairs]
-            loss = sum(_cross_entropy(*pair, self.recipe.temperature) for pair in cosines)
+        cosines = [similarities(query, key, self.queue) for query, key in pairs]
+        loss = sum(_cross_entropy(*pair, self.recipe.temperature) for pair in cosines)
         positive, negative = (side.detach() for side in cosines[0])
         return Objective(
             loss,
@@ -128,6 +126,7 @@ class MoCo(Method):
         for keys in self._pending:
             self.enqueue(gathered(keys))  # of all processes: one queue, the same on each
         self._pending = []
+        self.needs_after_step = False  # it is not forgotten
         self.step += 1  # so a key is one step old when it first serves as a negative
 
     @torch.no_grad()

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssl_lessons.methods.base import Method, Objective, embedding_std
+from ssl_lessons.methods.base import Method, Objective, checked, embedding_std
 from ssl_lessons.methods.recipes import RELATIONAL as RECIPES
 from ssl_lessons.methods.recipes import RelationalRecipe
 from ssl_lessons.processes import gathered, rank_and_size
@@ -76,6 +76,7 @@ class RelationHead(nn.Module):
         return self.last(F.leaky_relu(self.norm(hidden)))[:, 0]
 
 
+@checked(dims=1)
 def focal_bce(scores: Tensor, targets: Tensor, gamma: float = 2.0, alpha: float = 0.5) -> Tensor:
     """The official full code's focal loss (Lin et al. 2017, arXiv:1708.02002, equation 5), mean over pairs.
 
@@ -103,8 +104,6 @@ class Relational(Method):
     recipes = RECIPES
 
     def build(self, r: RelationalRecipe) -> Sequence[Policy]:
-        if r.views < 2:
-            raise ValueError(f"views is {r.views}; a pair needs at least 2 views of an image")
         self.projector = nn.Identity()
         self.head = RelationHead(self.encoder.width, r.hidden)  # r
         return (r.policy,) * r.views
@@ -120,12 +119,10 @@ class Relational(Method):
         mine = slice(rank * own, (rank + 1) * own)
         first, second, targets = (part.view(-1, size * own)[:, mine].flatten() for part in index)
         scores = self.head.score(everyone, first, second)  # (P,)
-        with torch.autocast(features.device.type, enabled=False):
-            scores = scores.float()
-            if self.recipe.focal:
-                loss = focal_bce(scores, targets, self.recipe.gamma, self.recipe.alpha)
-            else:
-                loss = F.binary_cross_entropy_with_logits(scores, targets)
+        if self.recipe.focal:
+            loss = focal_bce(scores, targets, self.recipe.gamma, self.recipe.alpha)
+        else:
+            loss = F.binary_cross_entropy_with_logits(scores.float(), targets)
         with torch.no_grad():
             right = ((scores > 0) == (targets > 0)).float()
             half = targets.sum()  # as many positives as negatives
