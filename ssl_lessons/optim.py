@@ -51,8 +51,8 @@ def check_run(method: Method, images: int, batch_size: int, epochs: int) -> None
         )
     if queue > images:
         warnings.warn(
-            f"queue {queue} is longer than the data, {images} images: an image meets its own older keys among "
-            f"its negatives; take queue={max(1, images // 2)} or less",
+            f"queue {queue} is longer than the data, {images} images: an image meets its own older keys as "
+            f"negatives; take queue={max(1, images // 2)} or less",
             stacklevel=3,
         )
 

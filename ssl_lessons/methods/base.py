@@ -39,7 +39,7 @@ class Objective(NamedTuple):
 _ABOVE_0 = ("above 0", lambda value: 0 < value < math.inf)
 _FROM_0 = ("0 or more", lambda value: 0 <= value < math.inf)
 _SHARE = ("in [0, 1]", lambda value: 0 <= value <= 1)
-_COUNT = ("a whole number above 0", lambda value: isinstance(value, int) and value > 0)
+_COUNT = ("a whole number above 0", lambda value: type(value) is int and value > 0)
 
 
 def _one_of(*names: str):
@@ -170,6 +170,10 @@ def checked(dims: int = 2):
             for name, value in tensors.items():
                 if not _in_a_method.get() and not value.isfinite().all():
                     raise ValueError(f"{loss.__name__}: {name} has values that are NaN or infinite")
+                if name == "targets" and not _in_a_method.get() and not ((value >= 0) & (value <= 1)).all():
+                    raise ValueError(
+                        f"{loss.__name__}: targets lie outside of [0, 1]; 1 is a positive, 0 not"
+                    )
                 given[name] = value if value.dtype == torch.float64 else value.float()
             with torch.autocast(value.device.type, enabled=False):
                 return loss(**given)

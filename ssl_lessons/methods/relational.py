@@ -48,6 +48,10 @@ def relation_index(
 
 def relation_pairs(features: Tensor, views: int) -> tuple[Tensor, Tensor]:
     """The pairs themselves: features (K·B, D), view after view -> (P, 2D) and targets (P,), P = K(K−1)B."""
+    if views < 1 or len(features) % views:
+        raise ValueError(
+            f"{len(features)} features are not {views} views of the same images, one after another"
+        )
     first, second, targets = relation_index(views, len(features) // views, features.device)
     return torch.cat([features[first], features[second]], dim=1), targets
 
