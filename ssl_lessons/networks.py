@@ -153,9 +153,8 @@ class Encoder(nn.Module):
     """A network read out at one of its layers: float (B, C, H, W) → (B, width). Made by `tap`.
 
     `network` is the very module that was passed in: training the encoder trains it. What lies behind the
-    layer does not run; a layer that runs more than once in a pass is read at its first run. Of maps and
-    tokens the mean over positions is taken. BatchNorms in eval mode in a network that trains are frozen:
-    `train()` leaves them so.
+    layer does not run; a layer that runs more than once in a pass is read at its first run, and averaged over
+    positions. BatchNorms in eval mode in a network that trains are frozen: `train()` leaves them so.
     """
 
     def __init__(self, network: nn.Module, layer: str | None):
@@ -163,15 +162,13 @@ class Encoder(nn.Module):
         self.network, self.layer = network, layer  # layer None: the network's own output
         self.width, self.channels = 0, 3  # of the features; of the images
         self.axis = 1  # of the layer's output: where the features are
-        self.training = (
-            network.training
-        )  # a network that is in eval mode as a whole is not frozen, but at rest
         self.frozen: list[nn.Module] = []
+        self.training = network.training  # one that is in eval mode as a whole is not frozen, but at rest
 
     def train(self, mode: bool = True) -> "Encoder":
         if self.training:
-            norms = [part for part in self.modules() if isinstance(part, _BatchNorm)]
-            self.frozen = [norm for norm in norms if not norm.training]
+            at_rest = [part for part in self.modules() if not part.training]
+            self.frozen = [part for part in at_rest if isinstance(part, _BatchNorm)]
         super().train(mode)
         for norm in self.frozen:
             norm.eval()
@@ -179,42 +176,38 @@ class Encoder(nn.Module):
 
     def output(self, images: Tensor) -> Tensor:
         """What the layer returns, (B, …) in any layout; ValueError for all but floats, a row an image."""
-        output, layer = self._run(images), f"layer {self.layer!r}" if self.layer else "the network"
-        if not isinstance(output, Tensor) or not output.is_floating_point():
-            kind = output.dtype if isinstance(output, Tensor) else type(output).__name__
-            raise ValueError(f"{layer} returns a {kind}; choose a layer that returns one tensor of floats")
-        if output.dim() < 2 or len(output) != len(images):
-            shape = tuple(output.shape)
-            raise ValueError(
-                f"{layer} returns {shape} for {len(images)} images, not a row each; choose another"
-            )
-        learns = any(parameter.requires_grad for parameter in self.parameters())
-        if self.training and torch.is_grad_enabled() and learns and not output.requires_grad:
-            raise ValueError(
-                f"{layer} returns numbers without gradient, so that nothing before it learns; take no_grad, "
-                "detach and inference_mode out of the network, or unfreeze weights before the layer"
-            )
-        return output
-
-    def _run(self, images: Tensor):
-        if self.layer is None:
-            return self.network(images)
 
         def stop(module, inputs, output):
             raise _Reached(self, output)
 
+        layer = f"layer {self.layer!r}" if self.layer else "the network"
         # The hook lives for one pass only: the user's network is theirs, and copies of it carry no hook.
-        handle = self.network.get_submodule(self.layer).register_forward_hook(stop)
+        handle = self.network.get_submodule(self.layer or "").register_forward_hook(stop)
         try:
             self.network(images)
         except _Reached as reached:
             encoder, output = reached.args
             if encoder is not self:  # it asked through this one
                 raise
-            return output
+        else:
+            raise ValueError(f"{layer} took no part in the forward pass; choose another layer")
         finally:
             handle.remove()
-        raise ValueError(f"layer {self.layer!r} took no part in the forward pass; choose another layer")
+        kind = output.dtype if isinstance(output, Tensor) else type(output).__name__
+        if not getattr(kind, "is_floating_point", False):
+            raise ValueError(f"{layer} returns a {kind}; choose a layer that returns one tensor of floats")
+        if output.dim() < 2 or len(output) != len(images):
+            shape = tuple(output.shape)
+            raise ValueError(
+                f"{layer} returns {shape}, not a row for each of {len(images)} images; choose another"
+            )
+        wanted = self.training and torch.is_grad_enabled() and not output.requires_grad
+        if wanted and any(parameter.requires_grad for parameter in self.parameters()):
+            raise ValueError(
+                f"{layer} returns numbers without gradient, so that nothing before it learns; take no_grad, "
+                "detach and inference_mode out of the network, or unfreeze weights before the layer"
+            )
+        return output
 
     def forward(self, images: Tensor) -> Tensor:
         output = self.output(images)
@@ -255,17 +248,13 @@ def unwrapped(network: nn.Module) -> nn.Module:
 
 
 def check_network(network: nn.Module) -> None:
-    """ValueError, in one sentence, for a network that no run here could train: the heads and the images are
-    float32 and on one device."""
-    if not isinstance(network, nn.Module):
-        raise ValueError(f"network is {network!r}; give an nn.Module, such as networks.build('conv4', 48)")
-    if torch.get_default_dtype() != torch.float32:
-        dtype = torch.get_default_dtype()
-        raise ValueError(
-            f"torch's default dtype is {dtype}; call torch.set_default_dtype(torch.float32) first"
-        )
+    """ValueError, in a sentence, for a network that cannot train beside heads and images in float32, on one
+    device."""
+    default = torch.get_default_dtype()
+    if default != torch.float32:
+        raise ValueError(f"torch's default dtype is {default}; torch.set_default_dtype(torch.float32) first")
     home = next(network.parameters(), torch.empty(0)).device
-    for name, weight in [*network.named_parameters(), *network.named_buffers()]:
+    for name, weight in network.named_parameters():
         fault = ""
         if nn.parameter.is_lazy(weight):
             fault = "has no shape yet (a lazy layer); pass one batch of images through the network first"
@@ -275,10 +264,10 @@ def check_network(network: nn.Module) -> None:
             fault = "was made in inference mode; build the network outside of it"
         elif weight.device != home:
             fault = f"is on {weight.device}, others on {home}; move the network to one device"
-        elif isinstance(weight, nn.Parameter) and weight.dtype != torch.float32:
+        elif weight.dtype != torch.float32:
             fault = f"is {weight.dtype}; call network.float() first (a run's precision is chosen in pretrain)"
         if fault:
-            raise ValueError(f"the network's tensor {name} {fault}")
+            raise ValueError(f"the network's parameter {name} {fault}")
 
 
 def tap(
@@ -292,52 +281,58 @@ def tap(
     timm's ResNets), else the network's own output, with a warning where that comes from a classifier.
     Raises ValueError for a layer that is not there (the message lists those that are), takes no part or
     returns no row of floats for each image, and for a network as in `check_network`."""
-    network = unwrapped(network) if isinstance(network, nn.Module) else network
+    if not isinstance(network, nn.Module):
+        raise ValueError(f"network is {network!r}; give an nn.Module, such as networks.build('conv4', 48)")
+    network = unwrapped(network)
     check_network(network)
-    names = [name for name, _ in network.named_modules() if name]
+    names = {module: name for name, module in network.named_modules()}
+    layers = [name for name, _ in network.named_modules() if name]
     children = [name for name, _ in network.named_children()]
     for pooling in ("avgpool", "global_pool"):
-        if layer is None and pooling in names and "fc" in names:
+        if layer is None and pooling in layers and "fc" in layers:
             layer = pooling
     if isinstance(layer, int):
         if not -len(children) <= layer < len(children):
             known = ", ".join(f"{i} {name}" for i, name in enumerate(children))
             raise ValueError(f"layer {layer} is out of range; the {len(children)} children: {known}")
         layer = children[layer]
-    if layer is not None and layer not in names:
-        raise ValueError(f"layer {layer!r} is not in the network; choose one of: {', '.join(names)}")
+    if layer is not None and layer not in layers:
+        raise ValueError(f"layer {layer!r} is not in the network; choose one of: {', '.join(layers)}")
 
     encoder = Encoder(network, layer)
-    device, ran = next(network.parameters(), torch.empty(0)).device, []
-    example = torch.zeros(2, channels, image_size, image_size, device=device)
+    encoder.channels, ran = channels, []
+    device = next(network.parameters(), torch.empty(0)).device
     handle = nn.modules.module.register_module_forward_hook(lambda module, *_: ran.append(module))
     # in train mode this pass would move the BatchNorm statistics
     with eval_mode(encoder), torch.no_grad(), torch.autocast(device.type, enabled=False):
         try:
+            example = torch.zeros(2, channels, image_size, image_size, device=device)
             output = encoder.output(example)
         except ValueError:
             raise
         except Exception as error:  # whatever a network raises
-            shape = tuple(example.shape[1:])
+            shape = (channels, image_size, image_size)
             raise ValueError(
                 f"the network does not take images {shape}: {error}; is image_size right?"
             ) from error
         finally:
             handle.remove()
         encoder.axis = _axis(encoder, example, output)
-    encoder.width, encoder.channels = output.shape[encoder.axis], channels
-    last = max((i for i, part in enumerate(ran) if part._parameters and not part._modules), default=0)
-    before = [part for part in ran[:last] if not isinstance(part, nn.Dropout)]
-    named = {part: name for name, part in network.named_modules()}
-    name = named.get(ran[last], "") if ran else ""
-    # SqueezeNet's classifier is a convolution
-    if layer is None and ran and (isinstance(ran[last], nn.Linear) or name.startswith("classifier")):
-        example = f", for example layer={named.get(before[-1])!r}" if before else ""
-        warnings.warn(
-            f"the network is read at its output, {encoder.width} numbers of its layer {name!r}: if "
-            f"they are scores of classes, name a layer before it{example}",
-            stacklevel=2,
+    encoder.width = output.shape[encoder.axis]
+
+    last = max((i for i, part in enumerate(ran) if part._parameters and not part._modules), default=None)
+    if layer is None and last is not None:
+        name, before = (
+            names.get(ran[last], ""),
+            [part for part in ran[:last] if not isinstance(part, nn.Dropout)],
         )
+        if isinstance(ran[last], nn.Linear) or name.startswith("classifier"):  # SqueezeNet's is a convolution
+            example = f", for example layer={names.get(before[-1])!r}" if before else ""
+            warnings.warn(
+                f"the network is read at its output, {encoder.width} numbers of its layer {name!r}: if they "
+                f"are scores of classes, name a layer before it{example}",
+                stacklevel=2,
+            )
     return encoder
 
 

@@ -72,18 +72,14 @@ FIELDS = {
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How a method is optimised: published values under a name, each recipe with its source.
-
-    `lr` belongs to batches of `lr_batch` images and scales linearly with the batch; with `lr_batch` None it
-    is used as it stands. `warmup` is in epochs. `final_lr` is the fraction of the peak that a cosine ends at.
-    ValueError for a value that is not as in `FIELDS`.
-    """
+    """How a method is optimised: published values under a name, each recipe with its source; ValueError for a
+    value that is not as in `FIELDS`."""
 
     name: str
     source: str
     optimizer: str = "sgd"  # "sgd" and "lars" (both with `sgd_momentum`), "adam" or "adamw"
-    lr: float = 0.03
-    lr_batch: int | None = 256
+    lr: float = 0.03  # at `lr_batch` images a batch; it scales linearly with the batch
+    lr_batch: int | None = 256  # None: `lr` as it stands
     sgd_momentum: float = 0.9
     weight_decay: float = 1e-4
     predictor_lr: float = 1.0  # the predictor's rate, as a multiple of the others'
@@ -91,8 +87,8 @@ class Recipe:
     # biases and normalisation layers: no weight decay, and no layer-wise rate (LARS)
     plain_norms: bool = False
     schedule: str = "cosine"  # "cosine", "step" (a tenth at 60 % and again at 80 %) or "constant"
-    warmup: float = 0.0
-    final_lr: float = 0.0
+    warmup: float = 0.0  # epochs
+    final_lr: float = 0.0  # what a cosine ends at, as a share of the peak
     batch_size: int = 256
     epochs: int = 200
 
@@ -120,11 +116,10 @@ class Recipe:
                 raise ValueError(f"recipe {self.name!r} has no projector; leave projection_size out")
             hidden_widths = [width if hidden is None else hidden for width in head[:-1]]
             fields["head"] = (*hidden_widths, head[-1] if size is None else size)
-        known = [field.name for field in dataclasses.fields(self)]
+        known = ", ".join(field.name for field in dataclasses.fields(self))
         for field in fields:
-            if field not in known:
-                listed = ", ".join(known)
-                raise ValueError(f"recipe {self.name!r} has no field {field!r}; choose from: {listed}")
+            if not hasattr(self, field):
+                raise ValueError(f"recipe {self.name!r} has no field {field!r}; choose from: {known}")
         return dataclasses.replace(self, **check(fields, of_recipe(self), f"field of recipe {self.name!r}"))
 
 
@@ -144,12 +139,11 @@ _in_a_method = ContextVar("in_a_method", default=False)
 
 
 def checked(dims: int = 2):
-    """A decorator, the one place where losses look at what they are given.
+    """A decorator of losses: they compute in float32 (float64 stays), whatever the inputs and autocast are.
 
-    They compute in float32 (float64 stays), whatever the inputs' precision and autocast. ValueError for
-    tensors that are empty, not of `dims` dimensions, or of unlike shapes (the second's is the first's, the
-    others have the first's last axis: nothing broadcasts), and for values that are not finite. In a method's
-    own pass those go unread, since reading makes a GPU wait: the loss is then NaN, and `pretrain` says so.
+    ValueError for tensors that are empty, not of `dims` dimensions, or of unlike shapes (the second's is the
+    first's, others share its last axis), and for values that are not finite. In a method's own pass values go
+    unread, since reading makes a GPU wait: the loss is then NaN, and `pretrain` says so.
     """
 
     def decorate(loss):
@@ -192,22 +186,19 @@ class Method(nn.Module):
     """A self-supervised objective around an encoder. A subclass fills in `recipes`, `build` and `forward`.
 
     Args:
-        network: any `nn.Module` on (B, C, S, S). Trained in place; at the end it is yours again. (None is for
-            a subclass with a constructor of its own, which then sets `encoder`, `policies`, `recipe` and
-            `image_size` itself, as the lessons' do.)
+        network: any `nn.Module` on (B, C, S, S), trained in place. (None is for a subclass with a constructor
+            of its own, which sets `encoder`, `policies`, `recipe` and `image_size`, as the lessons' do.)
         layer: where the representation is read, see `networks.tap`; None for a ResNet's `avgpool`.
-        image_size: the side S of the views, pixels.
-        recipe: a name in `recipes` (None: `default_recipe`), or a `Recipe`.
-        channels: 3, or 1 for a network on grey images.
+        image_size: the side S of the views, pixels. channels: 3, or 1 for a network on grey images.
+        recipe: a name in `recipes` (None: `default_recipe`), or a `Recipe`; `overrides` are its fields.
         augment, augment2: augmentations of one's own in place of the recipe's policy, see `Augmentation`:
             `augment` makes every view, `augment2` every second one.
-        overrides: fields of the recipe by name, `temperature=0.5`.
     Raises:
         ValueError: an unknown recipe, field or layer (the message lists the known ones), a bad value.
 
-    `method(views)` is the objective; `method.loss(images)`, or `method(images)` with one tensor of images,
-    makes the views itself and returns the loss alone: what a training loop of one's own needs. Queues,
-    pointers and averaged networks are buffers or submodules, so that `state_dict` is complete.
+    `method(views)` is the objective; `method(images)`, with one tensor of images, makes the views itself and
+    returns the loss alone, for a loop of one's own. Queues, pointers and averaged networks are buffers or
+    submodules, so that `state_dict` is complete.
     """
 
     recipes: dict[str, Recipe]
@@ -314,13 +305,9 @@ class Method(nn.Module):
     def augment(self, images: Tensor, generator: torch.Generator | None = None) -> list[Tensor]:
         """One view for each of `policies`, normalised float (B, C, S, S).
 
-        Args:
-            images: uint8, or float in [0, 1], (B, 3 or 1, H, W); floats are rounded to 8 bits first.
-            generator: of the draws, on the CPU; None is the global one. A user's own augmentation draws as it
-                likes, mostly from the global generator of its device.
-        Raises:
-            ValueError: other images; a user's augmentation that returns something else than (B, C, S, S)
-                floats in [0, 1].
+        images: uint8, or float in [0, 1] (rounded to 8 bits first), (B, 3 or 1, H, W). generator: of the
+        policies' draws, on the CPU; None is the global one. ValueError for other images, and for a user's
+        augmentation that returns something else than (B, C, S, S) floats in [0, 1].
         """
         images = as_bytes(images)
         papers = [policy for policy in self.policies if isinstance(policy, Policy)]
@@ -373,12 +360,8 @@ class Method(nn.Module):
 
     @torch.no_grad()
     def represent(self, images: Tensor) -> Representation:
-        """Embeddings and projections of whole images (not of augmented views): see `Representation`.
-
-        Args:
-            images: as `augment` takes them; resized to S. The pass runs in eval mode and leaves modes and
-                statistics as they were.
-        """
+        """The `Representation` of whole images (not of augmented views), as `augment` takes them, resized to
+        S. The pass runs in eval mode and leaves modes and statistics as they were."""
         with eval_mode(self):
             whole = centre(as_bytes(images), self.image_size)
             embedding = self.encoder(in_channels(whole, self.channels))
@@ -403,19 +386,14 @@ def as_bytes(images: Tensor) -> Tensor:
 
 def views_of(method: Method) -> list[str]:
     """The names of what makes a method's views: of its policies, or of the user's own augmentations."""
-    names = []
-    for policy in method.policies:
-        names.append(getattr(policy, "name", None) or getattr(policy, "__qualname__", type(policy).__name__))
-    return names
+    unnamed = [getattr(policy, "__qualname__", type(policy).__name__) for policy in method.policies]
+    return [getattr(policy, "name", name) for policy, name in zip(method.policies, unnamed, strict=True)]
 
 
 @torch.no_grad()
 def embedding_std(z: Tensor) -> Tensor:
     """How widely the unit vectors z (B, D) spread: 1 evenly over the sphere, 0 when all are the same point.
-
-    The standard deviation over the batch, averaged over dimensions, times √D: the collapse indicator of
-    SimSiam (arXiv:2011.10566, section 4.1) without its 1/√D.
-    """
+    The standard deviation over the batch, averaged over dimensions, times √D (SimSiam, section 4.1)."""
     if len(z) < 2:
         return z.new_zeros(())
     return z.float().std(dim=0).mean() * z.shape[1] ** 0.5

@@ -17,8 +17,6 @@ from ssl_lessons.methods.recipes import BYOLRecipe
 from ssl_lessons.networks import ema_update, mlp, momentum_copy, normalize_by
 from ssl_lessons.views import Policy
 
-SCHEDULES = ("cosine", "constant")
-
 
 @checked()
 def byol_loss(prediction: Tensor, target: Tensor) -> Tensor:
@@ -34,9 +32,8 @@ def byol_loss(prediction: Tensor, target: Tensor) -> Tensor:
 
 def momentum_at(base: float, progress: float, schedule: str = "cosine") -> float:
     """τ at `progress` in [0, 1] of a run: 1 − (1 − base)·(cos(π·progress) + 1)/2 (section 3.3), or `base`."""
-    if schedule not in SCHEDULES:
-        known = ", ".join(SCHEDULES)
-        raise ValueError(f"momentum_schedule {schedule!r} is not known; choose one of: {known}")
+    if schedule not in ("cosine", "constant"):
+        raise ValueError(f"momentum_schedule {schedule!r} is not known; choose one of: cosine, constant")
     return base if schedule == "constant" else 1 - (1 - base) * (math.cos(math.pi * progress) + 1) / 2
 
 
@@ -78,11 +75,8 @@ class BYOL(Method):
 
     @torch.no_grad()
     def after_step(self, progress: float = 0.0) -> None:
-        """Move the target towards the online network (equation 1); `progress` in [0, 1] sets τ.
-
-        In a loop of one's own that passes no progress, τ stays at its base. Where `pretrain` has said how
-        many steps the run has, that base follows from the recipe's `lag`.
-        """
+        """Move the target towards the online network (equation 1); `progress` in [0, 1] sets τ, which without
+        it stays at its base. Where `pretrain` has set `run_steps`, the recipe's `lag` sets the base."""
         self.needs_after_step = False  # it is not forgotten
         if self.recipe.momentum is None:
             return

@@ -30,18 +30,13 @@ def similarities(query: Tensor, key: Tensor, queue: Tensor) -> tuple[Tensor, Ten
 def info_nce(query: Tensor, key: Tensor, queue: Tensor, temperature: float) -> Tensor:
     """MoCo's equation 1: −log [ exp(q·k₊/τ) / (exp(q·k₊/τ) + Σᵢ exp(q·kᵢ/τ)) ], averaged over the batch.
 
-    The same as a (K+1)-way cross-entropy whose right answer is class 0, and computed so: no exponential
-    leaves the log-sum-exp, hence no overflow at any temperature.
+    Computed as a (K+1)-way cross-entropy whose right answer is class 0, which overflows at no temperature.
 
     Args:
-        query: float (B, D), unit length; gradients flow here.
-        key: float (B, D), unit length, row i the positive of query i; no gradient.
-        queue: float (K, D), unit length: the negatives.
-        temperature: τ > 0.
+        query: float (B, D), unit length; gradients flow here. key: the same, row i the positive of query i.
+        queue: float (K, D), unit length: the negatives. temperature: τ > 0. ValueError: as `checked`.
     Returns:
         Scalar, in nats; log(K + 1) when all similarities are equal.
-    Raises:
-        ValueError: a temperature of 0 or below, and see `checked`.
     """
     return _cross_entropy(*similarities(query, key, queue), temperature)
 
@@ -86,11 +81,10 @@ class MoCo(Method):
         Otherwise a query and its key would share their part's statistics, by which the network could tell
         the positive from the negatives without looking at the picture (paper, section 3.3).
         """
-        if self.recipe.splits > 1:
-            order = torch.randperm(len(images), device=images.device)
-            images = images[order]
-        keys = F.normalize(self.key_projector(self.key_encoder(images)).float(), dim=1)
-        return keys[torch.argsort(order)] if self.recipe.splits > 1 else keys
+        shuffled = self.recipe.splits > 1
+        order = torch.randperm(len(images), device=images.device) if shuffled else slice(None)
+        keys = F.normalize(self.key_projector(self.key_encoder(images[order])).float(), dim=1)
+        return keys[order.argsort()] if shuffled else keys
 
     def forward(self, views: Sequence[Tensor]) -> Objective:
         one, two = views
@@ -103,24 +97,19 @@ class MoCo(Method):
         cosines = [similarities(query, key, self.queue) for query, key in pairs]
         loss = sum(_cross_entropy(*pair, self.recipe.temperature) for pair in cosines)
         positive, negative = (side.detach() for side in cosines[0])
-        return Objective(
-            loss,
-            {
-                "positive_similarity": positive.mean(),
-                "negative_similarity": negative.mean(),
-                "accuracy": (positive[:, 0] > negative.max(dim=1).values).float().mean(),
-                "embedding_std": embedding_std(pairs[0][0]),
-                "queue_age": (self.step - self.enqueued_at).float().mean(),
-            },
-        )
+        watch = {
+            "positive_similarity": positive.mean(),
+            "negative_similarity": negative.mean(),
+            "accuracy": (positive[:, 0] > negative.max(dim=1).values).float().mean(),
+            "embedding_std": embedding_std(pairs[0][0]),
+            "queue_age": (self.step - self.enqueued_at).float().mean(),
+        }
+        return Objective(loss, watch)
 
     @torch.no_grad()
     def after_step(self, progress: float = 0.0) -> None:
-        """Move the key encoder (equation 2), then enqueue the batch's keys in place of the oldest.
-
-        The official code moves it just before the next key pass; between two optimiser steps that is the
-        same moment.
-        """
+        """Move the key encoder (equation 2; the official code does so just before the next key pass, which is
+        the same moment), then enqueue the batch's keys in place of the oldest."""
         ema_update(self.key_encoder, self.encoder, self.recipe.momentum)
         ema_update(self.key_projector, self.projector, self.recipe.momentum)
         for keys in self._pending:

@@ -24,13 +24,11 @@ def relation_index(
 
     For each pair of views i < j, B positives (view i and view j of the same image), then B negatives: view j
     is rolled along the batch. The roll's shift grows by one from pair to pair and returns to 1 before it
-    reaches B, where every image would meet itself (the official code's order).
+    reaches B, where every image would meet itself (the official code's order). ValueError below 2 of either.
 
     Returns:
         first, second: int64 (P,), rows of the stacked features; targets: float32 (P,), 1 for the same image.
         P = K·(K − 1)·B.
-    Raises:
-        ValueError: fewer than 2 views (no pair) or than 2 images (no negative).
     """
     if views < 2 or batch < 2:
         raise ValueError(

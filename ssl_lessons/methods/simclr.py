@@ -36,17 +36,15 @@ def cosines(z1: Tensor, z2: Tensor) -> tuple[Tensor, Tensor]:
 def nt_xent(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
     """SimCLR's equation 1: −log [ exp(s_ij/τ) / Σ_{k≠i} exp(s_ik/τ) ], averaged over all 2B views i.
 
-    s is the cosine, j the other view of i's image, k every other view of the batch: 2B − 2 negatives. The
-    same as a cross-entropy whose right answer is j, and computed so. With several processes the negatives
-    come from all of them, and each takes the loss of its own rows (see processes.py).
+    s is the cosine, j the other view of i's image, k every other view of the batch: 2B − 2 negatives.
+    Computed as a cross-entropy whose right answer is j. With several processes the negatives come from all of
+    them, and each takes the loss of its own rows (see processes.py).
 
     Args:
         z1, z2: float (B, D), row i of each a view of image i; of any length. Gradients flow into both.
-        temperature: τ > 0.
+        temperature: τ > 0; else, for a batch without negatives, or see `checked`, ValueError.
     Returns:
         Scalar, in nats; log(2B − 1) when all similarities are equal.
-    Raises:
-        ValueError: a temperature of 0 or below, or a batch without negatives; and see `checked`.
     """
     return _cross_entropy(*cosines(z1, z2), temperature)
 
