@@ -5,6 +5,7 @@ directions. The loss cannot tell; the figures here can. All of them see unit vec
 brought to length 1 first, as every objective of the series does.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -19,11 +20,8 @@ VERDICTS = ("healthy", "suspect", "collapsed")
 
 
 class Band(NamedTuple):
-    """What is expected of one figure: at `collapsed` or beyond it is, at `healthy` or beyond it is that.
-
-    Between the two it is "suspect". `collapsed` < `healthy` says that more is better, `collapsed` > `healthy`
-    that less is.
-    """
+    """What is expected of one figure: at `collapsed` or beyond it is, at `healthy` or beyond it is that, and
+    between the two "suspect". `collapsed` < `healthy` says that more is better, else less is."""
 
     collapsed: float
     healthy: float
@@ -47,6 +45,8 @@ def _unit(z: Tensor) -> Tensor:
     """Rows of length 1, in float64; a row of zeros stays one."""
     if z.dim() != 2 or len(z) < 2:
         raise ValueError(f"embeddings of shape {tuple(z.shape)}; expected (N, D) with at least 2 rows")
+    if not z.isfinite().all():
+        raise ValueError("embeddings have values that are NaN or infinite: the run that made them has failed")
     return F.normalize(z.detach().double(), dim=1)
 
 
@@ -67,12 +67,10 @@ def effective_rank(z: Tensor) -> float:
 
 
 def alignment(z1: Tensor, z2: Tensor) -> float:
-    """How far apart the two views of an image lie: the mean of ‖z₁ − z₂‖² over images, in [0, 4].
+    """How far apart the two views of an image lie: the mean of ‖z₁ − z₂‖² over images, in [0, 4]. Row i of
+    both (N, D) is from image i. Wang and Isola 2020 (arXiv:2005.10242), section 4.1, with α = 2.
 
-    Row i of both (N, D) is from image i. Wang and Isola 2020 (arXiv:2005.10242), section 4.1, with α = 2. 0
-    when the views of an image agree, as they also do when everything has collapsed; 2 for unrelated
-    directions.
-    """
+    0 when the views agree, as they also do when everything has collapsed; 2 for unrelated directions."""
     if z1.shape != z2.shape:
         raise ValueError(f"views of shapes {tuple(z1.shape)} and {tuple(z2.shape)}; expected the same")
     return (_unit(z1) - _unit(z2)).square().sum(dim=1).mean().item()
@@ -80,16 +78,14 @@ def alignment(z1: Tensor, z2: Tensor) -> float:
 
 def uniformity(z: Tensor, t: float = 2.0) -> float:
     """How evenly the images fill the sphere: log of the mean over the N(N − 1)/2 pairs of different rows of
-    exp(−t·‖zᵢ − zⱼ‖²), in [−4t, 0].
+    exp(−t·‖zᵢ − zⱼ‖²), in [−4t, 0]. Wang and Isola 2020 (arXiv:2005.10242), section 4.1, whose t is 2.
 
-    Wang and Isola 2020 (arXiv:2005.10242), section 4.1, whose t is 2. 0 when all are one point; less is more
-    even: −2t on a sphere of many dimensions, where any two directions are at right angles.
-    """
-    if t <= 0:
+    0 when all are one point; less is more even: −2t where any two directions are at right angles."""
+    if not 0 < t < math.inf:
         raise ValueError(f"t {t} must be above 0; the paper uses 2")
     # Distances, not 2 − 2·cosine: near a collapse the difference of two near-equal numbers says nothing.
     squared = F.pdist(_unit(z)).square()  # (N(N − 1)/2,)
-    return (torch.logsumexp(-t * squared, dim=0) - torch.log(squared.new_tensor(len(squared)))).item()
+    return (torch.logsumexp(-t * squared, dim=0) - math.log(len(squared))).item()
 
 
 def geometry(z1: Tensor, z2: Tensor) -> dict[str, float]:
@@ -106,13 +102,10 @@ def geometry(z1: Tensor, z2: Tensor) -> dict[str, float]:
 def measure(
     method: Method, store: ImageStore, generator: torch.Generator | None = None, images=1000, batch=250
 ) -> dict[str, float]:
-    """The `geometry` of a method's projections: two views of some images of a store, in eval mode. The method
-    is put back as it was: the modes of its modules, its BatchNorm statistics, its queues.
+    """The `geometry` of a method's projections: two views of at most `images` images of a store, `batch` a
+    pass, in eval mode; figures of different numbers do not compare. The method is put back as it was.
 
-    Args:
-        generator: on the CPU; chooses the images and their views. None: seed 0, the same for every method.
-        images: how many, at most; figures of different numbers do not compare. batch: images a pass.
-    """
+    generator: on the CPU; chooses images and views. None: seed 0, the same for every method."""
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     device, first, second = next(method.parameters()).device, [], []
     with eval_mode(method):

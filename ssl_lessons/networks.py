@@ -6,6 +6,7 @@ saves load into the plain network with `strict=True`. B images of C channels, H 
 
 import copy
 import difflib
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -13,6 +14,7 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ssl_lessons.parameters import Unknown
 from ssl_lessons.views import unnormalize
@@ -53,30 +55,26 @@ def conv4(image_size: int = 48, stem: str | None = None) -> Conv4:
     return Conv4()
 
 
-def resnet18(image_size: int = 224, stem: str | None = None) -> nn.Module:
+def resnet18(image_size: int = 224, stem: str | None = None, architecture=torchvision.models.resnet18):
     """torchvision's ResNet-18, randomly initialised, 512 features at `avgpool`.
 
     `stem` is "imagenet" (7×7 stride 2, pooling: the first block sees a quarter of the side) or "small" (3×3
     stride 1, no pooling: SimCLR appendix B.9; 16 times the arithmetic). None: "small" up to 32 pixels.
     """
-    return _resnet(torchvision.models.resnet18, image_size, stem)
-
-
-def resnet50(image_size: int = 224, stem: str | None = None) -> nn.Module:
-    """torchvision's ResNet-50, 2,048 features at `avgpool`; stems as in `resnet18`."""
-    return _resnet(torchvision.models.resnet50, image_size, stem)
-
-
-def _resnet(constructor, image_size: int, stem: str | None) -> nn.Module:
     stem = stem or ("small" if image_size <= 32 else "imagenet")
     if stem not in ("imagenet", "small"):
         raise ValueError(f"stem {stem!r} is not known; choose one of: imagenet, small")
-    network = constructor(weights=None)
+    network = architecture(weights=None)
     if stem == "small":
         network.conv1 = nn.Conv2d(3, 64, 3, stride=1, padding=1, bias=False)
         nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")  # as torchvision
         network.maxpool = nn.Identity()
     return network
+
+
+def resnet50(image_size: int = 224, stem: str | None = None) -> nn.Module:
+    """torchvision's ResNet-50, 2,048 features at `avgpool`; stems as in `resnet18`."""
+    return resnet18(image_size, stem, torchvision.models.resnet50)
 
 
 def slim_resnet(blocks: Sequence[int] = (1, 1, 1, 1), width: int = 32, stem: str = "pool") -> nn.Module:
@@ -155,44 +153,66 @@ class Encoder(nn.Module):
     """A network read out at one of its layers: float (B, C, H, W) → (B, width). Made by `tap`.
 
     `network` is the very module that was passed in: training the encoder trains it. What lies behind the
-    layer does not run; a layer that runs more than once in a pass is read at its first run.
+    layer does not run; a layer that runs more than once in a pass is read at its first run, and averaged over
+    positions. BatchNorms in eval mode in a network that trains are frozen: `train()` leaves them so.
     """
 
     def __init__(self, network: nn.Module, layer: str | None):
         super().__init__()
         self.network, self.layer = network, layer  # layer None: the network's own output
         self.width, self.channels = 0, 3  # of the features; of the images
+        self.axis = 1  # of the layer's output: where the features are
+        self.frozen: list[nn.Module] = []
+        self.training = network.training  # one that is in eval mode as a whole is not frozen, but at rest
 
-    def forward(self, images: Tensor) -> Tensor:
-        if self.layer is None:
-            return flat(self.network(images))
+    def train(self, mode: bool = True) -> "Encoder":
+        if self.training:
+            at_rest = [part for part in self.modules() if not part.training]
+            self.frozen = [part for part in at_rest if isinstance(part, _BatchNorm)]
+        super().train(mode)
+        for norm in self.frozen:
+            norm.eval()
+        return self
+
+    def output(self, images: Tensor) -> Tensor:
+        """What the layer returns, (B, …) in any layout; ValueError for all but floats, a row an image."""
 
         def stop(module, inputs, output):
             raise _Reached(self, output)
 
+        layer = f"layer {self.layer!r}" if self.layer else "the network"
         # The hook lives for one pass only: the user's network is theirs, and copies of it carry no hook.
-        handle = self.network.get_submodule(self.layer).register_forward_hook(stop)
+        handle = self.network.get_submodule(self.layer or "").register_forward_hook(stop)
         try:
             self.network(images)
         except _Reached as reached:
             encoder, output = reached.args
             if encoder is not self:  # it asked through this one
                 raise
-            return flat(output)
+        else:
+            raise ValueError(f"{layer} took no part in the forward pass; choose another layer")
         finally:
             handle.remove()
-        raise ValueError(f"layer {self.layer!r} took no part in the forward pass; choose another layer")
+        kind = output.dtype if isinstance(output, Tensor) else type(output).__name__
+        if not getattr(kind, "is_floating_point", False):
+            raise ValueError(f"{layer} returns a {kind}; choose a layer that returns one tensor of floats")
+        if output.dim() < 2 or len(output) != len(images):
+            shape = tuple(output.shape)
+            raise ValueError(
+                f"{layer} returns {shape}, not a row for each of {len(images)} images; choose another"
+            )
+        wanted = self.training and torch.is_grad_enabled() and not output.requires_grad
+        if wanted and any(parameter.requires_grad for parameter in self.parameters()):
+            raise ValueError(
+                f"{layer} returns numbers without gradient, so that nothing before it learns; take no_grad, "
+                "detach and inference_mode out of the network, or unfreeze weights before the layer"
+            )
+        return output
 
-
-def flat(output: Tensor) -> Tensor:
-    """A layer's output as features (B, D): the mean over positions (B, D, h, w) or tokens (B, T, D). A map
-    with its channels last, as inside a Swin transformer, cannot be told apart: tap behind its permutation."""
-    if not isinstance(output, Tensor):
-        kind = type(output).__name__
-        raise ValueError(f"the tapped layer returns a {kind}; choose a layer that returns one tensor")
-    if output.dim() == 4:
-        return output.mean(dim=(2, 3))
-    return output.mean(dim=1) if output.dim() == 3 else output.flatten(1)
+    def forward(self, images: Tensor) -> Tensor:
+        output = self.output(images)
+        positions = [axis for axis in range(1, output.dim()) if axis != self.axis]
+        return output.mean(dim=positions) if positions else output
 
 
 @contextmanager
@@ -212,35 +232,127 @@ def eval_mode(module: nn.Module, device: torch.device | None = None) -> Iterator
             part.training = True
 
 
+def unwrapped(network: nn.Module) -> nn.Module:
+    """The network inside DataParallel, DistributedDataParallel, AveragedModel or torch.compile, whose saved
+    names are its own. Compiled parts are made plain in place: compiled code calls no hook of a layer."""
+    around = (nn.DataParallel, nn.parallel.DistributedDataParallel, torch.optim.swa_utils.AveragedModel)
+    while isinstance(network, around) or hasattr(network, "_orig_mod"):
+        network = network._orig_mod if hasattr(network, "_orig_mod") else network.module
+    for part in list(network.modules()):
+        if part._compiled_call_impl is not None:  # network.compile()
+            part._compiled_call_impl = None
+        for name, child in part.named_children():
+            if hasattr(child, "_orig_mod"):
+                setattr(part, name, child._orig_mod)
+    return network
+
+
+def check_network(network: nn.Module) -> None:
+    """ValueError, in a sentence, for a network that cannot train beside heads and images in float32, on one
+    device."""
+    default = torch.get_default_dtype()
+    if default != torch.float32:
+        raise ValueError(f"torch's default dtype is {default}; torch.set_default_dtype(torch.float32) first")
+    home = next(network.parameters(), torch.empty(0)).device
+    for name, weight in network.named_parameters():
+        fault = ""
+        if nn.parameter.is_lazy(weight):
+            fault = "has no shape yet (a lazy layer); pass one batch of images through the network first"
+        elif weight.is_meta:
+            fault = "has no values (device meta); build the network on a real device"
+        elif weight.is_inference():
+            fault = "was made in inference mode; build the network outside of it"
+        elif weight.device != home:
+            fault = f"is on {weight.device}, others on {home}; move the network to one device"
+        elif weight.dtype != torch.float32:
+            fault = f"is {weight.dtype}; call network.float() first (a run's precision is chosen in pretrain)"
+        if fault:
+            raise ValueError(f"the network's parameter {name} {fault}")
+
+
 def tap(
     network: nn.Module, layer: str | int | None = None, image_size: int = 64, channels: int = 3
 ) -> Encoder:
     """Turn any network on float (B, channels, image_size, image_size) into an encoder at one of its layers,
-    and find how wide its output is. The network is not copied.
+    and find how wide its output is. The network is not copied, and is `unwrapped`.
 
     layer: a name as in `network.named_modules()` ("avgpool", "encoder.layers.3"), or an index into the
     network's direct children (-2 is the last but one). None: the pooling before an `fc` (torchvision's and
-    timm's ResNets), else the network's own output. Raises ValueError for a layer that is not there (the
-    message lists those that are) or takes no part."""
-    names = [name for name, _ in network.named_modules() if name]
+    timm's ResNets), else the network's own output, with a warning where that comes from a classifier.
+    Raises ValueError for a layer that is not there (the message lists those that are), takes no part or
+    returns no row of floats for each image, and for a network as in `check_network`."""
+    if not isinstance(network, nn.Module):
+        raise ValueError(f"network is {network!r}; give an nn.Module, such as networks.build('conv4', 48)")
+    network = unwrapped(network)
+    check_network(network)
+    names = {module: name for name, module in network.named_modules()}
+    layers = [name for name, _ in network.named_modules() if name]
     children = [name for name, _ in network.named_children()]
     for pooling in ("avgpool", "global_pool"):
-        if layer is None and pooling in names and "fc" in names:
+        if layer is None and pooling in layers and "fc" in layers:
             layer = pooling
     if isinstance(layer, int):
         if not -len(children) <= layer < len(children):
             known = ", ".join(f"{i} {name}" for i, name in enumerate(children))
             raise ValueError(f"layer {layer} is out of range; the {len(children)} children: {known}")
         layer = children[layer]
-    if layer is not None and layer not in names:
-        raise ValueError(f"layer {layer!r} is not in the network; choose one of: {', '.join(names)}")
+    if layer is not None and layer not in layers:
+        raise ValueError(f"layer {layer!r} is not in the network; choose one of: {', '.join(layers)}")
 
     encoder = Encoder(network, layer)
-    parameter = next(network.parameters(), torch.empty(0))  # none: raw pixels as features, say
-    example = torch.zeros(1, channels, image_size, image_size, device=parameter.device, dtype=parameter.dtype)
-    with eval_mode(network), torch.no_grad():  # in train mode this pass would move the BatchNorm statistics
-        encoder.width, encoder.channels = encoder(example).shape[1], channels
+    encoder.channels, ran = channels, []
+    device = next(network.parameters(), torch.empty(0)).device
+    handle = nn.modules.module.register_module_forward_hook(lambda module, *_: ran.append(module))
+    # in train mode this pass would move the BatchNorm statistics
+    with eval_mode(encoder), torch.no_grad(), torch.autocast(device.type, enabled=False):
+        try:
+            example = torch.zeros(2, channels, image_size, image_size, device=device)
+            output = encoder.output(example)
+        except ValueError:
+            raise
+        except Exception as error:  # whatever a network raises
+            shape = (channels, image_size, image_size)
+            raise ValueError(
+                f"the network does not take images {shape}: {error}; is image_size right?"
+            ) from error
+        finally:
+            handle.remove()
+        encoder.axis = _axis(encoder, example, output)
+    encoder.width = output.shape[encoder.axis]
+
+    last = max((i for i, part in enumerate(ran) if part._parameters and not part._modules), default=None)
+    if layer is None and last is not None:
+        name, before = (
+            names.get(ran[last], ""),
+            [part for part in ran[:last] if not isinstance(part, nn.Dropout)],
+        )
+        if isinstance(ran[last], nn.Linear) or name.startswith("classifier"):  # SqueezeNet's is a convolution
+            example = f", for example layer={names.get(before[-1])!r}" if before else ""
+            warnings.warn(
+                f"the network is read at its output, {encoder.width} numbers of its layer {name!r}: if they "
+                f"are scores of classes, name a layer before it{example}",
+                stacklevel=2,
+            )
     return encoder
+
+
+def _axis(encoder: Encoder, example: Tensor, output: Tensor) -> int:
+    """Which axis of a layer's output (B, …) holds the features: the one that does not grow with the image.
+    Where that does not tell (a network for one size, pooled maps): the last of tokens (B, T, D) and of square
+    maps (B, h, h, D), else the first, (B, D, h, w)."""
+    shape = output.shape
+    long = [axis for axis in range(1, output.dim()) if shape[axis] > 1]
+    if len(long) < 2:
+        return long[0] if long else 1
+    try:
+        larger = encoder.output(example.repeat(1, 1, 2, 2)).shape
+        fixed = [axis for axis in long if larger[axis] == shape[axis]]
+    except Exception:  # whatever a network for images of one size raises
+        fixed = []
+    if len(fixed) == 1:
+        return fixed[0]
+    channels_last = output.dim() == 4 and shape[1] == shape[2] != shape[3]
+    return output.dim() - 1 if channels_last or output.dim() == 3 else 1
 
 
 def mlp(
@@ -257,9 +369,9 @@ def mlp(
     head = nn.Sequential()
     for i in range(1, len(widths)):
         last = i == len(widths) - 1
-        normalised = last_batch_norm if last else batch_norm
-        head.append(nn.Linear(widths[i - 1], widths[i], bias=not normalised))
-        if normalised:
+        normalized = last_batch_norm if last else batch_norm
+        head.append(nn.Linear(widths[i - 1], widths[i], bias=not normalized))
+        if normalized:
             head.append(nn.BatchNorm1d(widths[i], affine=last_affine or not last))
         if not last:
             head.append(nn.ReLU(inplace=True))
@@ -304,34 +416,34 @@ def split_batchnorm(network: nn.Module, splits: int) -> nn.Module:
     return network
 
 
-def _refuse_fused(module: nn.Module) -> None:
+def _refuse_fused(norm: _BatchNorm) -> None:
     """timm has BatchNorms that hold an activation too; it would be lost with the layer, without a word."""
-    if type(module) not in (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm, SplitBatchNorm2d):
+    if type(norm) not in (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm, SplitBatchNorm2d):
         raise ValueError(
-            f"{type(module).__name__} is more than a BatchNorm and cannot be replaced; choose another "
-            "network, or a recipe that leaves BatchNorm as it is"
+            f"{type(norm).__name__} is more than a BatchNorm and cannot be replaced; choose another network, "
+            "or a recipe that leaves BatchNorm as it is"
         )
 
 
 # Not timm's ScaledStdConv2d: its learnt gain is in no checkpoint of ours, and it has no linear layer.
-class _StandardisedConv2d(nn.Conv2d):
+class _StandardizedConv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
-        return self._conv_forward(x, _standardised(self.weight), self.bias)
+        return self._conv_forward(x, _standardized(self.weight), self.bias)
 
 
-class _StandardisedLinear(nn.Linear):
+class _StandardizedLinear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, _standardised(self.weight), self.bias)
+        return F.linear(x, _standardized(self.weight), self.bias)
 
 
-def _standardised(weight: Tensor) -> Tensor:
+def _standardized(weight: Tensor) -> Tensor:
     """Each kernel, or row of a linear layer, with mean 0 and variance 1 / fan-in (arXiv:1903.10520)."""
     kernels = weight.flatten(1)  # (out, fan-in)
     fan_in = kernels.shape[1]
     return (F.layer_norm(kernels, (fan_in,), eps=1e-5) * fan_in**-0.5).view_as(weight)
 
 
-def normalise_by(module: nn.Module, kind: str) -> nn.Module:
+def normalize_by(module: nn.Module, kind: str) -> nn.Module:
     """How a network is normalised throughout, in place: after Richemond et al. 2020 (arXiv:2010.10241).
 
     "batch" leaves it as it is, "none" takes each BatchNorm out, "group" puts GroupNorm of 16 groups for it
@@ -339,27 +451,35 @@ def normalise_by(module: nn.Module, kind: str) -> nn.Module:
     standardises the weights of convolutions and linear layers. Raises ValueError for another kind."""
     if kind not in ("batch", "group", "none"):
         raise ValueError(f"normalisation {kind!r} is not known; choose one of: batch, group, none")
-    standardised = {nn.Conv2d: _StandardisedConv2d, nn.Linear: _StandardisedLinear}
+    if kind == "batch":
+        return module
     if kind == "group":
-        module.__class__ = standardised.get(type(module), type(module))
+        standardized = {nn.Conv2d: _StandardizedConv2d, nn.Linear: _StandardizedLinear}
+        module.__class__ = standardized.get(type(module), type(module))
     for name, child in module.named_children():
-        if kind == "batch" or not isinstance(child, nn.modules.batchnorm._BatchNorm):
-            normalise_by(child, kind)
+        if not isinstance(child, _BatchNorm):
+            normalize_by(child, kind)
             continue
         _refuse_fused(child)
-        if kind == "none":
-            setattr(module, name, nn.Identity())
-        else:
-            channels, groups = child.num_features, 16
-            least = 4 if isinstance(child, nn.BatchNorm1d) else 1  # one number would be its own mean
-            while groups > 1 and (channels % groups or channels < groups * least):
-                groups //= 2
-            setattr(module, name, nn.GroupNorm(groups, channels))
+        channels, groups = child.num_features, 16
+        least = 4 if isinstance(child, nn.BatchNorm1d) else 1  # numbers in a group
+        while groups > 1 and (channels % groups or channels < least * groups):
+            groups //= 2
+        setattr(module, name, nn.GroupNorm(groups, channels) if kind == "group" else nn.Identity())
     return module
+
+
+normalise_by = normalize_by  # its name in lesson 05
 
 
 def momentum_copy(network: nn.Module) -> nn.Module:
     """A copy that gradients never reach: the start of a momentum encoder or a target network."""
+    for part in network.modules():
+        for name, value in list(vars(part).items()):
+            if (
+                isinstance(value, Tensor) and not value.is_leaf
+            ):  # a weight computed from others, as in torch's
+                setattr(part, name, value.detach())  # older weight_norm: computed anew in the next pass
     return copy.deepcopy(network).requires_grad_(False)
 
 

@@ -1,13 +1,12 @@
 """What moves the weights: the recipe's optimiser, its groups of parameters, and the rate of a moment."""
 
 import math
+import warnings
 
 import torch
 
 from ssl_lessons.devices import TrainingError
 from ssl_lessons.methods.base import Method, Recipe
-
-SCHEDULES = ("cosine", "step", "constant")
 
 
 def peak_rate(recipe: Recipe, batch_size: int) -> float:
@@ -20,9 +19,6 @@ def learning_rate(recipe: Recipe, batch_size: int, epoch: float, epochs: int) ->
 
     Linear warm-up over `recipe.warmup` epochs, then cosine (SGDR eq. 5 without restarts), steps or nothing.
     """
-    if recipe.schedule not in SCHEDULES:
-        known = ", ".join(SCHEDULES)
-        raise TrainingError(f"schedule {recipe.schedule!r} is not known; choose one of: {known}")
     peak = peak_rate(recipe, batch_size)
     warmup = min(recipe.warmup, epochs / 2)  # a short run must not be all warm-up
     if epoch < warmup:
@@ -44,15 +40,39 @@ def set_learning_rate(
         group["lr"] = group["scale"] * (peak_rate(recipe, batch_size) if group["constant"] else rate)
 
 
+def check_run(method: Method, images: int, batch_size: int, epochs: int) -> None:
+    """A warning for what a run cannot learn by: rates that are all 0 (its only step is the foot of its
+    warm-up), a queue of MoCo's that is longer than the data."""
+    recipe, queue = method.recipe, getattr(method.recipe, "queue", 0)
+    if epochs * (images // batch_size) == 1 and learning_rate(recipe, batch_size, 0, epochs) == 0:
+        warnings.warn(
+            "this run has one step, at a rate of 0, and learns nothing: take more epochs, or warmup=0",
+            stacklevel=3,
+        )
+    if queue > images:
+        warnings.warn(
+            f"queue {queue} is longer than the data, {images} images: an image meets its own older keys as "
+            f"negatives; take queue={max(1, images // 2)} or less",
+            stacklevel=3,
+        )
+
+
 def build_optimizer(method: Method) -> torch.optim.Optimizer:
     """The recipe's optimiser over every parameter of the method that takes gradients.
 
     Parameters that are treated apart form groups of their own: biases and normalisation layers where the
-    recipe says `plain_norms` (those of one dimension, as in the official codes), and the method's
-    `constant_lr` submodules, whose group is marked `constant`. A predictor for which the recipe has a
-    rate or a weight decay of its own is a group too: `scale` is what a group's rate is multiplied by.
+    recipe says `plain_norms` (those of one dimension, as in the official codes), the method's `constant_lr`
+    submodules (`constant`), and a predictor with a rate or decay of its own. A group's rate is multiplied by
+    its `scale`. `TrainingError` where nothing could learn.
     """
     recipe = method.recipe
+    if not torch.is_grad_enabled():
+        raise TrainingError("gradients are switched off; call it outside of no_grad and inference_mode")
+    weights = list(method.encoder.parameters())
+    if weights and not any(weight.requires_grad for weight in weights):
+        raise TrainingError(
+            "every weight of the encoder is frozen; call requires_grad_(True) on some of them"
+        )
     groups: dict[tuple, dict] = {}
     apart = recipe.predictor_lr != 1 or recipe.predictor_weight_decay is not None
     for name, parameter in method.named_parameters():
@@ -73,12 +93,6 @@ def build_optimizer(method: Method) -> torch.optim.Optimizer:
     settings = {"lr": recipe.lr, "weight_decay": recipe.weight_decay}
     # One kernel for all weights, where there is one, instead of a loop over them.
     fused = next(method.parameters()).device.type in ("cpu", "cuda") or None
-    if recipe.optimizer == "sgd":
-        return torch.optim.SGD(parameters, momentum=recipe.sgd_momentum, fused=fused, **settings)
-    if recipe.optimizer == "adam":
-        return torch.optim.Adam(parameters, fused=fused, **settings)
-    if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, fused=fused, **settings)
     if recipe.optimizer == "lars":
         try:
             from timm.optim import Lars  # here, so that nothing else needs timm
@@ -86,4 +100,7 @@ def build_optimizer(method: Method) -> torch.optim.Optimizer:
             raise TrainingError("optimizer 'lars' is timm's: pip install timm, or choose another") from None
         # Groups without weight decay keep the plain rate, as both official codes do.
         return Lars(parameters, momentum=recipe.sgd_momentum, trust_coeff=1e-3, **settings)
-    raise TrainingError(f"optimizer {recipe.optimizer!r} is not known; choose one of: sgd, lars, adam, adamw")
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(parameters, momentum=recipe.sgd_momentum, fused=fused, **settings)
+    adam = torch.optim.Adam if recipe.optimizer == "adam" else torch.optim.AdamW
+    return adam(parameters, fused=fused, **settings)

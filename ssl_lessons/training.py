@@ -17,7 +17,7 @@ from torch import nn
 from ssl_lessons.devices import TrainingError, peak_memory, pick_device, pick_precision, prepare
 from ssl_lessons.images import ImageStore, to_device
 from ssl_lessons.methods.base import Method, views_of
-from ssl_lessons.optim import build_optimizer, learning_rate, set_learning_rate
+from ssl_lessons.optim import build_optimizer, check_run, learning_rate, set_learning_rate
 from ssl_lessons.processes import (
     accelerated,
     average_gradients,
@@ -155,6 +155,7 @@ def pretrain(
         stack.enter_context(joint_batchnorm(method, target))
         steps = len(store) // batch_size
         method.run_steps = epochs * steps
+        check_run(method, len(store), batch_size, epochs)
         shown = _Progress(progress if rank == 0 else "none", len(history), epochs)
         for epoch in shown.outer:
             started, totals = time.perf_counter(), {}

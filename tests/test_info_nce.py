@@ -66,6 +66,5 @@ def test_info_nce_of_equal_similarities_is_log_of_k_plus_one():
 def test_a_temperature_of_zero_is_refused_by_the_loss_and_by_the_method(temperature):
     with pytest.raises(ValueError, match="temperature .* must be above 0"):
         info_nce(unit(2, 3), unit(2, 3), unit(2, 3), temperature)
-    m = MoCo(networks.Conv4((4, 4, 4, 4)), image_size=16, queue=8, temperature=temperature)
     with pytest.raises(ValueError, match="temperature .* must be above 0"):
-        m(list(torch.randn(2, 4, 3, 16, 16)))
+        MoCo(networks.Conv4((4, 4, 4, 4)), image_size=16, queue=8, temperature=temperature)

@@ -1,7 +1,13 @@
 """The contract of a method: views in, a loss and named diagnostics out; and the recipe that sets it up."""
 
 import dataclasses
+import functools
+import inspect
+import math
+import random
+import warnings
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -30,19 +36,50 @@ class Objective(NamedTuple):
     diagnostics: dict[str, Tensor]
 
 
+_ABOVE_0 = ("above 0", lambda value: 0 < value < math.inf)
+_FROM_0 = ("0 or more", lambda value: 0 <= value < math.inf)
+_SHARE = ("in [0, 1]", lambda value: 0 <= value <= 1)
+_COUNT = ("a whole number above 0", lambda value: type(value) is int and value > 0)
+
+
+def _one_of(*names: str):
+    return f"one of: {', '.join(names)}", lambda value: value in names
+
+
+def _widths(values: Sequence[int | None]) -> bool:
+    return all(width is None or _COUNT[1](width) for width in values)
+
+
+# What a field of a recipe may hold, by its name or else by its type: what it must be, in words and as a test.
+FIELDS = {
+    "optimizer": _one_of("sgd", "lars", "adam", "adamw"),
+    "schedule": _one_of("cosine", "step", "constant"),
+    "momentum_schedule": _one_of("cosine", "constant"),
+    "normalisation": _one_of("batch", "group", "none"),
+    "views": ("a whole number above 1, since a pair needs two", lambda value: _COUNT[1](value) and value > 1),
+    "head": ("a list of widths, whole numbers above 0 or None for the encoder's", _widths),
+    "lag": ("a share of the run, above 0 and at most 1", lambda value: 0 < value <= 1),
+    **dict.fromkeys(("lr", "temperature"), _ABOVE_0),
+    **dict.fromkeys(("weight_decay", "predictor_weight_decay", "predictor_lr", "warmup", "gamma"), _FROM_0),
+    **dict.fromkeys(("sgd_momentum", "momentum", "final_lr", "alpha"), _SHARE),
+    int: _COUNT,
+    int | None: _COUNT,
+    bool: ("True or False", lambda value: isinstance(value, bool)),
+    str: ("text", lambda value: isinstance(value, str)),
+    Policy: ("a Policy, such as views.SIMCLR", lambda value: isinstance(value, Policy) or callable(value)),
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How a method is optimised: published values under a name, each recipe with its source.
-
-    `lr` belongs to batches of `lr_batch` images and scales linearly with the batch; with `lr_batch` None it
-    is used as it stands. `warmup` is in epochs. `final_lr` is the fraction of the peak that a cosine ends at.
-    """
+    """How a method is optimised: published values under a name, each recipe with its source; ValueError for a
+    value that is not as in `FIELDS`."""
 
     name: str
     source: str
     optimizer: str = "sgd"  # "sgd" and "lars" (both with `sgd_momentum`), "adam" or "adamw"
-    lr: float = 0.03
-    lr_batch: int | None = 256
+    lr: float = 0.03  # at `lr_batch` images a batch; it scales linearly with the batch
+    lr_batch: int | None = 256  # None: `lr` as it stands
     sgd_momentum: float = 0.9
     weight_decay: float = 1e-4
     predictor_lr: float = 1.0  # the predictor's rate, as a multiple of the others'
@@ -50,31 +87,40 @@ class Recipe:
     # biases and normalisation layers: no weight decay, and no layer-wise rate (LARS)
     plain_norms: bool = False
     schedule: str = "cosine"  # "cosine", "step" (a tenth at 60 % and again at 80 %) or "constant"
-    warmup: float = 0.0
-    final_lr: float = 0.0
+    warmup: float = 0.0  # epochs
+    final_lr: float = 0.0  # what a cosine ends at, as a share of the peak
     batch_size: int = 256
     epochs: int = 200
 
-    def override(self: R, **fields) -> R:
-        """A copy with some fields replaced by name; an unknown name is answered with the known ones, a value
-        that does not fit its annotation is refused.
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            meaning, fits = FIELDS.get(field.name) or FIELDS.get(field.type) or ("", lambda value: True)
+            optional = "None" in str(field.type) and field.name != "head"
+            try:
+                right = (value is None and optional) or fits(value)
+                right = right and (field.type is bool or not isinstance(value, bool))
+            except TypeError:  # cannot be compared, or walked through
+                right = False
+            if not right:
+                raise ValueError(f"recipe {self.name!r}: {field.name} is {value!r}; it must be {meaning}")
 
-        `projection_size` and `projection_hidden_size` stand for the last and for the other widths of `head`.
-        """
+    def override(self: R, **fields) -> R:
+        """A copy with some fields replaced by name; ValueError for an unknown name (with the known ones) and
+        for a value that does not fit. `projection_size` and `projection_hidden_size` stand for the last and
+        for the other widths of `head`."""
         size, hidden = fields.pop("projection_size", None), fields.pop("projection_hidden_size", None)
-        if size or hidden:
+        if size is not None or hidden is not None:
             head = fields.get("head", getattr(self, "head", ()))
             if not head:
                 raise ValueError(f"recipe {self.name!r} has no projector; leave projection_size out")
-            hidden_widths = [hidden or width for width in head[:-1]]
-            fields["head"] = (*hidden_widths, size or head[-1])
-        known = [field.name for field in dataclasses.fields(self)]
+            hidden_widths = [width if hidden is None else hidden for width in head[:-1]]
+            fields["head"] = (*hidden_widths, head[-1] if size is None else size)
+        known = ", ".join(field.name for field in dataclasses.fields(self))
         for field in fields:
-            if field not in known:
-                listed = ", ".join(known)
-                raise ValueError(f"recipe {self.name!r} has no field {field!r}; choose from: {listed}")
-        fields = check(fields, of_recipe(self), f"field of recipe {self.name!r}")
-        return dataclasses.replace(self, **fields)
+            if not hasattr(self, field):
+                raise ValueError(f"recipe {self.name!r} has no field {field!r}; choose from: {known}")
+        return dataclasses.replace(self, **check(fields, of_recipe(self), f"field of recipe {self.name!r}"))
 
 
 def choose(recipes: dict[str, R], recipe: str | R, **overrides) -> R:
@@ -83,35 +129,83 @@ def choose(recipes: dict[str, R], recipe: str | R, **overrides) -> R:
         if recipe not in recipes:
             raise ValueError(f"recipe {recipe!r} is not known; choose one of: {', '.join(recipes)}")
         recipe = recipes[recipe]
+    kind = type(next(iter(recipes.values())))
+    if not isinstance(recipe, kind):
+        raise ValueError(f"recipe is {recipe!r}; give a name or a {kind.__name__}")
     return recipe.override(**overrides)
+
+
+_in_a_method = ContextVar("in_a_method", default=False)
+
+
+def checked(dims: int = 2):
+    """A decorator of losses: they compute in float32 (float64 stays), whatever the inputs and autocast are.
+
+    ValueError for tensors that are empty, not of `dims` dimensions, or of unlike shapes (the second's is the
+    first's, others share its last axis), and for values that are not finite. In a method's own pass values go
+    unread, since reading makes a GPU wait: the loss is then NaN, and `pretrain` says so.
+    """
+
+    def decorate(loss):
+        signature = inspect.signature(loss)
+
+        @functools.wraps(loss)
+        def wrapper(*args, **kwargs):
+            given = signature.bind(*args, **kwargs).arguments
+            names = [name for name in given if signature.parameters[name].annotation is Tensor]
+            tensors = {name: torch.as_tensor(given[name]) for name in names}
+            shapes = {name: tuple(value.shape) for name, value in tensors.items()}
+            first, second, *others = shapes.values()
+            alike = first == second and all(len(other) == dims and other[-1] == first[-1] for other in others)
+            if not alike or len(first) != dims or any(0 in shape for shape in shapes.values()):
+                told = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+                expected = "(N, D), D the same and the first two alike" if dims == 2 else "(N,), alike"
+                raise ValueError(f"{loss.__name__} has {told}; expected {expected}, and nothing empty")
+            for name, value in tensors.items():
+                if not _in_a_method.get() and not value.isfinite().all():
+                    raise ValueError(f"{loss.__name__}: {name} has values that are NaN or infinite")
+                if name == "targets" and not _in_a_method.get() and not ((value >= 0) & (value <= 1)).all():
+                    raise ValueError(
+                        f"{loss.__name__}: targets lie outside of [0, 1]; 1 is a positive, 0 not"
+                    )
+                given[name] = value if value.dtype == torch.float64 else value.float()
+            with torch.autocast(value.device.type, enabled=False):
+                return loss(**given)
+
+        return wrapper
+
+    return decorate
+
+
+def check_temperature(temperature: float, usual: str) -> None:
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"temperature {temperature} must be above 0; {usual}")
 
 
 class Method(nn.Module):
     """A self-supervised objective around an encoder. A subclass fills in `recipes`, `build` and `forward`.
 
     Args:
-        network: any `nn.Module` on (B, C, S, S). Trained in place; at the end it is yours again. (None is for
-            a subclass with a constructor of its own, which then sets `encoder`, `policies`, `recipe` and
-            `image_size` itself, as the lessons' do.)
+        network: any `nn.Module` on (B, C, S, S), trained in place. (None is for a subclass with a constructor
+            of its own, which sets `encoder`, `policies`, `recipe` and `image_size`, as the lessons' do.)
         layer: where the representation is read, see `networks.tap`; None for a ResNet's `avgpool`.
-        image_size: the side S of the views, pixels.
-        recipe: a name in `recipes` (None: `default_recipe`), or a `Recipe`.
-        channels: 3, or 1 for a network on grey images.
+        image_size: the side S of the views, pixels. channels: 3, or 1 for a network on grey images.
+        recipe: a name in `recipes` (None: `default_recipe`), or a `Recipe`; `overrides` are its fields.
         augment, augment2: augmentations of one's own in place of the recipe's policy, see `Augmentation`:
             `augment` makes every view, `augment2` every second one.
-        overrides: fields of the recipe by name, `temperature=0.5`.
     Raises:
         ValueError: an unknown recipe, field or layer (the message lists the known ones), a bad value.
 
-    `method(views)` is the objective; `method.loss(images)`, or `method(images)` with one tensor of images,
-    makes the views itself and returns the loss alone: what a training loop of one's own needs. Queues,
-    pointers and averaged networks are buffers or submodules, so that `state_dict` is complete.
+    `method(views)` is the objective; `method(images)`, with one tensor of images, makes the views itself and
+    returns the loss alone, for a loop of one's own. Queues, pointers and averaged networks are buffers or
+    submodules, so that `state_dict` is complete.
     """
 
     recipes: dict[str, Recipe]
     default_recipe = "small_data"
     supervised = False  # a baseline that asks for the batch's labels, `forward(views, labels=…)`
     constant_lr: tuple[str, ...] = ()  # submodules whose learning rate stays at its peak
+    needs_after_step = False  # a loop that never calls `after_step` is told
     run_steps: int | None = None  # optimiser steps of the whole run; `pretrain` sets it
 
     encoder: nn.Module  # what is kept when training ends, float (B, C, S, S) -> (B, D)
@@ -132,7 +226,9 @@ class Method(nn.Module):
         **overrides,
     ):
         super().__init__()
-        if network is None:
+        self._weights: Tensor | None = None  # their sum at the last pass, until `after_step` is called
+        self._tried: list[Augmentation] = []
+        if network is None and type(self).__init__ is not Method.__init__:
             return
         if channels not in (1, 3):
             raise ValueError(f"channels is {channels}; images have 3 (colour) or 1 (grey)")
@@ -142,6 +238,8 @@ class Method(nn.Module):
         policies = self.build(self.recipe)
         own = (augment, augment2 or augment)
         self.policies = tuple(own[i % 2] or policy for i, policy in enumerate(policies))
+        home = next(self.encoder.parameters(), torch.empty(0)).device
+        self.to(home)  # the heads follow the network
 
     def build(self, r: Recipe) -> Sequence[Policy]:
         """Add heads, queues and averaged networks; return a policy for each view that `forward` expects."""
@@ -158,10 +256,26 @@ class Method(nn.Module):
         """The scalar loss of images as `augment` takes them."""
         return self(images)
 
+    def to(self, *args, memory_format: torch.memory_format | None = None, **kwargs):
+        """As `nn.Module.to`; a layout is given to weights of four dimensions and asked of no other."""
+        super().to(*args, **kwargs)
+        for parameter in self.parameters():
+            if memory_format is not None and parameter.dim() == 4:
+                parameter.data = parameter.data.to(memory_format=memory_format)
+        return self
+
     def __call__(self, batch: Tensor | Sequence[Tensor], **extra):
         alone = isinstance(batch, Tensor)
+        views = self.augment(batch) if alone else batch
+        shapes = [tuple(view.shape) for view in views]
+        if len(views) != len(self.policies) or len(set(shapes)) != 1:
+            count = len(self.policies)
+            raise ValueError(f"views are {shapes}; give {count} of one shape, or a single tensor of images")
+        if self.needs_after_step and self.training and torch.is_grad_enabled():
+            self._expect_after_step()
+        token = _in_a_method.set(True)
         try:
-            objective = super().__call__(self.augment(batch) if alone else batch, **extra)
+            objective = super().__call__(views, **extra)
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise
@@ -169,19 +283,31 @@ class Method(nn.Module):
                 "a batch of one image leaves BatchNorm no variance to divide by; give at least 2 images, or "
                 "a network and a recipe without BatchNorm"
             ) from error
+        finally:
+            _in_a_method.reset(token)
         return objective.loss if alone else objective
+
+    @torch.no_grad()
+    def _expect_after_step(self) -> None:
+        """Warn, once, where the weights have moved since the last pass (passes whose gradients add up move
+        none) and `after_step` was never called."""
+        weights = sum(parameter.double().sum() for parameter in self.parameters() if parameter.requires_grad)
+        if self._weights is not None and weights != self._weights:
+            self.needs_after_step = False
+            warnings.warn(
+                f"the weights have moved, but {type(self).__name__}'s averaged network has not: call "
+                "method.after_step() after each optimizer.step()",
+                stacklevel=3,
+            )
+        self._weights = weights
 
     @torch.no_grad()
     def augment(self, images: Tensor, generator: torch.Generator | None = None) -> list[Tensor]:
         """One view for each of `policies`, normalised float (B, C, S, S).
 
-        Args:
-            images: uint8, or float in [0, 1], (B, 3 or 1, H, W); floats are rounded to 8 bits first.
-            generator: of the draws, on the CPU; None is the global one. A user's own augmentation draws as it
-                likes, mostly from the global generator of its device.
-        Raises:
-            ValueError: other images; a user's augmentation that returns something else than (B, C, S, S)
-                floats in [0, 1].
+        images: uint8, or float in [0, 1] (rounded to 8 bits first), (B, 3 or 1, H, W). generator: of the
+        policies' draws, on the CPU; None is the global one. ValueError for other images, and for a user's
+        augmentation that returns something else than (B, C, S, S) floats in [0, 1].
         """
         images = as_bytes(images)
         papers = [policy for policy in self.policies if isinstance(policy, Policy)]
@@ -211,16 +337,31 @@ class Method(nn.Module):
                 f"{name} returned values from {low:.3g} to {high:.3g}; return values in [0, 1] and leave "
                 "normalisation out: it is done afterwards, as for judging"
             )
+        if augmentation not in self._tried:
+            self._tried.append(augmentation)
+            self._try(augmentation, images[:1], name)
         return view.float().expand(-1, 3, -1, -1)
+
+    def _try(self, augmentation: Augmentation, image: Tensor, name: str) -> None:
+        """Warn of one draw for a whole batch: eight equal images stay equal, and come out otherwise the next
+        time. The generators of torch and Python are put back."""
+        copies = in_channels(image.expand(8, -1, -1, -1).float() / 255, self.channels)
+        state = random.getstate()
+        with torch.random.fork_rng([image.device] if image.is_cuda else []):
+            views = [augmentation(copies.clone()).float() for _ in range(8)]
+        random.setstate(state)
+        equal = all(torch.allclose(view, view[:1].expand_as(view), atol=1e-5) for view in views)
+        if equal and not all(torch.allclose(view, views[0], atol=1e-5) for view in views):
+            warnings.warn(
+                f"{name} draws once for the whole batch (as torchvision's do): every image gets "
+                "the same crop, flip or colour; draw for each image",
+                stacklevel=4,
+            )
 
     @torch.no_grad()
     def represent(self, images: Tensor) -> Representation:
-        """Embeddings and projections of whole images (not of augmented views): see `Representation`.
-
-        Args:
-            images: as `augment` takes them; resized to S. The pass runs in eval mode and leaves modes and
-                statistics as they were.
-        """
+        """The `Representation` of whole images (not of augmented views), as `augment` takes them, resized to
+        S. The pass runs in eval mode and leaves modes and statistics as they were."""
         with eval_mode(self):
             whole = centre(as_bytes(images), self.image_size)
             embedding = self.encoder(in_channels(whole, self.channels))
@@ -234,7 +375,7 @@ def as_bytes(images: Tensor) -> Tensor:
         raise ValueError(f"images are {shape}; give (B, 3, H, W), or (B, 1, H, W) for grey ones")
     if images.dtype != torch.uint8:
         low, high = (float(value) for value in images.aminmax())
-        if not images.is_floating_point() or low < 0 or high > 1:
+        if not images.is_floating_point() or not (low >= 0 and high <= 1):  # NaN is refused too
             raise ValueError(
                 f"images are {images.dtype} from {low:.3g} to {high:.3g}; give uint8, or floats in [0, 1], "
                 "not normalised yet"
@@ -245,19 +386,14 @@ def as_bytes(images: Tensor) -> Tensor:
 
 def views_of(method: Method) -> list[str]:
     """The names of what makes a method's views: of its policies, or of the user's own augmentations."""
-    names = []
-    for policy in method.policies:
-        names.append(getattr(policy, "name", None) or getattr(policy, "__qualname__", type(policy).__name__))
-    return names
+    unnamed = [getattr(policy, "__qualname__", type(policy).__name__) for policy in method.policies]
+    return [getattr(policy, "name", name) for policy, name in zip(method.policies, unnamed, strict=True)]
 
 
 @torch.no_grad()
 def embedding_std(z: Tensor) -> Tensor:
     """How widely the unit vectors z (B, D) spread: 1 evenly over the sphere, 0 when all are the same point.
-
-    The standard deviation over the batch, averaged over dimensions, times √D: the collapse indicator of
-    SimSiam (arXiv:2011.10566, section 4.1) without its 1/√D.
-    """
+    The standard deviation over the batch, averaged over dimensions, times √D (SimSiam, section 4.1)."""
     if len(z) < 2:
         return z.new_zeros(())
     return z.float().std(dim=0).mean() * z.shape[1] ** 0.5

@@ -11,31 +11,29 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssl_lessons.methods.base import Method, Objective, embedding_std
+from ssl_lessons.methods.base import Method, Objective, checked, embedding_std
 from ssl_lessons.methods.recipes import BYOL as RECIPES
 from ssl_lessons.methods.recipes import BYOLRecipe
-from ssl_lessons.networks import ema_update, mlp, momentum_copy, normalise_by
+from ssl_lessons.networks import ema_update, mlp, momentum_copy, normalize_by
 from ssl_lessons.views import Policy
 
-SCHEDULES = ("cosine", "constant")
 
-
+@checked()
 def byol_loss(prediction: Tensor, target: Tensor) -> Tensor:
     """BYOL's equation 2: ‖q̄ − z̄′‖² of the normalised vectors, which is 2 − 2·cosine; mean over the batch.
 
     Args:
-        prediction: float (B, D), q; gradients flow here. target: float (B, D), z′; no gradient.
+        prediction: float (B, D), q; gradients flow here. target: float (B, D), z′; no gradient. `checked`.
     Returns:
         Scalar in [0, 4]; 0 when all pairs point the same way.
     """
-    return 2 - 2 * F.cosine_similarity(prediction.float(), target.detach().float(), dim=1).mean()
+    return 2 - 2 * F.cosine_similarity(prediction, target.detach(), dim=1).mean()
 
 
 def momentum_at(base: float, progress: float, schedule: str = "cosine") -> float:
     """τ at `progress` in [0, 1] of a run: 1 − (1 − base)·(cos(π·progress) + 1)/2 (section 3.3), or `base`."""
-    if schedule not in SCHEDULES:
-        known = ", ".join(SCHEDULES)
-        raise ValueError(f"momentum_schedule {schedule!r} is not known; choose one of: {known}")
+    if schedule not in ("cosine", "constant"):
+        raise ValueError(f"momentum_schedule {schedule!r} is not known; choose one of: cosine, constant")
     return base if schedule == "constant" else 1 - (1 - base) * (math.cos(math.pi * progress) + 1) / 2
 
 
@@ -49,17 +47,14 @@ class BYOL(Method):
     recipes = RECIPES
 
     def build(self, r: BYOLRecipe) -> Sequence[Policy]:
-        if r.lag is not None and not 0 < r.lag <= 1:
-            raise ValueError(f"lag {r.lag} is not a share of a run: above 0, at most 1; `short` has 0.02")
-        if r.momentum is not None and not 0 <= momentum_at(r.momentum, 0.0, r.momentum_schedule) <= 1:
-            raise ValueError(f"momentum {r.momentum} is not in [0, 1]; BYOL uses 0.996")
         widths = [self.encoder.width, *r.head]
         dim = widths[-1] or self.encoder.width
         self.projector = mlp(widths, batch_norm=True)  # g
         self.predictor = mlp([dim, r.predictor_hidden, dim], batch_norm=True)  # q
         for part in (self.encoder.network, self.projector, self.predictor):
-            normalise_by(part, r.normalisation)
-        if r.momentum is not None:
+            normalize_by(part, r.normalisation)
+        self.needs_after_step = r.momentum is not None
+        if self.needs_after_step:
             self.target_encoder = momentum_copy(self.encoder)
             self.target_projector = momentum_copy(self.projector)
         return r.policy, r.policy_prime
@@ -74,18 +69,15 @@ class BYOL(Method):
         q1, q2 = (self.predictor(z) for z in projections)
         moving = self.recipe.momentum is not None
         t1, t2 = [self.targets(view) for view in views] if moving else projections  # the loss detaches them
-        with torch.autocast(q1.device.type, enabled=False):
-            loss = byol_loss(q1, t2) + byol_loss(q2, t1)  # the sum of both directions, not their mean
-            spread = embedding_std(F.normalize(projections[0].detach().float(), dim=1))
+        loss = byol_loss(q1, t2) + byol_loss(q2, t1)  # the sum of both directions, not their mean
+        spread = embedding_std(F.normalize(projections[0].detach().float(), dim=1))
         return Objective(loss, {"similarity": 1 - loss.detach() / 4, "embedding_std": spread})
 
     @torch.no_grad()
     def after_step(self, progress: float = 0.0) -> None:
-        """Move the target towards the online network (equation 1); `progress` in [0, 1] sets τ.
-
-        In a loop of one's own that passes no progress, τ stays at its base. Where `pretrain` has said how
-        many steps the run has, that base follows from the recipe's `lag`.
-        """
+        """Move the target towards the online network (equation 1); `progress` in [0, 1] sets τ, which without
+        it stays at its base. Where `pretrain` has set `run_steps`, the recipe's `lag` sets the base."""
+        self.needs_after_step = False  # it is not forgotten
         if self.recipe.momentum is None:
             return
         base = self.recipe.momentum

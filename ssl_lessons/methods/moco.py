@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssl_lessons.methods.base import Method, Objective, embedding_std
+from ssl_lessons.methods.base import Method, Objective, check_temperature, checked, embedding_std
 from ssl_lessons.methods.recipes import MOCO as RECIPES
 from ssl_lessons.methods.recipes import MoCoRecipe
 from ssl_lessons.networks import ema_update, mlp, momentum_copy, split_batchnorm
@@ -19,6 +19,7 @@ from ssl_lessons.processes import gathered
 from ssl_lessons.views import Policy
 
 
+@checked()
 def similarities(query: Tensor, key: Tensor, queue: Tensor) -> tuple[Tensor, Tensor]:
     """Cosines of unit vectors: q·k₊ (B, 1) and q·kᵢ for the K negatives (B, K)."""
     positive = (query * key).sum(dim=1, keepdim=True)  # (B, D), (B, D) -> (B, 1)
@@ -29,25 +30,19 @@ def similarities(query: Tensor, key: Tensor, queue: Tensor) -> tuple[Tensor, Ten
 def info_nce(query: Tensor, key: Tensor, queue: Tensor, temperature: float) -> Tensor:
     """MoCo's equation 1: −log [ exp(q·k₊/τ) / (exp(q·k₊/τ) + Σᵢ exp(q·kᵢ/τ)) ], averaged over the batch.
 
-    The same as a (K+1)-way cross-entropy whose right answer is class 0, and computed so: no exponential
-    leaves the log-sum-exp, hence no overflow at any temperature.
+    Computed as a (K+1)-way cross-entropy whose right answer is class 0, which overflows at no temperature.
 
     Args:
-        query: float (B, D), unit length; gradients flow here.
-        key: float (B, D), unit length, row i the positive of query i; no gradient.
-        queue: float (K, D), unit length: the negatives.
-        temperature: τ > 0.
+        query: float (B, D), unit length; gradients flow here. key: the same, row i the positive of query i.
+        queue: float (K, D), unit length: the negatives. temperature: τ > 0. ValueError: as `checked`.
     Returns:
         Scalar, in nats; log(K + 1) when all similarities are equal.
-    Raises:
-        ValueError: a temperature of 0 or below.
     """
     return _cross_entropy(*similarities(query, key, queue), temperature)
 
 
 def _cross_entropy(positive: Tensor, negative: Tensor, temperature: float) -> Tensor:
-    if temperature <= 0:
-        raise ValueError(f"temperature {temperature} must be above 0; MoCo v2 uses 0.2")
+    check_temperature(temperature, "MoCo v2 uses 0.2")
     logits = torch.cat([positive, negative], dim=1) / temperature  # (B, 1 + K)
     return F.cross_entropy(logits, logits.new_zeros(len(logits), dtype=torch.long))
 
@@ -57,10 +52,9 @@ class MoCo(Method):
 
     recipes = RECIPES
     default_recipe = "moco_v2"
+    needs_after_step = True
 
     def build(self, r: MoCoRecipe) -> Sequence[Policy]:
-        if r.queue < 1:
-            raise ValueError(f"queue {r.queue} must hold at least 1 key")
         if r.splits > 1:
             split_batchnorm(self.encoder.network, r.splits)
         widths = [self.encoder.width, *r.head]
@@ -87,11 +81,10 @@ class MoCo(Method):
         Otherwise a query and its key would share their part's statistics, by which the network could tell
         the positive from the negatives without looking at the picture (paper, section 3.3).
         """
-        if self.recipe.splits > 1:
-            order = torch.randperm(len(images), device=images.device)
-            images = images[order]
-        keys = F.normalize(self.key_projector(self.key_encoder(images)).float(), dim=1)
-        return keys[torch.argsort(order)] if self.recipe.splits > 1 else keys
+        shuffled = self.recipe.splits > 1
+        order = torch.randperm(len(images), device=images.device) if shuffled else slice(None)
+        keys = F.normalize(self.key_projector(self.key_encoder(images[order])).float(), dim=1)
+        return keys[order.argsort()] if shuffled else keys
 
     def forward(self, views: Sequence[Tensor]) -> Objective:
         one, two = views
@@ -101,33 +94,28 @@ class MoCo(Method):
         # Enqueued only after every loss is taken: else a query would meet its own key among the negatives.
         self._pending = [key for _, key in pairs]
 
-        with torch.autocast(one.device.type, enabled=False):  # similarities over τ want float32
-            cosines = [similarities(query, key, self.queue) for query, key in pairs]
-            loss = sum(_cross_entropy(*pair, self.recipe.temperature) for pair in cosines)
+        cosines = [similarities(query, key, self.queue) for query, key in pairs]
+        loss = sum(_cross_entropy(*pair, self.recipe.temperature) for pair in cosines)
         positive, negative = (side.detach() for side in cosines[0])
-        return Objective(
-            loss,
-            {
-                "positive_similarity": positive.mean(),
-                "negative_similarity": negative.mean(),
-                "accuracy": (positive[:, 0] > negative.max(dim=1).values).float().mean(),
-                "embedding_std": embedding_std(pairs[0][0]),
-                "queue_age": (self.step - self.enqueued_at).float().mean(),
-            },
-        )
+        watch = {
+            "positive_similarity": positive.mean(),
+            "negative_similarity": negative.mean(),
+            "accuracy": (positive[:, 0] > negative.max(dim=1).values).float().mean(),
+            "embedding_std": embedding_std(pairs[0][0]),
+            "queue_age": (self.step - self.enqueued_at).float().mean(),
+        }
+        return Objective(loss, watch)
 
     @torch.no_grad()
     def after_step(self, progress: float = 0.0) -> None:
-        """Move the key encoder (equation 2), then enqueue the batch's keys in place of the oldest.
-
-        The official code moves it just before the next key pass; between two optimiser steps that is the
-        same moment.
-        """
+        """Move the key encoder (equation 2; the official code does so just before the next key pass, which is
+        the same moment), then enqueue the batch's keys in place of the oldest."""
         ema_update(self.key_encoder, self.encoder, self.recipe.momentum)
         ema_update(self.key_projector, self.projector, self.recipe.momentum)
         for keys in self._pending:
             self.enqueue(gathered(keys))  # of all processes: one queue, the same on each
         self._pending = []
+        self.needs_after_step = False  # it is not forgotten
         self.step += 1  # so a key is one step old when it first serves as a negative
 
     @torch.no_grad()

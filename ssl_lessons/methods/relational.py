@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssl_lessons.methods.base import Method, Objective, embedding_std
+from ssl_lessons.methods.base import Method, Objective, checked, embedding_std
 from ssl_lessons.methods.recipes import RELATIONAL as RECIPES
 from ssl_lessons.methods.recipes import RelationalRecipe
 from ssl_lessons.processes import gathered, rank_and_size
@@ -24,13 +24,11 @@ def relation_index(
 
     For each pair of views i < j, B positives (view i and view j of the same image), then B negatives: view j
     is rolled along the batch. The roll's shift grows by one from pair to pair and returns to 1 before it
-    reaches B, where every image would meet itself (the official code's order).
+    reaches B, where every image would meet itself (the official code's order). ValueError below 2 of either.
 
     Returns:
         first, second: int64 (P,), rows of the stacked features; targets: float32 (P,), 1 for the same image.
         P = K·(K − 1)·B.
-    Raises:
-        ValueError: fewer than 2 views (no pair) or than 2 images (no negative).
     """
     if views < 2 or batch < 2:
         raise ValueError(
@@ -48,6 +46,10 @@ def relation_index(
 
 def relation_pairs(features: Tensor, views: int) -> tuple[Tensor, Tensor]:
     """The pairs themselves: features (K·B, D), view after view -> (P, 2D) and targets (P,), P = K(K−1)B."""
+    if views < 1 or len(features) % views:
+        raise ValueError(
+            f"{len(features)} features are not {views} views of the same images, one after another"
+        )
     first, second, targets = relation_index(views, len(features) // views, features.device)
     return torch.cat([features[first], features[second]], dim=1), targets
 
@@ -76,6 +78,7 @@ class RelationHead(nn.Module):
         return self.last(F.leaky_relu(self.norm(hidden)))[:, 0]
 
 
+@checked(dims=1)
 def focal_bce(scores: Tensor, targets: Tensor, gamma: float = 2.0, alpha: float = 0.5) -> Tensor:
     """The official full code's focal loss (Lin et al. 2017, arXiv:1708.02002, equation 5), mean over pairs.
 
@@ -103,8 +106,6 @@ class Relational(Method):
     recipes = RECIPES
 
     def build(self, r: RelationalRecipe) -> Sequence[Policy]:
-        if r.views < 2:
-            raise ValueError(f"views is {r.views}; a pair needs at least 2 views of an image")
         self.projector = nn.Identity()
         self.head = RelationHead(self.encoder.width, r.hidden)  # r
         return (r.policy,) * r.views
@@ -120,12 +121,10 @@ class Relational(Method):
         mine = slice(rank * own, (rank + 1) * own)
         first, second, targets = (part.view(-1, size * own)[:, mine].flatten() for part in index)
         scores = self.head.score(everyone, first, second)  # (P,)
-        with torch.autocast(features.device.type, enabled=False):
-            scores = scores.float()
-            if self.recipe.focal:
-                loss = focal_bce(scores, targets, self.recipe.gamma, self.recipe.alpha)
-            else:
-                loss = F.binary_cross_entropy_with_logits(scores, targets)
+        if self.recipe.focal:
+            loss = focal_bce(scores, targets, self.recipe.gamma, self.recipe.alpha)
+        else:
+            loss = F.binary_cross_entropy_with_logits(scores.float(), targets)
         with torch.no_grad():
             right = ((scores > 0) == (targets > 0)).float()
             half = targets.sum()  # as many positives as negatives

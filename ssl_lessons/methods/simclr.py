@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssl_lessons.methods.base import Method, Objective, embedding_std
+from ssl_lessons.methods.base import Method, Objective, check_temperature, checked, embedding_std
 from ssl_lessons.methods.recipes import SIMCLR as RECIPES
 from ssl_lessons.methods.recipes import SimCLRRecipe
 from ssl_lessons.networks import mlp
@@ -18,13 +18,14 @@ from ssl_lessons.processes import gathered, rank_and_size
 from ssl_lessons.views import Policy
 
 
+@checked()
 def cosines(z1: Tensor, z2: Tensor) -> tuple[Tensor, Tensor]:
     """Similarities of this process' 2B views with all 2WB views, −∞ for a view with itself; the positives.
 
     Returns:
         float (2B, 2WB), the cosine s_ik; int64 (2B,), the column of each row's other view.
     """
-    z1, z2 = (F.normalize(z.float(), dim=1) for z in (z1, z2))
+    z1, z2 = (F.normalize(z, dim=1) for z in (z1, z2))
     all1, all2 = gathered(z1), gathered(z2)
     similarity = torch.cat([z1, z2]) @ torch.cat([all1, all2]).T  # (2B, D), (2WB, D) -> (2B, 2WB)
     own = rank_and_size()[0] * len(z1) + torch.arange(len(z1), device=z1.device)  # our rows among all
@@ -35,24 +36,21 @@ def cosines(z1: Tensor, z2: Tensor) -> tuple[Tensor, Tensor]:
 def nt_xent(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
     """SimCLR's equation 1: −log [ exp(s_ij/τ) / Σ_{k≠i} exp(s_ik/τ) ], averaged over all 2B views i.
 
-    s is the cosine, j the other view of i's image, k every other view of the batch: 2B − 2 negatives. The
-    same as a cross-entropy whose right answer is j, and computed so. With several processes the negatives
-    come from all of them, and each takes the loss of its own rows (see processes.py).
+    s is the cosine, j the other view of i's image, k every other view of the batch: 2B − 2 negatives.
+    Computed as a cross-entropy whose right answer is j. With several processes the negatives come from all of
+    them, and each takes the loss of its own rows (see processes.py).
 
     Args:
         z1, z2: float (B, D), row i of each a view of image i; of any length. Gradients flow into both.
-        temperature: τ > 0.
+        temperature: τ > 0; else, for a batch without negatives, or see `checked`, ValueError.
     Returns:
         Scalar, in nats; log(2B − 1) when all similarities are equal.
-    Raises:
-        ValueError: a temperature of 0 or below, or a batch without negatives.
     """
     return _cross_entropy(*cosines(z1, z2), temperature)
 
 
 def _cross_entropy(similarity: Tensor, other: Tensor, temperature: float) -> Tensor:
-    if temperature <= 0:
-        raise ValueError(f"temperature {temperature} must be above 0; SimCLR uses 0.1, or 0.5 on CIFAR-10")
+    check_temperature(temperature, "SimCLR uses 0.1, or 0.5 on CIFAR-10")
     if similarity.shape[1] < 4:
         raise ValueError("a batch of one image has no negatives; SimCLR needs at least 2 images")
     return F.cross_entropy(similarity / temperature, other)
@@ -74,9 +72,8 @@ class SimCLR(Method):
     def forward(self, views: Sequence[Tensor]) -> Objective:
         batch = len(views[0])
         z1, z2 = self.embed(torch.cat(list(views))).split(batch)  # one pass for both, as in the official code
-        with torch.autocast(z1.device.type, enabled=False):  # similarities over τ want float32
-            similarity, other = cosines(z1, z2)  # (2B, 2WB)
-            loss = _cross_entropy(similarity, other, self.recipe.temperature)
+        similarity, other = cosines(z1, z2)  # (2B, 2WB)
+        loss = _cross_entropy(similarity, other, self.recipe.temperature)
         with torch.no_grad():
             positive = similarity.gather(1, other[:, None])[:, 0]  # (2B,)
             negative = similarity.scatter(1, other[:, None], -torch.inf)  # -inf for itself and the positive

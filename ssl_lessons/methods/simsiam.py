@@ -6,26 +6,26 @@ say what the other side is, and the gradient stops on that other side. Nothing e
 
 from collections.abc import Sequence
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssl_lessons.methods.base import Method, Objective, embedding_std
+from ssl_lessons.methods.base import Method, Objective, checked, embedding_std
 from ssl_lessons.methods.recipes import SIMSIAM as RECIPES
 from ssl_lessons.methods.recipes import SimSiamRecipe
 from ssl_lessons.networks import mlp
 from ssl_lessons.views import Policy
 
 
+@checked()
 def negative_cosine(prediction: Tensor, target: Tensor) -> Tensor:
     """SimSiam's equations 1 and 3: D(p, stopgrad(z)) = −(p / ‖p‖) · (z / ‖z‖), averaged over the batch.
 
     Args:
-        prediction: float (B, D), p; gradients flow here. target: float (B, D), z; no gradient.
+        prediction: float (B, D), p; gradients flow here. target: float (B, D), z; no gradient. See `checked`.
     Returns:
         Scalar in [−1, 1]; −1 when all pairs point the same way.
     """
-    return -F.cosine_similarity(prediction.float(), target.detach().float(), dim=1).mean()
+    return -F.cosine_similarity(prediction, target.detach(), dim=1).mean()
 
 
 class SimSiam(Method):
@@ -46,7 +46,6 @@ class SimSiam(Method):
         # Two passes, not one: each view is normalised by its own batch statistics, as in the official code.
         z1, z2 = (self.projector(self.encoder(view)) for view in views)
         p1, p2 = self.predictor(z1), self.predictor(z2)
-        with torch.autocast(z1.device.type, enabled=False):
-            loss = (negative_cosine(p1, z2) + negative_cosine(p2, z1)) / 2  # equation 4
-            spread = embedding_std(F.normalize(z1.detach().float(), dim=1))
+        loss = (negative_cosine(p1, z2) + negative_cosine(p2, z1)) / 2  # equation 4
+        spread = embedding_std(F.normalize(z1.detach().float(), dim=1))
         return Objective(loss, {"similarity": -loss.detach(), "embedding_std": spread})
