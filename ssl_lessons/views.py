@@ -14,7 +14,7 @@ Letters: B images (b in a piece), H x W stored, S side of a view. A name that en
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from itertools import groupby
@@ -268,6 +268,21 @@ def in_channels(views: Tensor, channels: int) -> Tensor:
     if channels == 3:
         return views
     return (views * _constant(LUMA, views.device, views.dtype)).sum(-3, keepdim=True)
+
+
+def draws_once(augmentation: Callable[[Tensor], Tensor], image: Tensor) -> bool:
+    """Whether an augmentation of one's own gives all images of a batch one draw, as torchvision's v2
+    transforms do: copies of `image`, float (C, H, W), come out alike within a batch, yet not in every batch.
+    torch's global generators are left as they were; others are the caller's matter."""
+    seen = []
+    devices = [image.device] if image.is_cuda else []
+    with torch.random.fork_rng(devices), torch.no_grad():
+        for _ in range(8):  # one draw with probability 1/2 comes out alike eight times once in 128
+            batch = augmentation(image.expand(4, *image.shape).clone())
+            if not torch.equal(batch, batch[:1].expand_as(batch)):
+                return False
+            seen.append(batch[0])
+    return any(not torch.equal(seen[0], other) for other in seen[1:])
 
 
 @lru_cache(maxsize=16)
