@@ -1,20 +1,17 @@
 """Views: what augmentation does to a batch of images, every image with its own random draw.
 
 `views()` draws from a paper's `Policy` (policies.py) and applies it in the order of MoCo v2's official code:
-crop and resize, colour jitter, greyscale, blur, solarize (BYOL), flip, normalise. No Python call per image:
-crop, antialiased resize and flip are separable linear maps, `down @ image @ across.T` with two matrices an
-image; brightness, contrast and saturation are all `clamp(a·x + b·grey(x) + c)` with numbers of the image.
-(The papers flip last. It only moves pixels, so that the place makes no difference.)
-
-Blur is linear too, but follows the colours, which clamp: folded into the two matrices it moved 8 % of the
-blurred values by more than 1/255 (512 photographs, MoCo v2, 64 px). Colour arithmetic is torchvision's on
-floats; the originals of SimCLR and BYOL (TensorFlow, JAX) differ a little, as all PyTorch versions do.
+crop and resize, colour jitter, greyscale, blur, solarize (BYOL), flip (earlier here, which moves no value),
+normalise. No Python call per image: crop, antialiased resize and flip are `down @ image @ across.T` with two
+matrices an image; brightness, contrast and saturation are `clamp(a·x + b·grey(x) + c)`. Blur is linear too,
+but follows the colours, which clamp: folded into the matrices it moved 8 % of the blurred values by more than
+1/255 (512 photographs, 64 px). Colours are torchvision's on floats.
 
 Letters: B images (b in a piece), H x W stored, S side of a view. A name that ends in `_` works in place.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 from itertools import groupby
@@ -268,21 +265,6 @@ def in_channels(views: Tensor, channels: int) -> Tensor:
     if channels == 3:
         return views
     return (views * _constant(LUMA, views.device, views.dtype)).sum(-3, keepdim=True)
-
-
-def draws_once(augmentation: Callable[[Tensor], Tensor], image: Tensor) -> bool:
-    """Whether an augmentation of one's own gives all images of a batch one draw, as torchvision's v2
-    transforms do: copies of `image`, float (C, H, W), come out alike within a batch, yet not in every batch.
-    torch's global generators are left as they were; others are the caller's matter."""
-    seen = []
-    devices = [image.device] if image.is_cuda else []
-    with torch.random.fork_rng(devices), torch.no_grad():
-        for _ in range(8):  # one draw with probability 1/2 comes out alike eight times once in 128
-            batch = augmentation(image.expand(4, *image.shape).clone())
-            if not torch.equal(batch, batch[:1].expand_as(batch)):
-                return False
-            seen.append(batch[0])
-    return any(not torch.equal(seen[0], other) for other in seen[1:])
 
 
 @lru_cache(maxsize=16)

@@ -17,9 +17,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torchvision.transforms import v2
 
-from ssl_lessons import SimSiam, images, views
+from ssl_lessons import SimSiam, images
 from ssl_lessons.evaluate import labels_of
 from ssl_lessons.images import DataError, ImageStore
 from ssl_lessons.networks import build
@@ -833,33 +832,6 @@ def test_other_data_roots(fault, monkeypatch, tmp_path, named):
 
 
 # ---- Augmentations of one's own ---------------------------------------------------------------------------
-
-
-def each_its_own(batch):
-    return torch.stack([v2.RandomHorizontalFlip(0.5)(image) for image in batch])
-
-
-AUGMENTATIONS = {
-    "v2 flip": (v2.RandomHorizontalFlip(0.5), True),
-    "v2 crop": (v2.RandomResizedCrop(16, antialias=True), True),
-    "v2 jitter": (v2.ColorJitter(0.5, 0.5, 0.5), True),
-    "v2 several": (v2.Compose([v2.RandomCrop(16, padding=2), v2.RandomGrayscale(0.5)]), True),
-    "one noise for all": (lambda batch: (batch + 0.1 * torch.randn(batch.shape[1:])).clamp(0, 1), True),
-    "each its own": (each_its_own, False),
-    "noise": (lambda batch: (batch + 0.1 * torch.randn_like(batch)).clamp(0, 1), False),
-    "nothing random": (v2.Resize(16, antialias=True), False),
-    "in place": (lambda batch: batch.mul_(0.5), False),
-}
-
-
-@pytest.mark.parametrize(("augmentation", "once"), AUGMENTATIONS.values(), ids=AUGMENTATIONS)
-def test_one_draw_for_a_batch_is_seen(fault, augmentation, once):
-    torch.manual_seed(0)
-    image, state = torch.rand(3, 20, 20), torch.get_rng_state()
-    before = image.clone()
-    found = views.draws_once(augmentation, image)
-    right = found == once and torch.equal(state, torch.get_rng_state()) and torch.equal(image, before)
-    fault("augmentations").right(right)
 
 
 def test_an_augmentation_in_place_changes_no_image(fault):
