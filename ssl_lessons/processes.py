@@ -84,14 +84,19 @@ def from_first(value):
     return shared[0]
 
 
+def of_all(value) -> list:
+    """What each process has, in rank order, on all of them: anything that can be pickled."""
+    size = rank_and_size()[1]
+    values = [value] * size
+    if size > 1:
+        dist.all_gather_object(values, value)
+    return values
+
+
 def mean_of_all(numbers: dict[str, float]) -> dict[str, float]:
     """Each number's mean over the processes, which all have the same names; on all of them."""
-    size = rank_and_size()[1]
-    if size == 1:
-        return numbers
-    everyone: list[dict] = [{}] * size
-    dist.all_gather_object(everyone, numbers)
-    return {name: sum(other[name] for other in everyone) / size for name in numbers}
+    everyone = of_all(numbers)
+    return {name: sum(other[name] for other in everyone) / len(everyone) for name in numbers}
 
 
 def share_weights(module: nn.Module) -> None:

@@ -103,12 +103,10 @@ def source_of(kind: type) -> str | None:
     this package, PyTorch and its libraries are left out: a record has their versions. None where nothing is
     left, or Python has no source for it (code that was typed at a prompt).
     """
-    members = [("", kind)]
-    if isinstance(kind, type):
-        members = []
-        for parent in kind.__mro__:
-            if parent.__module__.split(".")[0] not in _VERSIONED:
-                members += sorted(vars(parent).items())
+    members = []
+    for owner in getattr(kind, "__mro__", (kind,)):
+        if owner.__module__.split(".")[0] not in _VERSIONED:
+            members += sorted(vars(owner).items()) if isinstance(owner, type) else [("", owner)]
     parts = []
     for name, value in members:
         function = getattr(value, "__func__", getattr(value, "fget", value))
@@ -499,8 +497,9 @@ class Run:
         return path
 
     def save_resume(self, state: dict) -> None:
-        """Write everything needed to go on after this moment, atomically."""
-        write_state(self.resume_path, state)
+        """Write everything needed to go on after this moment, and the record's settings, atomically."""
+        record = {name: part for name, part in self.record.items() if name not in ("history", "checksum")}
+        write_state(self.resume_path, {**state, "record": _plain(record)})
 
     def load_resume(self) -> dict:
         """Read resume.pt, see `read_state`: "method", "optimizer", "generators", "history", "seconds", …"""

@@ -277,6 +277,7 @@ def test_resume_takes_tensors_and_plain_values_only(run):
     state = {**STATE, "weights": torch.arange(3.0), "step": 7}
     run.save_resume(state)
     loaded = run.load_resume()
+    assert loaded.pop("record")["seed"] == 3
     assert torch.equal(loaded.pop("weights"), state.pop("weights")) and loaded == state
 
     class Trap:
