@@ -70,7 +70,7 @@ def features(
 
 
 def _fingerprint(encoder: nn.Module, store: ImageStore, image_size: int, precision: str) -> str:
-    """What decides features: code, the network's structure, its weights and statistics, the images, their size."""
+    """What decides features: code, the network, its weights and statistics, the images, their size."""
     code = [source_of(type(module)) for module in encoder.modules()] + [torch.__version__]
     code += [inspect.getsource(module) for module in (networks, views)]
     what = (

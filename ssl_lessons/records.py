@@ -273,12 +273,14 @@ def _write_weights(path: Path, weights: dict[str, torch.Tensor]) -> None:
 
 def _encoder_in(state: dict) -> dict[str, torch.Tensor]:
     """The plain network's weights in a checkpoint, as encoder.safetensors has them."""
+    import torch
+
     tapped = any(name.startswith("encoder.network.") for name in state["method"])
     prefix = "encoder.network." if tapped else "encoder."
     weights = {}
     for name, tensor in state["method"].items():
         if name.startswith(prefix):
-            weights[name.removeprefix(prefix)] = tensor
+            weights[name.removeprefix(prefix)] = tensor.clone(memory_format=torch.contiguous_format)
     return weights
 
 
@@ -362,8 +364,8 @@ class Run:
             return run
 
     def restore(self, state: dict) -> bool:
-        """Make the record that of a checkpoint, which wins; returns whether it was another. What was judged
-        at another epoch is left out."""
+        """Make the record that of a checkpoint, which wins; returns whether that must be written. What was
+        judged at another epoch is left out."""
         before = self.record
         if len(before.get("history", ())) == len(state["history"]):
             record = {**state.get("record", {}), **before}
@@ -371,7 +373,7 @@ class Run:
             record = {**before, "metrics": {}, **state.get("record", {})}
         self.record = {**record, "history": state["history"], "seconds": state["seconds"]}
         self.record["encoder_checksum"] = digest(_encoder_in(state))
-        return self.record != before
+        return self.record != before or self._seen is None
 
     @contextmanager
     def writing(self) -> Iterator[None]:

@@ -119,6 +119,10 @@ def pretrain(
     batch_size = min(recipe.batch_size, len(store)) if batch_size is None else batch_size  # a small folder
     target = pick_device(device)
     precision = pick_precision(precision, target)
+    count = os.environ.get("WORLD_SIZE") or "1"
+    if count != "1" and "LOCAL_RANK" not in os.environ:  # each would train alone, and one would write
+        way_out = "start all with `accelerate launch` or `torchrun`, or unset WORLD_SIZE"
+        raise TrainingError(f"WORLD_SIZE is {count}, but this process knows no others: {way_out}")
     with ExitStack() as stack:
         accelerator = stack.enter_context(accelerated(target, precision))
         rank, size = rank_and_size()
@@ -215,11 +219,6 @@ def _check(method: Method, store: ImageStore, epochs: int, batch_size: int, size
         raise TrainingError(f"{store.name} has {count} images, less than batch_size {batch_size}; lower it")
     if batch_size % size:
         raise TrainingError(f"batch_size {batch_size} is not a multiple of the {size} processes; change it")
-    if size == 1 and os.environ.get("WORLD_SIZE", "1") not in ("", "1"):
-        raise TrainingError(
-            f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but this process is alone: start all with "
-            "`accelerate launch` or `torchrun`, or unset WORLD_SIZE"
-        )
     if size > 1 and _monitoring:
         raise TrainingError("a monitor runs in the first of several processes alone: it cannot train")
     if method.supervised and store.labels is None:
