@@ -337,7 +337,7 @@ def test_a_signal_ends_with_one_line_and_a_checkpoint(tmp_path, finished, fault,
     done = subprocess.run(command, env=ENV, capture_output=True, text=True)
     kept = "checkpoint 1 is kept" if at > 2 else "none is kept"
     fault("a signal").answered(done, says=(f"ended by {name}", kept))
-    assert done.returncode == 128 + getattr(signal, name) and len(done.stderr.splitlines()) == 1
+    assert done.returncode == -getattr(signal, name) and len(done.stderr.splitlines()) == 1
     record = train(tmp_path / "run")
     right = same_weights(tmp_path / "run", finished / "0")
     fault("a signal").right(right and values(record) == values(Run.open(finished / "0").record), "lost")
