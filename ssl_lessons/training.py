@@ -119,10 +119,8 @@ def pretrain(
     batch_size = min(recipe.batch_size, len(store)) if batch_size is None else batch_size  # a small folder
     target = pick_device(device)
     precision = pick_precision(precision, target)
-    count = os.environ.get("WORLD_SIZE") or "1"
-    if count != "1" and "LOCAL_RANK" not in os.environ:  # each would train alone, and one would write
-        way_out = "start all with `accelerate launch` or `torchrun`, or unset WORLD_SIZE"
-        raise TrainingError(f"WORLD_SIZE is {count}, but this process knows no others: {way_out}")
+    if "MASTER_ADDR" not in os.environ:
+        _refuse_alone()
     with ExitStack() as stack:
         accelerator = stack.enter_context(accelerated(target, precision))
         rank, size = rank_and_size()
@@ -219,6 +217,8 @@ def _check(method: Method, store: ImageStore, epochs: int, batch_size: int, size
         raise TrainingError(f"{store.name} has {count} images, less than batch_size {batch_size}; lower it")
     if batch_size % size:
         raise TrainingError(f"batch_size {batch_size} is not a multiple of the {size} processes; change it")
+    if size == 1:
+        _refuse_alone()
     if size > 1 and _monitoring:
         raise TrainingError("a monitor runs in the first of several processes alone: it cannot train")
     if method.supervised and store.labels is None:
@@ -228,6 +228,14 @@ def _check(method: Method, store: ImageStore, epochs: int, batch_size: int, size
         low, high = store.labels.aminmax()
         if low < 0 or high >= classes:
             raise TrainingError(f"{name} has {classes} classes; {store.name} has labels from {low} to {high}")
+
+
+def _refuse_alone() -> None:
+    """Raise where this process, alone, is told that it is one of several: each would train for itself."""
+    count = os.environ.get("WORLD_SIZE") or "1"
+    if count != "1":
+        way_out = "start all with `accelerate launch` or `torchrun`, or unset WORLD_SIZE"
+        raise TrainingError(f"WORLD_SIZE is {count}, but this process knows no others: {way_out}")
 
 
 def _parts(method: Method) -> dict[str, str]:
