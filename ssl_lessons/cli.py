@@ -275,10 +275,11 @@ def judge(args, run, encoder, stores, prefix: str = "", fine_tune_epochs: dict |
             asked = {"device": args.device, "fine_tune_epochs": fine_tune_epochs}
             for name, metric in ssl.evaluate.report(each, *stores, view, **asked).items():
                 metrics[f"{prefix}{name}{mark}"] = metric
-        run.record["metrics"].update(metrics)
-        run.save()
     told = metric_table(metrics) if stores else "not judged: there are no labelled train and test images"
     show(args, {"run": run.folder.resolve(), "metrics": metrics}, f"{told}\nrecord in {run.folder}")
+    run.record["metrics"].update(metrics)
+    if metrics:
+        run.save()  # printed first: what cannot be written is not lost
     return OK
 
 
@@ -313,16 +314,17 @@ def pretrain(args) -> int:
 
 
 def evaluate(args) -> int:
-    if not (Path(args.run) / "record.json").exists():
+    if not any((Path(args.run) / name).exists() for name in ("record.json", "resume.pt")):
         known("run", args.run, sorted(str(record.parent) for record in runs().glob("*/record.json")))
     run = ssl.records.Run.open(args.run)
+    encoder = ssl.evaluate.load_encoder(run)
     trained_on = run.record["dataset"]
-    data = ssl.batch.grid.dataset(args.dataset or trained_on["name"], Path.cwd())
+    data = ssl.batch.grid.dataset(args.dataset or ssl.evaluate.place_of(trained_on), Path.cwd())
     with talk(args):
         stores = labelled(args, data, args.size or trained_on["size"])
     prefix = f"{Path(data).name}_" if args.dataset else ""
     epochs = ssl.evaluate.FINE_TUNE_EPOCHS if args.fine_tune else None
-    return judge(args, run, ssl.evaluate.load_encoder(run), stores, prefix, epochs)
+    return judge(args, run, encoder, stores, prefix, epochs)
 
 
 def bench(args) -> int:

@@ -72,12 +72,9 @@ def autocast(device: torch.device, precision: str):
 
 
 def prepare(device: torch.device) -> None:
-    """Make training on this device faster, for the whole process; no result changes beyond rounding.
-
-    On a GPU, cuDNN tries its algorithms once for each shape, of which a run has few. On a CPU with glibc, the
-    memory of a step's activations is kept for the next: by default large blocks go back to the kernel at
-    once, and each step pays again for pages that must be mapped and cleared.
-    """
+    """Make training on this device faster, for the whole process; no result changes beyond rounding. On a
+    GPU, cuDNN tries its algorithms once for each shape. On a CPU with glibc, a step's memory is kept for the
+    next, which would pay again for pages that must be mapped and cleared."""
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True
     elif device.type == "cpu" and sys.platform == "linux":

@@ -7,7 +7,10 @@ Letters: N training images, M test images, D features, C classes.
 
 import copy
 import hashlib
+import inspect
+import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -15,12 +18,12 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ssl_lessons import networks
+from ssl_lessons import networks, views
 from ssl_lessons.devices import autocast, pick_device, pick_precision
-from ssl_lessons.images import ImageStore
+from ssl_lessons.images import ROLES, ImageStore
 from ssl_lessons.methods.base import Method, Objective, Recipe
 from ssl_lessons.networks import Encoder, eval_mode
-from ssl_lessons.records import RecordError, Run, atomically
+from ssl_lessons.records import RecordError, Run, digest, read_state, source_of, write_state
 from ssl_lessons.training import Monitor, pretrain
 from ssl_lessons.views import CROP_ONLY, centre, in_channels
 
@@ -44,47 +47,83 @@ def features(
 
     The encoder runs in eval mode and is put back as it was: its modes, its device, every parameter and every
     BatchNorm statistic. `cache` is a folder in which features are kept and found again, by the fingerprint of
-    the weights, the images, the size and the arithmetic; None keeps nothing.
+    code, weights, images, size and arithmetic; None keeps nothing. ValueError: features that are not finite.
     """
     target = pick_device(device)
     precision = pick_precision(precision, target)
     kept = cache and Path(cache, f"{_fingerprint(encoder, store, image_size, precision)}.pt")
     if kept and kept.exists():
-        return torch.load(kept, weights_only=True)
+        with suppress(RecordError):  # damaged: computed again
+            return read_state(kept)["features"]
     channels, parts = getattr(encoder, "channels", 3), []
     with eval_mode(encoder, target):  # a run on the CPU may be watched from the GPU
         for rows in torch.arange(len(store)).split(batch):
             images = in_channels(centre(store.batch(rows, target), image_size), channels)
             with autocast(target, precision):
                 parts.append(encoder(images).flatten(1).float().cpu())
+    x = torch.cat(parts)
+    _check(x)
     if kept:
         kept.parent.mkdir(parents=True, exist_ok=True)
-        atomically(kept, lambda path: torch.save(torch.cat(parts), path))
-    return torch.cat(parts)
+        write_state(kept, {"features": x})
+    return x
 
 
 def _fingerprint(encoder: nn.Module, store: ImageStore, image_size: int, precision: str) -> str:
-    """What decides features: the network's structure, every weight and statistic, the images, their size."""
-    what = (encoder, getattr(encoder, "layer", None), store.fingerprint, len(store), image_size, precision)
-    digest = hashlib.sha256(repr(what).encode())
-    for name, tensor in encoder.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()[:32]
+    """What decides features: code, the network, its weights and statistics, the images, their size."""
+    code = [source_of(type(module)) for module in encoder.modules()] + [torch.__version__]
+    code += [inspect.getsource(module) for module in (networks, views)]
+    what = (
+        repr(encoder),
+        getattr(encoder, "layer", None),
+        store.fingerprint,
+        len(store),
+        image_size,
+        precision,
+    )
+    return digest([code, what, dict(encoder.state_dict())])[:32]
+
+
+def _check(x: Tensor, y: Tensor | None = None, width: int | None = None) -> None:
+    """Raise `ValueError` unless x are float (N, D) features that can be judged and y are their labels, int64
+    (N,) from 0."""
+    shape = tuple(x.shape)
+    if x.dim() != 2 or not x.numel() or width not in (None, shape[1]):
+        raise ValueError(f"features are {shape}; give (N, {width or 'D'}), a row for each of N > 0 images")
+    bad = (~x.float().norm(dim=1).isfinite()).sum().item()  # too large to square is too large to compare
+    if bad:
+        raise ValueError(
+            f"the features of {bad} of {len(x)} images are NaN, infinite or too large: look at the encoder's "
+            "weights and at what goes into it"
+        )
+    if y is None:
+        return
+    if y.shape != (len(x),) or y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
+        raise ValueError(
+            f"labels are {y.dtype} {tuple(y.shape)}; give whole numbers, one for each of {len(x)}"
+        )
+    if y.min() < 0:
+        raise ValueError(f"a label is {y.min()}; leave images without a class out, and number classes from 0")
 
 
 def labels_of(store: ImageStore, classes: Sequence[str] = ()) -> Tensor:
     """A store's labels, int64 (N,); with the `classes` of the split that it is judged with, in their numbers,
     matched by name. ValueError: no labels, or images of a class that is not among `classes`."""
+    name = f"{store.name} ({store.split})"
     if store.labels is None:
-        raise ValueError(f"{store.name} ({store.split}) has no labels to judge by; use a split with labels")
+        raise ValueError(f"{name} has no labels to judge by; use a split with labels")
+    if len(store.labels) != len(store):
+        raise ValueError(f"{name} has {len(store.labels)} labels for {len(store)} images")
+    low, high = (value.item() for value in store.labels.aminmax())
+    if low < 0 or high >= len(store.classes):
+        raise ValueError(f"{name} has labels from {low} to {high} for {len(store.classes)} classes, from 0")
     if not classes or tuple(classes) == tuple(store.classes):
         return store.labels
     present = [store.classes[label] for label in store.labels.unique().tolist()]
     unknown = ", ".join(name for name in present if name not in classes)
     if unknown:
         raise ValueError(
-            f"{store.name} ({store.split}) has images of {unknown}, but the other split's classes are "
+            f"{name} has images of {unknown}, but the other split's classes are "
             f"{', '.join(classes)}: name the classes alike"
         )
     numbers = [classes.index(name) if name in classes else -1 for name in store.classes]
@@ -101,12 +140,18 @@ def knn(train_x: Tensor, train_y: Tensor, test_x: Tensor, k: int = K, t: float =
     Returns:
         int64 (M,).
     Raises:
-        ValueError: k outside 1 … N, or t not above 0.
+        ValueError: k below 1, t not above 0, or features and labels that `_check` refuses. A k above N is N,
+            with a warning.
     """
-    if not 1 <= k <= len(train_x):
-        raise ValueError(f"k {k} must lie between 1 and the {len(train_x)} training images")
-    if t <= 0:
-        raise ValueError(f"t {t} must be above 0; {T} is usual")
+    if k < 1 or t <= 0:
+        raise ValueError(f"k {k} must be at least 1 and t {t} above 0; {K} and {T} are usual")
+    _check(train_x, train_y)
+    _check(test_x, width=train_x.shape[1])
+    if k > len(train_x):
+        warnings.warn(
+            f"k {k} is more than the {len(train_x)} training images: all of them vote", stacklevel=2
+        )
+        k = len(train_x)
     train_x, classes = F.normalize(train_x.float(), dim=1), int(train_y.max()) + 1
     predicted = []
     for block in F.normalize(test_x.float(), dim=1).split(1024):  # (1024, N) similarities at a time
@@ -157,8 +202,12 @@ def linear_probe(train_x: Tensor, train_y: Tensor, test_x: Tensor, seed: int = 0
 
     Features are standardised by the training set's mean and deviation. The L2 weight is the one of `DECAYS`
     that does best on a held-out fifth of the *training* images (the mean of five such draws where they are
-    few, and one draw says little); then all of them are fitted again.
+    few, and one draw says little); then all of them are fitted again. ValueError: as for `knn`.
     """
+    _check(train_x, train_y)
+    _check(test_x, width=train_x.shape[1])
+    if len(train_x) < 2:
+        raise ValueError("one training image has no deviation to standardise by; give at least 2")
     mean, std = train_x.mean(dim=0), train_x.std(dim=0).clamp_min(1e-6)
     train_x, test_x = (train_x - mean) / std, (test_x - mean) / std
     classes = int(train_y.max()) + 1
@@ -220,7 +269,7 @@ def judge(
     """
     train_y = labels_of(train)
     train_x, test_x = (features(encoder, store, image_size, device, cache=cache) for store in (train, test))
-    protocol = f"weighted kNN, k {K}, t {T}, backbone, {image_size} px"
+    protocol = f"weighted kNN, k {min(K, len(train))}, t {T}, backbone, {image_size} px"
     metrics = {"knn": _metric([knn(train_x, train_y, test_x)], train, test, protocol)}
     for fraction in fractions:
         predicted, decays, seeds = [], [], _seeds(fraction, draws, seed)
@@ -283,6 +332,23 @@ def _rebuilt(network: dict, fill) -> Encoder:
     return networks.tap(plain, network.get("layer"), network["image_size"])
 
 
+def place_of(dataset: dict | None) -> str:
+    """What `images.load` takes for the images that a record says were trained on: a name, or a folder.
+
+    Raises `RecordError` where the record does not say, or the folder is no longer there.
+    """
+    name, origin = (dataset or {}).get("name"), (dataset or {}).get("origin") or ""
+    if not name:
+        raise RecordError("the record does not say which images were trained on; name them with --dataset")
+    if not origin.startswith("folder "):
+        return name
+    folder = Path(origin.removeprefix("folder "))
+    if not folder.is_dir():
+        raise RecordError(f"the images trained on were in {folder}, which is gone; name them with --dataset")
+    splits = {split for names in ROLES.values() for split in names}
+    return str(folder.parent if folder.name in splits and dataset["split"] != "all" else folder)
+
+
 def weights_folder() -> Path:
     """data/weights of the checkout: encoders of long runs, each with its record."""
     return Path(__file__).resolve().parent.parent / "data" / "weights"
@@ -322,7 +388,7 @@ class Supervised(Method):
         settings = {"optimizer": "adamw", "lr": 1e-3, "lr_batch": None, "weight_decay": 0.05, "warmup": 1.0}
         recipe = Recipe(name="supervised", source="ours: AdamW, cosine, crops and flips", **settings)
         self.recipe = recipe.override(**overrides)
-        self.image_size = image_size
+        self.image_size, self.classes = image_size, classes
         self.policies = (CROP_ONLY,)
         wrapped = isinstance(network, Encoder)
         self.encoder = network if wrapped else networks.tap(network, layer, image_size)
