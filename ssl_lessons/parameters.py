@@ -168,7 +168,7 @@ def _type(annotation: str | type) -> type:
     try:
         names = {kind.__name__: kind for kind in KINDS}
         return _type(
-            eval(annotation, {**vars(typing), "__builtins__": names})
+            eval(annotation, {**vars(typing), "typing": typing, "__builtins__": names})
         )  # again: it may stand in quotes
     except Exception:  # a class of the notebook's own
         return object

@@ -325,9 +325,10 @@ def carry_out(
             state |= {"status": "done", "error": None, "seconds": time.monotonic() - begun}
             if code == 0:
                 break
-            error, died = _error(folder / one.notebook.name, code, folder / "papermill.log")
             if code is None:
                 error, died = f"ended after {minutes:g} minutes, its limit", False
+            else:
+                error, died = _error(folder / one.notebook.name, code, folder / "papermill.log")
             state |= {"status": "failed", "error": error}
             if last_try or not died:
                 break
@@ -380,7 +381,7 @@ def _papermill(one: Planned, folder: Path, state: dict, env: dict, alive, say, m
     return process.returncode
 
 
-def _error(executed: Path, code: int | None, log: Path) -> tuple[str, bool]:
+def _error(executed: Path, code: int, log: Path) -> tuple[str, bool]:
     """Why a run failed, and whether its process or kernel died rather than one of its cells."""
     try:
         cells = json.loads(executed.read_text(encoding="utf-8"))["cells"]
@@ -414,8 +415,8 @@ def read_state(folder: Path) -> dict:
     """What a run's folder says of it in job.json; {} where that is missing or damaged."""
     try:
         state = json.loads((folder / "job.json").read_text(encoding="utf-8"))
-        kinds = {"name": str, "status": str, "parameters": dict, "attempts": int, "seconds": int | float}
-        whole = all(isinstance(state.get(key, kind), kind) for key, kind in kinds.items())
+        kinds = {"name": str, "status": str, "parameters": dict, "attempts": int}
+        whole = all(isinstance(state.get(key, kind()), kind) for key, kind in kinds.items())
     except (OSError, ValueError, AttributeError, RecursionError):
         return {}
     return state if whole else {}
@@ -448,9 +449,9 @@ def results(out: str | Path, plan: list[Planned] | None = None) -> pd.DataFrame:
     for folder, state in folders.items():
         if not state:
             continue
-        row = {"name": state["name"], "status": state["status"], **state["parameters"]}
+        row = {"name": state.get("name"), "status": state.get("status"), **state.get("parameters", {})}
         error, seconds = state.get("error"), state.get("seconds")
-        if state["status"] == "done":
+        if row["status"] == "done":
             try:
                 for name, metric in Run.open(folder).record["metrics"].items():
                     row.setdefault(name, metric["value"])
