@@ -34,6 +34,13 @@ COLLAPSED = 0.1  # of the largest spread that the run has shown
 COLLAPSED_ALWAYS = 0.01  # of an even spread, whatever the run has shown
 
 
+def _in_shell() -> bool:
+    """Whether IPython runs: google.colab, which fastprogress goes by, may be imported where no notebook is."""
+    from IPython import get_ipython
+
+    return get_ipython() is not None
+
+
 class _Progress:
     """What is shown while a run goes on: bars and live curves in a notebook, one line an epoch elsewhere."""
 
@@ -42,7 +49,7 @@ class _Progress:
 
         if show == "auto":
             show = os.environ.get("SSL_LESSONS_PROGRESS")  # what executes notebooks shows lines
-            show = show or ("bars" if fastprogress.IN_NOTEBOOK else "lines")
+            show = show or ("bars" if fastprogress.IN_NOTEBOOK and _in_shell() else "lines")
         if show not in ("bars", "lines", "none"):
             raise TrainingError(f"progress {show!r} is not known; choose one of: auto, bars, lines, none")
         self.show, self.epochs, self.outer = show, epochs, range(start, epochs)

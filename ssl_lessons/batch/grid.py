@@ -201,13 +201,16 @@ def read(file: str | Path) -> list[Planned]:
     common = ({"profile": "auto"} if "profile" in declared else {}) | profile | fixed
     runs = [common | dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
 
+    for key in ("exclude", "override"):
+        if not isinstance(asked.get(key) or [], list):
+            raise Unknown(f"{key}: {asked[key]!r:.200} must be a list of names with values")
     excluded = set()
-    for rule in _rules(asked, "exclude"):
+    for rule in asked.get("exclude") or []:
         excluded.update(map(id, _matching(lists_of(rule, "exclude"), runs, declared)))
     runs = [run for run in runs if id(run) not in excluded]
     if not runs:
         raise Unknown(f"{file}: every run is excluded")
-    for rule in _rules(asked, "override"):
+    for rule in asked.get("override") or []:
         if not isinstance(rule, dict) or set(rule) != {"when", "set"}:
             raise Unknown(f"override {rule!r:.200} must be {{when: {{name: value}}, set: {{name: value}}}}")
         for run in _matching(lists_of(rule["when"], "override"), runs, declared):
@@ -246,13 +249,6 @@ def _notebook(name: str, here: Path) -> Path:
         return find_lesson(name)
     known("notebook", path.name, sorted(other.name for other in path.parent.glob("*.ipynb")))
     return path.resolve()
-
-
-def _rules(asked: dict, key: str) -> list:
-    rules = asked.get(key) or []
-    if not isinstance(rules, list):
-        raise Unknown(f"{key}: {rules!r:.200} must be a list of names with values")
-    return rules
 
 
 def _listed(name: str, values) -> list | range:
