@@ -35,7 +35,7 @@ COLLAPSED_ALWAYS = 0.01  # of an even spread, whatever the run has shown
 
 
 def _in_shell() -> bool:
-    """Whether IPython runs: google.colab, which fastprogress goes by, may be imported where no notebook is."""
+    """Whether IPython runs: google.colab, by which fastprogress goes, may be imported outside a notebook."""
     from IPython import get_ipython
 
     return get_ipython() is not None

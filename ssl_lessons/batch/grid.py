@@ -228,12 +228,18 @@ def read(file: str | Path) -> list[Planned]:
 
 def _load(file: Path) -> dict:
     try:
-        asked = yaml.load(file.read_text(encoding="utf-8"), _Loader)
+        text = file.read_text(encoding="utf-8")
+        levels = itertools.accumulate((c in "[{") - (c in "]}") for c in text)
+        if len(text) > 100_000 or max(levels, default=0) > 50:  # PyYAML takes seconds for either
+            raise Unknown(f"{file} is longer than 100,000 characters or has brackets over 50 levels deep")
+        asked = yaml.load(text, _Loader)
+    except Unknown:
+        raise
     except (FileNotFoundError, IsADirectoryError):
         there = ", ".join(map(str, sorted((notebooks() / "grids").glob("*.yaml"))))
         raise Unknown(f"there is no file {file}; a grid is, for example: {there}") from None
     except RecursionError:
-        raise Unknown(f"{file} cannot be read as YAML: its brackets are too many levels deep") from None
+        raise Unknown(f"{file} cannot be read as YAML: it is too many levels deep") from None
     except (ValueError, yaml.YAMLError) as error:  # no UTF-8, the 31st of February
         raise Unknown(f"{file} cannot be read as YAML: {error}") from None
     if not isinstance(asked, dict):
