@@ -500,10 +500,12 @@ def main(argv: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="plain")
+    stops = []
     if threading.current_thread() is threading.main_thread():
         for number in {signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}:  # Slurm, a closed terminal
             if signal.getsignal(number) == signal.SIG_DFL:  # nohup's stays ignored
                 signal.signal(number, _stop)
+                stops.append(number)
     try:
         args = parsed(argv)
         code = args.function(args)
@@ -523,3 +525,6 @@ def main(argv: list[str] | None = None) -> int:
             raise  # a bug: show all of it
         warn(f"ssl-lessons: {error}")
         return USAGE if isinstance(error, Unknown) else FAILED
+    finally:
+        for number in stops:
+            signal.signal(number, signal.SIG_DFL)
