@@ -34,10 +34,12 @@ def pick_device(name: str = "auto") -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise TrainingError(f"device {name!r} is not known; choose auto, cpu, cuda, cuda:0 or mps") from None
-    count = torch.cuda.device_count()
-    if device.type == "cuda" and (device.index or 0) >= count:
+    counts = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    counts["xpu"] = torch.xpu.device_count()
+    count = counts.get(device.type, 0)
+    if (device.index or 0) >= count:
         raise TrainingError(
-            f"device {name!r} is a GPU, and PyTorch sees {count or 'none'}; choose auto or cpu"
+            f"PyTorch sees {count or 'no'} {device.type} for device {name!r}; choose auto or cpu"
         )
     return device
 

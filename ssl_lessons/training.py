@@ -37,6 +37,13 @@ COLLAPSED = 0.1  # of an even spread: embeddings that spread no wider have falle
 _monitoring = False  # whether a monitor runs in this process
 
 
+def _in_shell() -> bool:
+    """Whether IPython runs: google.colab, by which fastprogress goes, may be imported outside a notebook."""
+    from IPython import get_ipython
+
+    return get_ipython() is not None
+
+
 class _Progress:
     """What is shown while a run goes on: bars and live curves in a notebook, one line an epoch elsewhere."""
 
@@ -45,7 +52,7 @@ class _Progress:
 
         if show == "auto":
             show = os.environ.get("SSL_LESSONS_PROGRESS")  # what executes notebooks shows lines
-            show = show or ("bars" if fastprogress.IN_NOTEBOOK else "lines")
+            show = show or ("bars" if fastprogress.IN_NOTEBOOK and _in_shell() else "lines")
         if show not in ("bars", "lines", "none"):
             raise TrainingError(f"progress {show!r} is not known; choose one of: auto, bars, lines, none")
         self.show, self.epochs, self.outer = show, epochs, range(start, epochs)

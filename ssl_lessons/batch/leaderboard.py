@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from ssl_lessons.parameters import printable
 from ssl_lessons.records import TITLES, RecordError, Run, atomically, results_folder
 
 FACTS = ["images", "stored", "number", "fingerprint", "views", "ssl-lessons", "torch", "torchvision"]
@@ -54,22 +55,24 @@ def read(places: Iterable[str | Path]) -> tuple[pd.DataFrame, list[str]]:
     Returns:
         What a run was on (`FACTS`), its settings (the recipe's own as "recipe lr", text), "seed", "device",
         "minutes", "images/s", "memory" (bytes, the most of any epoch), and each metric with its
-        "protocol of …"; and the problems, a line each.
+        "protocol of …". Text is `printable`.
     """
-    rows, problems, seen = [], [], set()
+    paths = {}
     for place in map(Path, places):
         for path in _records_in(place) if place.is_dir() else [place]:
-            if path.resolve() in seen:
-                continue
-            seen.add(path.resolve())
-            try:
-                if path.suffix != ".json":
-                    raise RecordError(f"{path} is no record; name a .json file, or a folder that holds some")
-                rows.append(_row_of(path.as_posix(), Run.open(path).record))
-            except RecordError as error:
-                problems.append(str(error))
-            except (AttributeError, KeyError, TypeError, ValueError) as error:
-                problems.append(f"{path} is damaged ({type(error).__name__}: {error}); run it again")
+            paths.setdefault(path.resolve(), path)
+    rows, problems = [], []
+    for path in paths.values():
+        try:
+            if path.suffix != ".json":
+                raise RecordError(f"{path} is no record; name a .json file, or a folder that holds some")
+            rows.append(_row_of(path.as_posix(), Run.open(path).record))
+        except RecordError as error:
+            problems.append(printable(str(error)))
+        except Exception as error:  # whatever an odd record may hold, the others are shown
+            problems.append(
+                printable(f"{path} is damaged ({type(error).__name__}: {str(error)[:100]}); run it again")
+            )
     runs = pd.DataFrame(rows)
     same = runs[settings(runs)].astype(object)
     runs[same.columns] = same.where(same.notna(), "")
@@ -79,9 +82,8 @@ def read(places: Iterable[str | Path]) -> tuple[pd.DataFrame, list[str]]:
 def _records_in(folder: Path) -> Iterator[Path]:
     for path in sorted(folder.rglob("*.json")):
         inside = path.relative_to(folder).parts[:-1]
-        if "trials" in inside or any(part.startswith(".") for part in inside):
-            continue
-        if path.name == "record.json" or not _another_kind(path):
+        aside = "trials" in inside or any(part.startswith(".") for part in inside)
+        if not aside and path.is_file() and (path.name == "record.json" or not _another_kind(path)):
             yield path
 
 
@@ -89,16 +91,32 @@ def _another_kind(path: Path) -> bool:
     """Whether a file is whole JSON that never was a record: a benchmark's, a grid's own notes."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return not (isinstance(content, dict) and "schema" in content)
 
 
 def _row_of(path: str, record: dict) -> dict:
-    data, versions, network = record["dataset"] or {}, record["versions"], record.get("network") or {}
-    recipe, history = record["recipe"] or {}, record["history"]
-    seconds = pd.Series([row["seconds"] for row in history if "seconds" in row], dtype=float)
-    memory = [row["peak_memory"] for row in history if row.get("peak_memory")]
+    def part(of: dict, name: str, *kinds: type, default=None):
+        value = of.get(name, default)
+        if not isinstance(value, kinds):
+            meant = " or ".join(kind.__name__ for kind in kinds)
+            raise RecordError(f"{path} is damaged: {name} is {value!r:.80}, not {meant}; run it again")
+        return value
+
+    def number(of: dict, name: str, what: str = "") -> float:
+        value = of.get(name)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise RecordError(f"{path} is damaged: {what or name} is {value!r:.80}, no number; run it again")
+        return value
+
+    none = type(None)
+    data, network = part(record, "dataset", dict, none) or {}, part(record, "network", dict, none) or {}
+    recipe, versions = part(record, "recipe", dict, none) or {}, record["versions"]
+    history = [part({"a row of the history": row}, "a row of the history", dict) for row in record["history"]]
+    epochs = [number(row, "epoch") for row in history]
+    seconds = pd.Series([number(row, "seconds") for row in history if "seconds" in row], dtype=float)
+    memory = [number(row, "peak_memory") for row in history if row.get("peak_memory")]
     row = {
         "record": path,
         "images": f"{data.get('name')} {data.get('split')}",
@@ -108,28 +126,33 @@ def _row_of(path: str, record: dict) -> dict:
         "views": f"{record.get('view_size')} px",
         **{package: str(versions.get(package)) for package in FACTS[-3:]},
         "method": str(record.get("method")),
-        "recipe": recipe.get("name"),
-        "epochs": history[-1]["epoch"] if history else 0,  # those it has finished
+        "recipe": _text(recipe.get("name")),
+        "epochs": epochs[-1] if epochs else 0,  # those it has finished
         "batch size": _text(record.get("batch_size")),
-        "network": network.get("name"),
-        "stem": network.get("stem"),
+        "network": _text(network.get("name")),
+        "stem": _text(network.get("stem")),
         "layer": _text(network.get("layer")),
-        "precision": record.get("precision"),
+        "precision": _text(record.get("precision")),
         **NEUTRAL,
         **_flat(recipe),
-        "device": record["device"],
-        "seed": record["seed"],
+        "device": part(record, "device", str),
+        "seed": part(record, "seed", int, none),
         "started": str(record.get("started")),
-        "minutes": record["seconds"] / 60,
+        "minutes": number(record, "seconds") / 60,
         "images/s": math.nan,
         "memory": max(memory, default=math.nan),
     }
-    if len(seconds):
-        row["images/s"] = data["images"] / seconds.median()  # a disturbed epoch counts little
+    if len(seconds) and seconds.median() > 0:
+        row["images/s"] = number(data, "images") / seconds.median()  # a disturbed epoch counts little
+    row = {name: printable(value) if isinstance(value, str) else value for name, value in row.items()}
     for name, metric in record["metrics"].items():
+        if name in row or not isinstance(metric, dict):
+            raise RecordError(
+                f"{path} is damaged: metric {name!r:.80} is no metric's name and value; run it again"
+            )
         if metric["value"] is not None:  # a NaN was written as null
-            row[name] = float(metric["value"])
-            row[f"protocol of {name}"] = stable(str(metric.get("protocol", "")))
+            row[printable(name)] = float(number(metric, "value", name))
+            row[f"protocol of {printable(name)}"] = stable(printable(str(metric.get("protocol", ""))))
     return row
 
 
@@ -142,7 +165,7 @@ def _flat(recipe: dict) -> dict[str, str | None]:
         parts = value if isinstance(value, dict) else {"": value}
         for name, part in parts.items():
             if "source" not in (key, name):
-                flat[f"recipe {key} {name}".strip()] = _text(part)
+                flat[printable(f"recipe {key} {name}".strip())] = _text(part)
     return flat
 
 
@@ -276,6 +299,18 @@ def why_apart(found: Sequence[Table]) -> str:
     return f"{len(found)} tables, because the records differ in {', '.join(told)}: {WHY}."
 
 
+def for_csv(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows without formulas for a spreadsheet: a cell or head that starts like one gets an apostrophe."""
+
+    def safe(cell):
+        if not isinstance(cell, str) or not cell.startswith(("=", "+", "-", "@", "\t", "\r")):
+            return cell
+        is_number = re.fullmatch(r"[+-][\d.]+(e[+-]?\d+)?", cell)
+        return cell if is_number else f"'{cell}"
+
+    return rows.map(safe).rename(columns=safe)
+
+
 # ---- In print ----------------------------------------------------------------------------------------------
 
 
@@ -338,36 +373,39 @@ def text(found: Sequence[Table], metric: str = "knn") -> str:
     return "\n".join(parts).rstrip()
 
 
+def _escaped(text) -> str:
+    """Text of a record for Markdown: no HTML, no link, and no new cell of a table starts in it."""
+    return html.escape(str(text), quote=False).replace("|", "\\|").replace("](", "]\\(")
+
+
 def as_markdown(rows: pd.DataFrame) -> str:
     """A table of text for a page; words stand on the left, numbers on the right."""
     words = ("method", "device", "record", "images", "network")
-    lines = [
-        f"| {' | '.join(rows)} |",
-        "|" + "|".join("---" if head in words else "--:" for head in rows) + "|",
-    ]
-    for row in rows.itertuples(index=False):
-        lines.append("| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |")
-    return "\n".join(lines)
+    lines = [list(rows), ["---" if head in words else "--:" for head in rows], *rows.to_numpy().tolist()]
+    lines = [" | ".join(map(_escaped, line)) for line in lines]
+    lines[1] = lines[1].replace(" ", "")
+    return "\n".join(f"|{line}|" if number == 1 else f"| {line} |" for number, line in enumerate(lines))
 
 
 def markdown(found: Sequence[Table], metric: str = "knn") -> str:
     """For a page: a heading, a table and small print for each table."""
-    parts = [why_apart(found)] if why_apart(found) else []
+    parts = [_escaped(why_apart(found))] if why_apart(found) else []
     for table in found:
-        notes = "\n".join(f"- {line}" for line in below(table, metric))
-        parts += [f"### {table.title}", as_markdown(shown(table, metric)), notes]
+        notes = "\n".join(f"- {_escaped(line)}" for line in below(table, metric))
+        parts += [f"### {_escaped(table.title)}", as_markdown(shown(table, metric)), notes]
     return "\n\n".join(parts)
 
 
 def page(found: Sequence[Table], metric: str = "knn") -> str:
-    """A whole HTML page, without anything from elsewhere."""
+    """A whole HTML page, without anything from elsewhere, in ASCII: it is right in any encoding."""
     parts = ['<meta charset="utf-8"><title>Leaderboard</title><style>body{font-family:sans-serif}</style>']
     parts.append(f"</head>\n<body>\n<p>{html.escape(why_apart(found))}</p>")
     for table in found:
         parts.append(f"<h2>{html.escape(table.title)}</h2>")
         parts.append(shown(table, metric).to_html(index=False, escape=True, border=0, justify="left"))
         parts += ["<ul>", *(f"<li>{html.escape(line)}</li>" for line in below(table, metric)), "</ul>"]
-    return "\n".join(['<!DOCTYPE html>\n<html lang="en">\n<head>', *parts, "</body>\n</html>"])
+    whole = "\n".join(['<!DOCTYPE html>\n<html lang="en">\n<head>', *parts, "</body>\n</html>"])
+    return whole.encode("ascii", "xmlcharrefreplace").decode()
 
 
 def as_json(found: Sequence[Table], metric: str = "knn", problems: Sequence[str] = ()) -> str:
@@ -376,7 +414,7 @@ def as_json(found: Sequence[Table], metric: str = "knn", problems: Sequence[str]
     for table in found:
         rows = json.loads(table.rows.to_json(orient="records", double_precision=15))
         whole["tables"].append({**vars(table), "rows": rows})
-    return json.dumps({**whole, "left_out": list(problems)}, indent=1, ensure_ascii=False)
+    return json.dumps({**whole, "left_out": list(problems)}, indent=1)
 
 
 def as_csv(found: Sequence[Table], metric: str = "knn") -> str:
@@ -386,7 +424,7 @@ def as_csv(found: Sequence[Table], metric: str = "knn") -> str:
     rows.insert(0, "table", rows.pop("table"))
     for name in ("seeds", "devices", "records"):
         rows[name] = rows[name].map(lambda values: "; ".join(map(str, values)))
-    return rows.to_csv(index=False, lineterminator="\n").rstrip("\n")
+    return for_csv(rows).to_csv(index=False, lineterminator="\n").rstrip("\n")
 
 
 FORMS = {"text": text, "markdown": markdown, "html": page, "json": as_json, "csv": as_csv}

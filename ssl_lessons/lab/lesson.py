@@ -155,25 +155,26 @@ def _declared(known: set[str]) -> dict[str, Parameter]:
     """What this notebook's own cell of parameters declares; none outside a notebook.
 
     Stops at a parameter that the lesson does not have: papermill only warns, and goes on without it.
-    Parameters are what two cells assign: the notebook's own, known by `profile`, and papermill's after it.
+    Parameters are what two cells assign, as they were last run: the notebook's own, known by `profile`, and
+    papermill's after it.
     """
     try:
         from IPython import get_ipython
     except ImportError:
         return {}
-    declared, shell = {}, get_ipython()
+    declared, assigned_names, shell = {}, [], get_ipython()
     for source in shell.user_ns.get("In", []) if shell else []:
         try:
-            found = assigned(source)
+            names = assigned(source)
         except SyntaxError:
             continue
-        if "profile" in found:
-            declared = found
-        if "profile" in found or source.startswith("# Parameters"):
-            for name in found:
-                if name not in known:
-                    listed = ", ".join(sorted(known))
-                    raise LessonError(f"parameter {name!r} is not known; this lesson has: {listed}")
+        if "profile" in names and not source.startswith("# Parameters"):
+            declared, assigned_names = names, []
+        if "profile" in names or source.startswith("# Parameters"):
+            assigned_names += names
+    for name in assigned_names:
+        if name not in known:
+            raise LessonError(f"parameter {name!r} is not known; this lesson has: {', '.join(sorted(known))}")
     return declared
 
 
