@@ -31,7 +31,7 @@ ORDER = ["parameters", "shapes", "images", "policies", "views", "networks", "pro
 ORDER += ["methods.base", "methods.recipes", "methods.*", "devices", "optim", "records"]
 ORDER += ["training", "evaluate"]
 ORDER += ["diagnose", "figures.palette", "figures.plots"]
-ORDER += ["figures.pictures", "lab.checks", "lab.experiments", "lab.lesson"]
+ORDER += ["figures.pictures", "lab.checks", "lab.evidence", "lab.experiments", "lab.lesson"]
 ORDER += ["batch.leaderboard", "batch.grid", "cli"]
 ORDER += ["__main__"]
 
