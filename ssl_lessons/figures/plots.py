@@ -63,6 +63,7 @@ def learning_curves(
         where = {"xycoords": ("axes fraction", "data"), "ha": "left", "va": "center"}
         axis.annotate(f"{label} {100 * value:.1f}", (1.01, 100 * value), color=GREY, fontsize=9, **where)
     axis.set(xlabel="epoch", ylabel="kNN accuracy (%)", title=title)
+    axis.xaxis.get_major_locator().set_params(integer=True)
     if runs:
         axis.legend(frameon=False, loc="lower right", fontsize=9)
     return figure

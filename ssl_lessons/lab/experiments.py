@@ -216,7 +216,7 @@ def _committed_yardsticks(lab: SimpleNamespace, train: ImageStore) -> dict[str, 
     metrics = {}
     for path in sorted((results_folder() / "leaderboard").glob("*-0.json")):
         row = Run.open(path).record
-        kind, network = row["method"], row["network"]["name"]
+        kind, network = row["method"].lower(), row["network"]["name"]
         same = row["dataset"]["fingerprint"] == train.fingerprint and row["dataset"]["images"] == len(train)
         same = same and row["view_size"] == lab.view
         if kind in YARDSTICKS and same and network in (lab.network, "colours", "pixels"):
