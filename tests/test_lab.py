@@ -427,6 +427,12 @@ def test_a_run_is_opened_again_and_a_judgement_is_written_and_printed(capsys):
     assert kept["knn"]["value"] == 0.5 and kept["linear_10_supervised"]["value"] == 0.75
 
 
+def test_the_last_line_says_what_was_learnt_beside_the_yardsticks():
+    metrics = {"knn": {"value": 0.529}, "knn_random": {"value": 0.346}, "knn_colours": {"value": 0.45}}
+    assert lab.beside(metrics) == "kNN 52.9 % beside random encoder 34.6, counted colours 45.0"
+    assert lab.beside({}) == "kNN: not judged"
+
+
 def case(seed):
     return torch.randn(4, 3, generator=torch.Generator().manual_seed(seed)), 2.0
 

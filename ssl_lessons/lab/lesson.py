@@ -16,7 +16,7 @@ import yaml
 
 from ssl_lessons import images
 from ssl_lessons.devices import PRECISIONS, pick_device, pick_precision, prepare
-from ssl_lessons.lab.evidence import standard_error
+from ssl_lessons.lab.evidence import YARDSTICKS, beside, standard_error
 from ssl_lessons.lab.experiments import add_judgement, runs_folder
 from ssl_lessons.methods.base import Recipe
 from ssl_lessons.networks import build, check_name
@@ -196,8 +196,8 @@ def judgement(
     errors is called no difference.
     """
     add_judgement(run, metrics, beside)
-    labels = {"random": "random encoder", "pixels": "raw pixels", "colours": "counted colours", "own": title}
-    labels["supervised"] = "supervised, all labels"
+    labels = {**YARDSTICKS, "own": title}
+    labels["supervised"] = labels.pop("supervised")  # last
     everything = {**beside, "own": metrics}
     columns = {"knn": "kNN", "linear_100": "linear", "linear_10": "linear, 10 %"}
     print(f"{'accuracy on the test images, %':<32}" + "".join(f"{text:>15}" for text in columns.values()))
@@ -318,6 +318,9 @@ def finish(lab: SimpleNamespace, run: Run) -> None:
     whole, training = (run.record[name] / 60 for name in ("lesson_seconds", "seconds"))
     print(f"minutes   {whole:.1f} for the lesson, {training:.1f} of them training")
     for name, metric in run.record["metrics"].items():
+        if name.endswith(tuple(f"_{kind}" for kind in YARDSTICKS)):
+            continue  # they stand in the last line
         value = metric["value"]
         text = f"{value:.1%}" if value is not None and abs(value) <= 1 else str(value)
         print(f"{name:<24} {text}   {metric.get('protocol', '')}")
+    print(beside(run.record["metrics"]))
