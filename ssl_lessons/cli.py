@@ -269,7 +269,7 @@ def leaderboard(args) -> int:
         label = board.LABELS.get(args.metric, args.metric)
         ssl.figures.leaderboard(found, args.metric, label).savefig(args.figure)
     if args.into:
-        board.put_into(args.into, board.markdown(found, args.metric) if args.runs else board.readme())
+        board.put_into(args.into, board.markdown(found, args.metric))
         warn(f"{args.into} has the results between its markers")
     elif args.form == "json":
         print(board.as_json(found, args.metric, problems))
