@@ -8,13 +8,13 @@ import random
 import warnings
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
-from typing import NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from ssl_lessons.networks import eval_mode, tap
-from ssl_lessons.parameters import check, of_recipe
+from ssl_lessons.parameters import Parameter, Unknown, fit
 from ssl_lessons.processes import rank_and_size
 from ssl_lessons.views import Policy, centre, in_channels, normalize, several
 
@@ -36,48 +36,14 @@ class Objective(NamedTuple):
     diagnostics: dict[str, Tensor]
 
 
-_ABOVE_0 = ("above 0", lambda value: 0 < value < math.inf)
-_FROM_0 = ("0 or more", lambda value: 0 <= value < math.inf)
-_SHARE = ("in [0, 1]", lambda value: 0 <= value <= 1)
-_COUNT = ("a whole number above 0", lambda value: type(value) is int and value > 0)
-
-
-def _one_of(*names: str):
-    return f"one of: {', '.join(names)}", lambda value: value in names
-
-
-def _widths(values: Sequence[int | None]) -> bool:
-    return all(width is None or _COUNT[1](width) for width in values)
-
-
-# What a field of a recipe may hold, by its name or else by its type: what it must be, in words and as a test.
-FIELDS = {
-    "optimizer": _one_of("sgd", "lars", "adam", "adamw"),
-    "schedule": _one_of("cosine", "step", "constant"),
-    "momentum_schedule": _one_of("cosine", "constant"),
-    "normalisation": _one_of("batch", "group", "none"),
-    "views": ("a whole number above 1, since a pair needs two", lambda value: _COUNT[1](value) and value > 1),
-    "head": ("a list of widths, whole numbers above 0 or None for the encoder's", _widths),
-    "lag": ("a share of the run, above 0 and at most 1", lambda value: 0 < value <= 1),
-    **dict.fromkeys(("lr", "temperature"), _ABOVE_0),
-    **dict.fromkeys(("weight_decay", "predictor_weight_decay", "predictor_lr", "warmup", "gamma"), _FROM_0),
-    **dict.fromkeys(("sgd_momentum", "momentum", "final_lr", "alpha"), _SHARE),
-    int: _COUNT,
-    int | None: _COUNT,
-    bool: ("True or False", lambda value: isinstance(value, bool)),
-    str: ("text", lambda value: isinstance(value, str)),
-    Policy: ("a Policy, such as views.SIMCLR", lambda value: isinstance(value, Policy) or callable(value)),
-}
-
-
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How a method is optimised: published values under a name, each recipe with its source; ValueError for a
-    value that is not as in `FIELDS`."""
+    """How a method is optimised: published values under a name, each recipe with its source; `Unknown`, a
+    ValueError, for a value that does not fit its annotation or is out of its range."""
 
     name: str
     source: str
-    optimizer: str = "sgd"  # "sgd" and "lars" (both with `sgd_momentum`), "adam" or "adamw"
+    optimizer: Literal["sgd", "lars", "adam", "adamw"] = "sgd"  # the first two with `sgd_momentum`
     lr: float = 0.03  # at `lr_batch` images a batch; it scales linearly with the batch
     lr_batch: int | None = 256  # None: `lr` as it stands
     sgd_momentum: float = 0.9
@@ -86,7 +52,7 @@ class Recipe:
     predictor_weight_decay: float | None = None  # the predictor's; None: that of the others
     # biases and normalisation layers: no weight decay, and no layer-wise rate (LARS)
     plain_norms: bool = False
-    schedule: str = "cosine"  # "cosine", "step" (a tenth at 60 % and again at 80 %) or "constant"
+    schedule: Literal["cosine", "step", "constant"] = "cosine"  # step: a tenth at 60 % and again at 80 %
     warmup: float = 0.0  # epochs
     final_lr: float = 0.0  # what a cosine ends at, as a share of the peak
     batch_size: int = 256
@@ -95,15 +61,10 @@ class Recipe:
     def __post_init__(self):
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            meaning, fits = FIELDS.get(field.name) or FIELDS.get(field.type) or ("", lambda value: True)
-            optional = "None" in str(field.type) and field.name != "head"
-            try:
-                right = (value is None and optional) or fits(value)
-                right = right and (field.type is bool or not isinstance(value, bool))
-            except TypeError:  # cannot be compared, or walked through
-                right = False
-            if not right:
-                raise ValueError(f"recipe {self.name!r}: {field.name} is {value!r}; it must be {meaning}")
+            if field.type is Policy and not callable(value) and not isinstance(value, Policy):
+                raise Unknown(f"{field.name} is {value!r}; it must be a Policy, such as views.SIMCLR")
+            fitted = fit(field.name, value, Parameter(field.type, field.default))
+            object.__setattr__(self, field.name, fitted)  # text as what it stands for
 
     def override(self: R, **fields) -> R:
         """A copy with some fields replaced by name; ValueError for an unknown name (with the known ones) and
@@ -120,7 +81,7 @@ class Recipe:
         for field in fields:
             if not hasattr(self, field):
                 raise ValueError(f"recipe {self.name!r} has no field {field!r}; choose from: {known}")
-        return dataclasses.replace(self, **check(fields, of_recipe(self), f"field of recipe {self.name!r}"))
+        return dataclasses.replace(self, **fields)
 
 
 def choose(recipes: dict[str, R], recipe: str | R, **overrides) -> R:
@@ -164,10 +125,8 @@ def checked(dims: int = 2):
             for name, value in tensors.items():
                 if not _in_a_method.get() and not value.isfinite().all():
                     raise ValueError(f"{loss.__name__}: {name} has values that are NaN or infinite")
-                if name == "targets" and not _in_a_method.get() and not ((value >= 0) & (value <= 1)).all():
-                    raise ValueError(
-                        f"{loss.__name__}: targets lie outside of [0, 1]; 1 is a positive, 0 not"
-                    )
+                if name == "targets" and not _in_a_method.get() and (value != value.clamp(0, 1)).any():
+                    raise ValueError(f"{loss.__name__}: targets lie outside of [0, 1]; 1 is a positive")
                 given[name] = value if value.dtype == torch.float64 else value.float()
             with torch.autocast(value.device.type, enabled=False):
                 return loss(**given)
