@@ -126,7 +126,7 @@ def check(parameters: dict, declared: dict[str, Parameter], what: str) -> dict:
 
 
 def fit(name: str, value, parameter: Parameter):
-    """`value`, or what its text stands for, if it is of the parameter's kind and in its range, else `Unknown`.
+    """`value`, or what its text stands for; `Unknown` if it is not of its kind or out of its range.
 
     Kinds are bool, int, float, str, Literal, tuple and list (with their members), and unions of them; another
     kind takes anything. None fits where the annotation says so, and where the default is None or "".
