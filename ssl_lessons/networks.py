@@ -197,10 +197,8 @@ class Encoder(nn.Module):
         if not getattr(kind, "is_floating_point", False):
             raise ValueError(f"{layer} returns a {kind}; choose a layer that returns one tensor of floats")
         if output.dim() < 2 or len(output) != len(images):
-            shape = tuple(output.shape)
-            raise ValueError(
-                f"{layer} returns {shape}, not a row for each of {len(images)} images; choose another"
-            )
+            rows = f"{tuple(output.shape)}, not a row for each of {len(images)} images"
+            raise ValueError(f"{layer} returns {rows}; choose another")
         wanted = self.training and torch.is_grad_enabled() and not output.requires_grad
         if wanted and any(parameter.requires_grad for parameter in self.parameters()):
             raise ValueError(
@@ -270,17 +268,15 @@ def check_network(network: nn.Module) -> None:
             raise ValueError(f"the network's parameter {name} {fault}")
 
 
-def tap(
-    network: nn.Module, layer: str | int | None = None, image_size: int = 64, channels: int = 3
-) -> Encoder:
+def tap(network: nn.Module, layer: str | int | None = None, image_size=64, channels=3) -> Encoder:
     """Turn any network on float (B, channels, image_size, image_size) into an encoder at one of its layers,
     and find how wide its output is. The network is not copied, and is `unwrapped`.
 
     layer: a name as in `network.named_modules()` ("avgpool", "encoder.layers.3"), or an index into the
-    network's direct children (-2 is the last but one). None: the pooling before an `fc` (torchvision's and
-    timm's ResNets), else the network's own output, with a warning where that comes from a classifier.
-    Raises ValueError for a layer that is not there (the message lists those that are), takes no part or
-    returns no row of floats for each image, and for a network as in `check_network`."""
+    network's direct children. None: the pooling before an `fc` (torchvision's and timm's ResNets), else the
+    network's own output, with a warning where that comes from a classifier. Raises ValueError for a layer
+    that is not there (the message lists those that are), takes no part or returns no row of floats for each
+    image, and for a network as in `check_network`."""
     if not isinstance(network, nn.Module):
         raise ValueError(f"network is {network!r}; give an nn.Module, such as networks.build('conv4', 48)")
     network = unwrapped(network)
@@ -288,9 +284,8 @@ def tap(
     names = {module: name for name, module in network.named_modules()}
     layers = [name for name, _ in network.named_modules() if name]
     children = [name for name, _ in network.named_children()]
-    for pooling in ("avgpool", "global_pool"):
-        if layer is None and pooling in layers and "fc" in layers:
-            layer = pooling
+    if layer is None and "fc" in layers:
+        layer = next((name for name in ("avgpool", "global_pool") if name in layers), None)
     if isinstance(layer, int):
         if not -len(children) <= layer < len(children):
             known = ", ".join(f"{i} {name}" for i, name in enumerate(children))
@@ -312,27 +307,23 @@ def tap(
             raise
         except Exception as error:  # whatever a network raises
             shape = (channels, image_size, image_size)
-            raise ValueError(
-                f"the network does not take images {shape}: {error}; is image_size right?"
-            ) from error
+            told = f"the network does not take images {shape}: {error}; is image_size right?"
+            raise ValueError(told) from error
         finally:
             handle.remove()
         encoder.axis = _axis(encoder, example, output)
     encoder.width = output.shape[encoder.axis]
 
-    last = max((i for i, part in enumerate(ran) if part._parameters and not part._modules), default=None)
-    if layer is None and last is not None:
-        name, before = (
-            names.get(ran[last], ""),
-            [part for part in ran[:last] if not isinstance(part, nn.Dropout)],
-        )
-        if isinstance(ran[last], nn.Linear) or name.startswith("classifier"):  # SqueezeNet's is a convolution
-            example = f", for example layer={names.get(before[-1])!r}" if before else ""
-            warnings.warn(
-                f"the network is read at its output, {encoder.width} numbers of its layer {name!r}: if they "
-                f"are scores of classes, name a layer before it{example}",
-                stacklevel=2,
-            )
+    weighted = [i for i, part in enumerate(ran) if part._parameters and not part._modules]
+    if layer is None and weighted:
+        last = ran[weighted[-1]]
+        name = names.get(last, "")
+        before = [part for part in ran[: weighted[-1]] if not isinstance(part, nn.Dropout)]
+        if isinstance(last, nn.Linear) or name.startswith("classifier"):  # SqueezeNet's is a convolution
+            way_out = f", for example layer={names.get(before[-1])!r}" if before else ""
+            scores = f"{encoder.width} numbers of its layer {name!r}: if they are scores of classes"
+            told = f"the network is read at its output, {scores}, name a layer before it{way_out}"
+            warnings.warn(told, stacklevel=2)
     return encoder
 
 
@@ -355,15 +346,12 @@ def _axis(encoder: Encoder, example: Tensor, output: Tensor) -> int:
     return output.dim() - 1 if channels_last or output.dim() == 3 else 1
 
 
-def mlp(
-    widths: Sequence[int | None], batch_norm=False, last_batch_norm=False, last_affine=True
-) -> nn.Sequential:
+def mlp(widths: Sequence[int | None], batch_norm=False, last_batch_norm=False, last_affine=True):
     """A projection head g(·): linear layers of the given `widths` with ReLU between them.
 
-    `mlp([512, 512, 128])` is MoCo v2's and SimCLR v1's head; `mlp([512, 128])` MoCo v1's single layer. A
-    width None is that of the input: `mlp([d, None, 128])` is d–d–128. One width alone is no head at all.
-    With `batch_norm` each hidden layer is normalised before its ReLU (and then needs no bias), with
-    `last_batch_norm` the output too, without scale and shift where `last_affine` is False.
+    `mlp([512, 512, 128])` is MoCo v2's and SimCLR v1's head; a width None is that of the input, one width
+    alone no head at all. With `batch_norm` each hidden layer is normalised before its ReLU (and needs no
+    bias), with `last_batch_norm` the output too, without scale and shift where `last_affine` is False.
     """
     widths = [widths[0] if width is None else width for width in widths]
     head = nn.Sequential()
@@ -419,10 +407,8 @@ def split_batchnorm(network: nn.Module, splits: int) -> nn.Module:
 def _refuse_fused(norm: _BatchNorm) -> None:
     """timm has BatchNorms that hold an activation too; it would be lost with the layer, without a word."""
     if type(norm) not in (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm, SplitBatchNorm2d):
-        raise ValueError(
-            f"{type(norm).__name__} is more than a BatchNorm and cannot be replaced; choose another network, "
-            "or a recipe that leaves BatchNorm as it is"
-        )
+        way_out = "choose another network, or a recipe that leaves BatchNorm as it is"
+        raise ValueError(f"{type(norm).__name__} is more than a BatchNorm and cannot be replaced; {way_out}")
 
 
 # Not timm's ScaledStdConv2d: its learnt gain is in no checkpoint of ours, and it has no linear layer.
@@ -443,12 +429,12 @@ def _standardized(weight: Tensor) -> Tensor:
     return (F.layer_norm(kernels, (fan_in,), eps=1e-5) * fan_in**-0.5).view_as(weight)
 
 
-def normalize_by(module: nn.Module, kind: str) -> nn.Module:
+def normalise_by(module: nn.Module, kind: str) -> nn.Module:
     """How a network is normalised throughout, in place: after Richemond et al. 2020 (arXiv:2010.10241).
 
     "batch" leaves it as it is, "none" takes each BatchNorm out, "group" puts GroupNorm of 16 groups for it
-    (fewer where they do not divide the channels, or would leave a vector less than four numbers each) and
-    standardises the weights of convolutions and linear layers. Raises ValueError for another kind."""
+    (fewer where they do not divide the channels, or leave a vector less than four numbers each) and
+    standardises the weights of convolutions and linear layers."""
     if kind not in ("batch", "group", "none"):
         raise ValueError(f"normalisation {kind!r} is not known; choose one of: batch, group, none")
     if kind == "batch":
@@ -458,7 +444,7 @@ def normalize_by(module: nn.Module, kind: str) -> nn.Module:
         module.__class__ = standardized.get(type(module), type(module))
     for name, child in module.named_children():
         if not isinstance(child, _BatchNorm):
-            normalize_by(child, kind)
+            normalise_by(child, kind)
             continue
         _refuse_fused(child)
         channels, groups = child.num_features, 16
@@ -469,17 +455,13 @@ def normalize_by(module: nn.Module, kind: str) -> nn.Module:
     return module
 
 
-normalise_by = normalize_by  # its name in lesson 05
-
-
 def momentum_copy(network: nn.Module) -> nn.Module:
     """A copy that gradients never reach: the start of a momentum encoder or a target network."""
     for part in network.modules():
         for name, value in list(vars(part).items()):
-            if (
-                isinstance(value, Tensor) and not value.is_leaf
-            ):  # a weight computed from others, as in torch's
-                setattr(part, name, value.detach())  # older weight_norm: computed anew in the next pass
+            if isinstance(value, Tensor) and not value.is_leaf:
+                # a weight computed from others, as in torch's older weight_norm: anew in the next pass
+                setattr(part, name, value.detach())
     return copy.deepcopy(network).requires_grad_(False)
 
 

@@ -238,10 +238,9 @@ class Method(nn.Module):
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise
-            raise ValueError(
-                "a batch of one image leaves BatchNorm no variance to divide by; give at least 2 images, or "
-                "a network and a recipe without BatchNorm"
-            ) from error
+            told = "BatchNorm no variance to divide by"
+            way_out = "give at least 2 images, or a network and a recipe without BatchNorm"
+            raise ValueError(f"a batch of one image leaves {told}; {way_out}") from error
         finally:
             _in_a_method.reset(token)
         return objective.loss if alone else objective
@@ -253,11 +252,8 @@ class Method(nn.Module):
         weights = sum(parameter.double().sum() for parameter in self.parameters() if parameter.requires_grad)
         if self._weights is not None and weights != self._weights:
             self.needs_after_step = False
-            warnings.warn(
-                f"the weights have moved, but {type(self).__name__}'s averaged network has not: call "
-                "method.after_step() after each optimizer.step()",
-                stacklevel=3,
-            )
+            moved = f"the weights have moved, but {type(self).__name__}'s averaged network has not"
+            warnings.warn(f"{moved}: call method.after_step() after each optimizer.step()", stacklevel=3)
         self._weights = weights
 
     @torch.no_grad()
@@ -286,16 +282,14 @@ class Method(nn.Module):
         wanted = (len(images), self.channels, self.image_size, self.image_size)
         shape = tuple(view.shape) if isinstance(view, Tensor) else type(view).__name__
         if shape != wanted:
-            raise ValueError(
-                f"{name} returned {shape}, not {wanted}; let it end with a crop or resize to "
-                f"{self.image_size} pixels, or build the method with another image_size"
+            way_out = (
+                f"let it end with a crop or resize to {self.image_size} pixels, or build the method with"
             )
+            raise ValueError(f"{name} returned {shape}, not {wanted}; {way_out} another image_size")
         low, high = view.aminmax()
         if not (low >= -1e-3 and high <= 1 + 1e-3):  # NaN is refused too
-            raise ValueError(
-                f"{name} returned values from {low:.3g} to {high:.3g}; return values in [0, 1] and leave "
-                "normalisation out: it is done afterwards, as for judging"
-            )
+            told = f"{name} returned values from {low:.3g} to {high:.3g}; return values in [0, 1]"
+            raise ValueError(f"{told} and leave normalisation out: it is done afterwards, as for judging")
         if augmentation not in self._tried:
             self._tried.append(augmentation)
             self._try(augmentation, images[:1], name)
@@ -311,11 +305,8 @@ class Method(nn.Module):
         random.setstate(state)
         equal = all(torch.allclose(view, view[:1].expand_as(view), atol=1e-5) for view in views)
         if equal and not all(torch.allclose(view, views[0], atol=1e-5) for view in views):
-            warnings.warn(
-                f"{name} draws once for the whole batch (as torchvision's do): every image gets "
-                "the same crop, flip or colour; draw for each image",
-                stacklevel=4,
-            )
+            told = f"{name} draws once for the whole batch (as torchvision's do): every image gets the same "
+            warnings.warn(f"{told}crop, flip or colour; draw for each image", stacklevel=4)
 
     @torch.no_grad()
     def represent(self, images: Tensor) -> Representation:
@@ -335,18 +326,16 @@ def as_bytes(images: Tensor) -> Tensor:
     if images.dtype != torch.uint8:
         low, high = (float(value) for value in images.aminmax())
         if not images.is_floating_point() or not (low >= 0 and high <= 1):  # NaN is refused too
-            raise ValueError(
-                f"images are {images.dtype} from {low:.3g} to {high:.3g}; give uint8, or floats in [0, 1], "
-                "not normalised yet"
-            )
+            found = f"{images.dtype} from {low:.3g} to {high:.3g}"
+            raise ValueError(f"images are {found}; give uint8, or floats in [0, 1], not normalised yet")
         images = (images * 255).round().to(torch.uint8)
     return images.expand(-1, 3, -1, -1)
 
 
 def views_of(method: Method) -> list[str]:
     """The names of what makes a method's views: of its policies, or of the user's own augmentations."""
-    unnamed = [getattr(policy, "__qualname__", type(policy).__name__) for policy in method.policies]
-    return [getattr(policy, "name", name) for policy, name in zip(method.policies, unnamed, strict=True)]
+    plain = [getattr(policy, "__qualname__", type(policy).__name__) for policy in method.policies]
+    return [getattr(policy, "name", name) for policy, name in zip(method.policies, plain, strict=True)]
 
 
 @torch.no_grad()
