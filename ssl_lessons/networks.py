@@ -16,7 +16,7 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ssl_lessons.parameters import Unknown
+from ssl_lessons.parameters import Unknown, known
 from ssl_lessons.views import unnormalize
 
 
@@ -61,9 +61,7 @@ def resnet18(image_size: int = 224, stem: str | None = None, architecture=torchv
     `stem` is "imagenet" (7×7 stride 2, pooling: the first block sees a quarter of the side) or "small" (3×3
     stride 1, no pooling: SimCLR appendix B.9; 16 times the arithmetic). None: "small" up to 32 pixels.
     """
-    stem = stem or ("small" if image_size <= 32 else "imagenet")
-    if stem not in ("imagenet", "small"):
-        raise ValueError(f"stem {stem!r} is not known; choose one of: imagenet, small")
+    stem = known("stem", stem or ("small" if image_size <= 32 else "imagenet"), ("imagenet", "small"))
     network = architecture(weights=None)
     if stem == "small":
         network.conv1 = nn.Conv2d(3, 64, 3, stride=1, padding=1, bias=False)
@@ -84,8 +82,7 @@ def slim_resnet(blocks: Sequence[int] = (1, 1, 1, 1), width: int = 32, stem: str
     channels. The stem, a 3×3 convolution, halves the side once, by 2×2 pooling ("pool") or its "stride":
     behind ImageNet's, which divides the side by four, a view of 32 pixels ends in maps of one pixel.
     """
-    if stem not in ("pool", "stride"):
-        raise ValueError(f"stem {stem!r} is not known to a slim ResNet; choose one of: pool, stride")
+    known("stem of a slim ResNet", stem, ("pool", "stride"))
     block = torchvision.models.resnet.BasicBlock
     network = torchvision.models.ResNet(block, list(blocks))
     network.conv1 = nn.Conv2d(3, width, 3, stride=1 if stem == "pool" else 2, padding=1, bias=False)
@@ -115,13 +112,13 @@ RULERS = {"pixels": nn.Flatten, "colours": Colours}  # no networks: what a metho
 def check_name(name: str, rulers: bool = True) -> None:
     """Raises `Unknown`, a ValueError, with the names that come near, for a network that `build` does not
     know; without `rulers` for those too."""
-    known = near = [*NETWORKS, *(RULERS if rulers else ())]
+    there = near = [*NETWORKS, *(RULERS if rulers else ())]
     if name.startswith("timm/"):
         import timm  # here, because it takes a second to load
 
-        known = [f"timm/{model}" for model in timm.list_models()]
-        near = [*difflib.get_close_matches(name, known), *NETWORKS]
-    if name.split(".")[0] not in known:  # in "timm/resnet18.a1_in1k" the last part only names weights
+        there = [f"timm/{model}" for model in timm.list_models()]
+        near = [*difflib.get_close_matches(name, there), *NETWORKS]
+    if name.split(".")[0] not in there:  # in "timm/resnet18.a1_in1k" the last part only names weights
         raise Unknown(f"network {name!r} is not known; choose one of: {', '.join(near)}, or timm/NAME")
 
 
@@ -288,8 +285,8 @@ def tap(network: nn.Module, layer: str | int | None = None, image_size=64, chann
         layer = next((name for name in ("avgpool", "global_pool") if name in layers), None)
     if isinstance(layer, int):
         if not -len(children) <= layer < len(children):
-            known = ", ".join(f"{i} {name}" for i, name in enumerate(children))
-            raise ValueError(f"layer {layer} is out of range; the {len(children)} children: {known}")
+            told = ", ".join(f"{i} {name}" for i, name in enumerate(children))
+            raise ValueError(f"layer {layer} is out of range; the {len(children)} children: {told}")
         layer = children[layer]
     if layer is not None and layer not in layers:
         raise ValueError(f"layer {layer!r} is not in the network; choose one of: {', '.join(layers)}")
@@ -435,8 +432,7 @@ def normalise_by(module: nn.Module, kind: str) -> nn.Module:
     "batch" leaves it as it is, "none" takes each BatchNorm out, "group" puts GroupNorm of 16 groups for it
     (fewer where they do not divide the channels, or leave a vector less than four numbers each) and
     standardises the weights of convolutions and linear layers."""
-    if kind not in ("batch", "group", "none"):
-        raise ValueError(f"normalisation {kind!r} is not known; choose one of: batch, group, none")
+    known("normalisation", kind, ("batch", "group", "none"))
     if kind == "batch":
         return module
     if kind == "group":

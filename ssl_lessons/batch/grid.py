@@ -281,11 +281,9 @@ def carry_out(
     The working directory is the notebook's own, as in Jupyter; a parameter `run_dir` is set to `folder`. A
     process or kernel that dies is started once more; a cell that fails would fail again, and is not repeated.
 
-    Args:
-        env: replaces variables of the environment. alive: a file; once it is gone, the run is stopped.
-        say: is given what the notebook prints. minutes: after which the run is ended as failed.
-    Returns:
-        job.json as it is then: "status" is "done" or "failed", "error" says why; a stopped run is "running".
+    `env` replaces variables of the environment; `say` is given what the notebook prints. Once the file
+    `alive` is gone, the run is stopped; after `minutes` it is ended as failed. Returns job.json: "status" is
+    "done" or "failed", "error" says why; a stopped run is "running".
     """
     from nbconvert import HTMLExporter
 
@@ -418,11 +416,7 @@ def write_state(folder: Path, state: dict) -> dict:
 
 
 def results(out: str | Path, plan: list[Planned] | None = None) -> pd.DataFrame:
-    """A row for each run: its name, status, parameters, metrics, minutes, error and folder.
-
-    Args:
-        plan: whose runs to look at, in this order; None: all that are in the folder.
-    """
+    """A row for each run of a plan, or else of a folder: name, status, parameters, metrics, minutes, …"""
     if plan is None:
         asked = {path.parent: {} for path in sorted(Path(out).glob("*/job.json"))}
     else:
@@ -449,11 +443,8 @@ def results(out: str | Path, plan: list[Planned] | None = None) -> pd.DataFrame:
 
 
 def slots(jobs: int | None, most: int) -> list[dict[str, str]]:
-    """The environment of each of the runs side by side on this machine: a GPU, or a share of the cores.
-
-    Args:
-        jobs: how many; None: one for each GPU, else one. most: no more than are to be done.
-    """
+    """The environment of each of `jobs` runs side by side on this machine, but of `most` at most: a GPU, or a
+    share of the cores. None: a run for each GPU, else one."""
     import torch
 
     count, named = torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -490,13 +481,9 @@ def run(
 ) -> pd.DataFrame:
     """Carry out what is not finished of a plan, and print how it goes; `results`, kept as grid.csv too.
 
-    Args:
-        plan: from `read`. out: the folder of the runs' folders, made if missing; one grid at a time.
-        jobs: how many side by side; None: one for each GPU, else one.
-        scheduler: address of a Dask scheduler, whose workers then carry out the runs.
-        minutes: after which a run is ended as failed.
-    Raises:
-        Unknown: no Dask, or no scheduler at that address. BlockingIOError: another grid writes into `out`.
+    `jobs` side by side (None: one for each GPU, else one), or on the workers of a Dask `scheduler`; a run of
+    more than `minutes` is ended as failed. `Unknown`: no Dask, or no scheduler at that address;
+    BlockingIOError: another grid writes into `out`.
     """
     out = Path(out).resolve()
     with contextlib.ExitStack() as stack:

@@ -45,13 +45,10 @@ class Table:
 def read(places: Iterable[str | Path]) -> tuple[pd.DataFrame, list[str]]:
     """A row for each run record at some places, and what is wrong with those that cannot be used.
 
-    Args:
-        places: record files, or folders, which are searched for *.json records (but not for the small
-            experiments that a lesson keeps in trials/). A file found twice counts once.
-    Returns:
-        What a run was on (`FACTS`), its settings (the recipe's own as "recipe lr", text), "seed", "device",
-        "minutes", "images/s", "memory" (bytes, the most of any epoch), and each metric with its
-        "protocol of …". Text is `printable`.
+    A place is a record file, or a folder that is searched for *.json (but not for the experiments that a
+    lesson keeps in trials/). Columns: what a run was on (`FACTS`), its settings (the recipe's own as "recipe
+    lr", text), "seed", "device", "minutes", "images/s", "memory" (bytes, the most of any epoch), and each
+    metric with its "protocol of …". Text is `printable`.
     """
     paths = {}
     for place in map(Path, places):
@@ -172,15 +169,11 @@ def metrics(runs: pd.DataFrame) -> list[str]:
 
 
 def tables(runs: pd.DataFrame, metric: str = "knn") -> list[Table]:
-    """Runs added up over seeds, in tables of what may be compared, each ranked by one metric.
-
-    Raises:
-        ValueError: no record has the metric (the message lists what they have).
-    """
+    """Runs added up over seeds, in tables of what may be compared, each ranked by one metric; ValueError if
+    no record has the metric (the message lists what they have)."""
     if metric not in metrics(runs):
-        raise ValueError(
-            f"no record has a metric {metric!r}; they have: {', '.join(metrics(runs)) or 'none'}"
-        )
+        there = ", ".join(metrics(runs)) or "none"
+        raise ValueError(f"no record has a metric {metric!r}; they have: {there}")
     found = []
     for _, alike in runs[runs[metric].notna()].groupby(FACTS):
         # A protocol decides only where there are two of it: a run judged in fewer ways is of the same kind
@@ -209,10 +202,10 @@ def _table(runs: pd.DataFrame, facts: list[str], metric: str) -> Table:
     rows = rows.sort_values([f"{metric} mean", "title"], ascending=[False, True], ignore_index=True)
     rows.insert(0, "rank", rows.index + 1)
     _tell_apart(rows, same)
-    notes = [
-        f"{row.title}: {row.more} more of seeds that are there already; of each seed the latest counts, once"
-        for row in rows[rows["more"] > 0].itertuples()
-    ]
+    notes = []
+    for row in rows[rows["more"] > 0].itertuples():
+        again = f"{row.more} more of seeds that are there already"
+        notes.append(f"{row.title}: {again}; of each seed the latest counts, once")
     if latest["device"].nunique() > 1:
         notes.append("devices differ: their minutes, images a second and memory do not compare the methods")
     if (rows["devices"].str.len() > 1).any():

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_lessons.networks import eval_mode, tap
-from ssl_lessons.parameters import Parameter, Unknown, fit
+from ssl_lessons.parameters import Parameter, Unknown, fit, known
 from ssl_lessons.processes import rank_and_size
 from ssl_lessons.views import Policy, centre, in_channels, normalize, several
 
@@ -77,19 +77,16 @@ class Recipe:
                 raise ValueError(f"recipe {self.name!r} has no projector; leave projection_size out")
             hidden_widths = [width if hidden is None else hidden for width in head[:-1]]
             fields["head"] = (*hidden_widths, head[-1] if size is None else size)
-        known = ", ".join(field.name for field in dataclasses.fields(self))
-        for field in fields:
-            if not hasattr(self, field):
-                raise ValueError(f"recipe {self.name!r} has no field {field!r}; choose from: {known}")
+        there = [field.name for field in dataclasses.fields(self)]
+        for name in fields.keys() - there:
+            raise ValueError(f"recipe {self.name!r} has no field {name!r}; choose from: {', '.join(there)}")
         return dataclasses.replace(self, **fields)
 
 
 def choose(recipes: dict[str, R], recipe: str | R, **overrides) -> R:
     """The recipe meant by a name (or a recipe itself), with fields overridden."""
     if isinstance(recipe, str):
-        if recipe not in recipes:
-            raise ValueError(f"recipe {recipe!r} is not known; choose one of: {', '.join(recipes)}")
-        recipe = recipes[recipe]
+        recipe = recipes[known("recipe", recipe, recipes)]
     kind = type(next(iter(recipes.values())))
     if not isinstance(recipe, kind):
         raise ValueError(f"recipe is {recipe!r}; give a name or a {kind.__name__}")
@@ -282,10 +279,8 @@ class Method(nn.Module):
         wanted = (len(images), self.channels, self.image_size, self.image_size)
         shape = tuple(view.shape) if isinstance(view, Tensor) else type(view).__name__
         if shape != wanted:
-            way_out = (
-                f"let it end with a crop or resize to {self.image_size} pixels, or build the method with"
-            )
-            raise ValueError(f"{name} returned {shape}, not {wanted}; {way_out} another image_size")
+            told = f"{name} returned {shape}, not {wanted}; let it end with a crop or resize to "
+            raise ValueError(f"{told}{wanted[-1]} pixels, or build the method with another image_size")
         low, high = view.aminmax()
         if not (low >= -1e-3 and high <= 1 + 1e-3):  # NaN is refused too
             told = f"{name} returned values from {low:.3g} to {high:.3g}; return values in [0, 1]"
