@@ -78,9 +78,8 @@ def resnet50(image_size: int = 224, stem: str | None = None) -> nn.Module:
 def slim_resnet(blocks: Sequence[int] = (1, 1, 1, 1), width: int = 32, stem: str = "pool") -> nn.Module:
     """A narrow ResNet for views of 32 to 64 pixels, made of torchvision's blocks; 8 · `width` features.
 
-    `blocks` in each of four stages ((2, 2, 2, 2) is ResNet-18's depth), of 1, 2, 4 and 8 times `width`
-    channels. The stem, a 3×3 convolution, halves the side once, by 2×2 pooling ("pool") or its "stride":
-    behind ImageNet's, which divides the side by four, a view of 32 pixels ends in maps of one pixel.
+    `blocks` in each of four stages, of 1, 2, 4 and 8 times `width` channels. The stem, a 3×3 convolution,
+    halves the side once, by 2×2 pooling ("pool") or its "stride"; ImageNet's would divide it by four.
     """
     known("stem of a slim ResNet", stem, ("pool", "stride"))
     block = torchvision.models.resnet.BasicBlock
@@ -124,9 +123,8 @@ def check_name(name: str, rulers: bool = True) -> None:
 
 def build(name: str, image_size: int, stem: str | None = None) -> nn.Module:
     """A freshly initialised network for square views of `image_size` pixels: a name in NETWORKS or RULERS, or
-    "timm/" and one of `timm.list_models()` ("timm/resnet18"), which gives pooled features and no logits.
-
-    Raises ValueError for another name (the message lists near ones) or a stem that does not fit."""
+    "timm/" and one of `timm.list_models()`, which gives pooled features and no logits. ValueError for another
+    name (the message lists near ones) or a stem that does not fit."""
     check_name(name)
     if name in RULERS:
         return RULERS[name]()
@@ -463,11 +461,9 @@ def momentum_copy(network: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def ema_update(target: nn.Module, online: nn.Module, momentum: float) -> None:
-    """θ_target ← m·θ_target + (1 − m)·θ_online for every parameter (MoCo eq. 2, BYOL eq. 1), in place.
-
-    Buffers are left alone: BatchNorm statistics of the target come from its own passes, as in the official
-    code of both papers. `momentum` is in [0, 1]; 1 freezes the target, 0 copies the online network.
-    """
+    """θ_target ← m·θ_target + (1 − m)·θ_online for every parameter (MoCo eq. 2, BYOL eq. 1), in place; m in
+    [0, 1]. Buffers are left alone: the target's BatchNorm statistics come from its own passes, as in the
+    official code of both papers."""
     if not 0 <= momentum <= 1:
         raise ValueError(f"momentum {momentum} is not in [0, 1]")
     targets = list(target.parameters())

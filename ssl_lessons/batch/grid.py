@@ -150,12 +150,8 @@ class _Loader(yaml.SafeLoader):
 
 
 def read(file: str | Path) -> list[Planned]:
-    """The runs of a grid's YAML file, in the order of its values, every name and value in it checked.
-
-    Raises:
-        Unknown: a key, notebook, parameter or value that does not exist or fit, a rule that matches no run,
-            two runs alike, more than `MOST_RUNS`; the message names it, and what there is.
-    """
+    """The runs of a grid's YAML file, in the order of its values. `Unknown` names what does not exist or fit,
+    and what there is; so it does for a rule that matches no run, two runs alike, more than `MOST_RUNS`."""
     file = Path(file)
     asked, here = _load(file), file.resolve().parent
     notebook = here / str(asked.get("notebook"))
@@ -288,7 +284,7 @@ def carry_out(
     from nbconvert import HTMLExporter
 
     folder.mkdir(parents=True, exist_ok=True)
-    before = read_state(folder)
+    before, executed = read_state(folder), folder / one.notebook.name
     state = {**vars(one), "notebook": str(one.notebook), "attempts": before.get("attempts", 0)}
     try:  # on a cluster an earlier grid's run may be about to stop
         lock = FileLock(folder / "job.lock").acquire(timeout=10)
@@ -310,11 +306,10 @@ def carry_out(
             if code is None:
                 error, died = f"ended after {minutes:g} minutes, its limit", False
             else:
-                error, died = _error(folder / one.notebook.name, code, folder / "papermill.log")
+                error, died = _error(executed, code, folder / "papermill.log")
             state |= {"status": "failed", "error": error}
             if not died:
                 break
-        executed = folder / one.notebook.name
         if executed.exists():
             page, _ = HTMLExporter().from_filename(str(executed))
             executed.with_suffix(".html").write_text(page, encoding="utf-8")

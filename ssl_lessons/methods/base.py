@@ -67,9 +67,8 @@ class Recipe:
             object.__setattr__(self, field.name, fitted)  # text as what it stands for
 
     def override(self: R, **fields) -> R:
-        """A copy with some fields replaced by name; ValueError for an unknown name (with the known ones) and
-        for a value that does not fit. `projection_size` and `projection_hidden_size` stand for the last and
-        for the other widths of `head`."""
+        """A copy with some fields replaced; ValueError for an unknown name or a value that does not fit.
+        `projection_size` and `projection_hidden_size` are the last and the other widths of `head`."""
         size, hidden = fields.pop("projection_size", None), fields.pop("projection_hidden_size", None)
         if size is not None or hidden is not None:
             head = fields.get("head", getattr(self, "head", ()))
@@ -147,14 +146,12 @@ class Method(nn.Module):
         layer: where the representation is read, see `networks.tap`; None for a ResNet's `avgpool`.
         image_size: the side S of the views, pixels. channels: 3, or 1 for a network on grey images.
         recipe: a name in `recipes` (None: `default_recipe`), or a `Recipe`; `overrides` are its fields.
-        augment, augment2: augmentations of one's own in place of the recipe's policy, see `Augmentation`:
-            `augment` makes every view, `augment2` every second one.
+        augment, augment2: an `Augmentation` in place of the recipe's policy, of every (second) view.
     Raises:
         ValueError: an unknown recipe, field or layer (the message lists the known ones), a bad value.
 
     `method(views)` is the objective; `method(images)`, with one tensor of images, makes the views itself and
-    returns the loss alone, for a loop of one's own. Queues, pointers and averaged networks are buffers or
-    submodules, so that `state_dict` is complete.
+    returns the loss alone. Queues, pointers and averaged networks are in the `state_dict`.
     """
 
     recipes: dict[str, Recipe]
@@ -255,12 +252,9 @@ class Method(nn.Module):
 
     @torch.no_grad()
     def augment(self, images: Tensor, generator: torch.Generator | None = None) -> list[Tensor]:
-        """One view for each of `policies`, normalised float (B, C, S, S).
-
-        images: uint8, or float in [0, 1] (rounded to 8 bits first), (B, 3 or 1, H, W). generator: of the
-        policies' draws, on the CPU; None is the global one. ValueError for other images, and for a user's
-        augmentation that returns something else than (B, C, S, S) floats in [0, 1].
-        """
+        """One view for each of `policies`, normalised float (B, C, S, S), of images uint8 or float in [0, 1],
+        (B, 3 or 1, H, W). `generator` on the CPU draws; None: the global one. ValueError for other images,
+        and for an augmentation of one's own that returns anything but (B, C, S, S) floats in [0, 1]."""
         images = as_bytes(images)
         papers = [policy for policy in self.policies if isinstance(policy, Policy)]
         # all in one pass of the engine; of several processes with one generator, each draws for all and takes
