@@ -149,10 +149,7 @@ CHECKS = {
 
 
 def examine() -> list[tuple[str, str, str]]:
-    """What this Python and this machine have: (status, name, detail), a line each; nothing found raises.
-
-    The status is "ok", or "broken" for what would stop a lesson.
-    """
+    """What this Python and this machine have: ("ok" or "broken", name, detail), for each of `CHECKS`."""
     found = []
     for name, look in CHECKS.items():
         try:
@@ -164,18 +161,18 @@ def examine() -> list[tuple[str, str, str]]:
 
 def doctor(args) -> int:
     found = examine()
-    broken = any(status == "broken" for status, *_ in found)
+    healthy = all(status == "ok" for status, *_ in found)
     rows = [dict(zip(("status", "name", "detail"), finding, strict=True)) for finding in found]
-    show(args, {"ok": not broken, "version": ssl.__version__, "findings": rows}, table(found))
-    return FAILED if broken else OK
+    show(args, {"ok": healthy, "version": ssl.__version__, "findings": rows}, table(found))
+    return OK if healthy else FAILED
 
 
 def data_list(args) -> int:
-    rows = []
+    rows, lines = [], [("NAME", "SPLITS", "WHAT IT IS")]
     for name, entry in ssl.images.CATALOGUE.items():
         rows.append({"name": name, "title": entry.title, "splits": entry.splits, "classes": entry.classes})
-    lines = [(row["name"], ", ".join(row["splits"]), row["title"]) for row in rows]
-    show(args, rows, table([("NAME", "SPLITS", "WHAT IT IS"), *lines]))
+        lines.append((name, ", ".join(entry.splits), entry.title))
+    show(args, rows, table(lines))
     return OK
 
 
@@ -195,9 +192,7 @@ def run(args) -> int:
     notebook = grid.find_lesson(args.lesson)
     declared = of_notebook(notebook)
     asked = dict(args.p)
-    for option in ("profile", "dataset"):
-        if getattr(args, option):
-            asked[option] = getattr(args, option)
+    asked |= {name: vars(args)[name] for name in ("profile", "dataset") if vars(args)[name]}
     parameters = grid.meant(check(asked, declared, f"parameter of {notebook.name}"), Path.cwd())
     values = {key: one.default for key, one in declared.items()} | parameters
     words = [Path(str(values[key])).name for key in ("dataset", "profile") if values.get(key)]
@@ -248,12 +243,10 @@ def grid(args) -> int:
 
 def leaderboard(args) -> int:
     board = ssl.batch.leaderboard
-    for place in args.runs:
+    places = args.runs or [board.committed()]
+    for place in places:
         if not Path(place).exists():
             raise Unknown(f"there is nothing at {place}; name record files, or folders that hold some")
-    places = args.runs or [board.committed()]
-    if not Path(places[0]).exists():
-        raise Unknown("there are no committed records here; name your own, such as runs/")
     runs, problems = board.read(places)
     if len(runs):
         known("metric", args.metric, board.metrics(runs))
@@ -269,7 +262,7 @@ def leaderboard(args) -> int:
         label = board.LABELS.get(args.metric, args.metric)
         ssl.figures.leaderboard(found, args.metric, label).savefig(args.figure)
     if args.into:
-        board.put_into(args.into, board.markdown(found, args.metric) if args.runs else board.readme())
+        board.put_into(args.into, board.markdown(found, args.metric))
         warn(f"{args.into} has the results between its markers")
     elif args.form == "json":
         print(board.as_json(found, args.metric, problems))
@@ -367,10 +360,8 @@ def evaluate(args) -> int:
 
 
 def bench(args) -> int:
-    places = (Path.cwd(), *Path.cwd().parents, Path(__file__).resolve().parent.parent)
-    folders = [place / "tests" / "benchmarks" for place in places]
-    folder = next((folder for folder in folders if folder.is_dir()), None)
-    if folder is None:
+    folder = ssl.batch.grid.notebooks().parent / "tests" / "benchmarks"
+    if not folder.is_dir():
         raise Unknown("benchmarks are in a checkout, not in the installed package: clone the repository")
     scripts = {file.stem.removeprefix("bench_"): file for file in sorted(folder.glob("bench_*.py"))}
     script = scripts[known("benchmark", args.name, scripts)]
@@ -400,13 +391,10 @@ def parser() -> argparse.ArgumentParser:
             made.add_argument("--json", action="store_true", help="print JSON; all else to standard error")
         return made.add_argument
 
-    def settings(option):
-        option("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="set one by name")
-
-    def images(option):
-        option("--limit", help="use at most so many images of each split")
-        option("--device", default="auto", help="auto, cpu, cuda, cuda:0 or mps")
-
+    setting = {"nargs": 2, "action": "append", "default": [], "metavar": ("NAME", "VALUE")}
+    setting["help"] = "set one by name"
+    limit = {"help": "use at most so many images of each split"}
+    device = {"default": "auto", "help": "auto, cpu, cuda, cuda:0 or mps"}
     command("doctor", doctor, "what this machine has, and whether anything is broken", "doctor")
     data = verbs.add_parser("data", help="list or fetch datasets", epilog="example: ssl-lessons data list")
     data = data.add_subparsers(required=True, metavar="ACTION")
@@ -423,7 +411,7 @@ def parser() -> argparse.ArgumentParser:
     option("--dataset", help="a name from `data list`, or a folder of images")
     option("--minutes", help="end the run as failed after so long")
     option("--out", help="folder of the run (default: runs/LESSON-DATASET-PROFILE-TIME)")
-    settings(option)
+    option("-p", **setting)
 
     text = "execute a notebook over a grid of parameters; again to go on where it stopped"
     option = command("grid", grid, text, "grid notebooks/grids/methods_on_shapes.yaml --jobs 2")
@@ -449,8 +437,9 @@ def parser() -> argparse.ArgumentParser:
     option("--batch-size", help="default: the recipe's")
     option("--seed", default=0)
     option("--precision", default="auto", choices=("auto", "fp32", "bf16", "fp16"))
-    settings(option)
-    images(option)
+    option("-p", **setting)
+    option("--limit", **limit)
+    option("--device", **device)
 
     text = "judge a run's encoder beside a random one: kNN, linear probes with 100, 10 and 1 %% of the labels"
     option = command("evaluate", evaluate, text, "evaluate runs/first --dataset imagewoof")
@@ -458,7 +447,8 @@ def parser() -> argparse.ArgumentParser:
     option("--dataset", help="judge on another dataset than the run's own")
     option("--size", help="side of the stored images (default: the run's)")
     option("--fine-tune", action="store_true", help="also train the whole network with a part of the labels")
-    images(option)
+    option("--limit", **limit)
+    option("--device", **device)
 
     text = "run records as a table: mean ± std over seeds, ranked, nothing averaged that may not be"
     example = "leaderboard runs/leaderboard --metric linear_10 --figure leaderboard.png"
@@ -467,10 +457,9 @@ def parser() -> argparse.ArgumentParser:
     option("--metric", default="knn", help="what ranks: knn (default), linear_100, linear_10, linear_1, …")
     option("--figure", metavar="FILE", help="draw accuracy against wall-clock as well, PNG, SVG or PDF")
     option("--into", metavar="FILE", help="put Markdown between the file's markers <!-- results -->")
+    form = {"dest": "form", "action": "store_const", "default": "text"}
     for name in ("markdown", "html", "json", "csv"):
-        option(
-            f"--{name}", dest="form", action="store_const", const=name, default="text", help=f"print {name}"
-        )
+        option(f"--{name}", const=name, help=f"print {name}", **form)
 
     option = command("bench", bench, "run a benchmark of tests/benchmarks/", "bench views", json=False)
     option("name", metavar="NAME", help="views, …")
@@ -520,10 +509,8 @@ def main(argv: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return PIPE
     except Exception as error:
-        expected = isinstance(error, (ValueError, OSError)) or type(error).__module__.startswith(
-            "ssl_lessons."
-        )
-        if not expected:
+        ours = type(error).__module__.startswith("ssl_lessons.")
+        if not isinstance(error, ValueError | OSError) and not ours:
             raise  # a bug: show all of it
         warn(f"ssl-lessons: {error}")
         return USAGE if isinstance(error, Unknown) else FAILED

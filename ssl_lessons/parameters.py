@@ -100,16 +100,12 @@ def of_recipe(recipe) -> dict[str, Parameter]:
 # The range of a number by its name, both ends included. Whole numbers that are not named here are above 0. A
 # range holds where the default keeps it: an own notebook's `gpu: int = 0` may be 0.
 ABOVE_0, COUNT, FROM_0, SHARE = (sys.float_info.min, math.inf), (1, math.inf), (0, math.inf), (0, 1)
-ANY = (-math.inf, math.inf)
-RANGES = {
-    **dict.fromkeys(("temperature", "lag"), ABOVE_0),
-    **dict.fromkeys(("lr", "weight_decay", "predictor_lr", "predictor_weight_decay"), FROM_0),
-    **dict.fromkeys(("warmup", "gamma"), FROM_0),
-    **dict.fromkeys(("momentum", "sgd_momentum", "final_lr", "alpha"), SHARE),
-    "seed": (-(2**63), 2**63 - 1),
-}
+ANY, LAG, PAIR, BITS = (-math.inf, math.inf), (sys.float_info.min, 1), (2, math.inf), (-(2**63), 2**63 - 1)
+RANGES = {"lag": LAG, "views": PAIR, "seed": BITS, **dict.fromkeys(("lr", "temperature"), ABOVE_0)}
+RANGES |= dict.fromkeys(("weight_decay", "predictor_lr", "predictor_weight_decay", "warmup", "gamma"), FROM_0)
+RANGES |= dict.fromkeys(("momentum", "sgd_momentum", "final_lr", "alpha"), SHARE)
 IN_WORDS = {ABOVE_0: " above 0", COUNT: " above 0", FROM_0: " of at least 0", SHARE: " from 0 to 1", ANY: ""}
-IN_WORDS[RANGES["seed"]] = " of 64 bits"
+IN_WORDS |= {LAG: " above 0 and at most 1", PAIR: " above 1", BITS: " of 64 bits"}
 # In the order in which a union's are tried: text fits everything
 KINDS = {type(None): "None", bool: "True or False", int: "a whole number", float: "a number"}
 KINDS |= {tuple: "a list of values in brackets", list: "a list of values in brackets"}
@@ -122,24 +118,23 @@ def check(parameters: dict, declared: dict[str, Parameter], what: str) -> dict:
     """The same parameters, each value as its annotation says; `what` names them in an error.
 
     Raises:
-        Unknown: a name that is not declared, or a value that is not of its kind or out of its range.
+        Unknown: a name that is not declared, or a value that does not `fit`.
     """
-    values = {}
-    for name, value in parameters.items():
-        values[name] = fit(name, value, declared[known(what, name, declared)])
-    return values
+    return {
+        name: fit(name, value, declared[known(what, name, declared)]) for name, value in parameters.items()
+    }
 
 
 def fit(name: str, value, parameter: Parameter):
-    """`value`, or the value that its text stands for, if it is of the parameter's kind and in its range.
+    """`value`, or what its text stands for; `Unknown` if it is not of its kind or out of its range.
 
-    Kinds are bool, int, float, str, tuple and list (with their members), and unions of them; another kind
-    takes anything. None fits where the annotation says so, and where the default is None or "".
+    Kinds are bool, int, float, str, Literal, tuple and list (with their members), and unions of them; another
+    kind takes anything. None fits where the annotation says so, and where the default is None or "".
     """
     kind, default = _type(parameter.kind), parameter.default
     kinds = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else [kind]
-    if default is None or default == "":
-        kinds = [type(None), *kinds]
+    omissible = default is None or default == ""
+    kinds = [*kinds, type(None)] if omissible else kinds
     kinds = [kind if (get_origin(kind) or kind) in KINDS else object for kind in kinds]
     order = list(KINDS)
     expected = []
@@ -151,8 +146,10 @@ def fit(name: str, value, parameter: Parameter):
             return _read(kind, value, name, bounds)
         except UNFIT:
             meant = KINDS[get_origin(kind) or kind] + IN_WORDS[bounds]
-            expected.append(f"{meant}, {kind}" if get_args(kind) else meant)
-    if default is None or default == "":
+            if get_origin(kind) is Literal:
+                meant += f": {', '.join(map(str, get_args(kind)))}"
+            expected.append(f"{meant}, {kind}" if get_origin(kind) in (tuple, list) else meant)
+    if omissible:
         expected.remove("None")  # nobody writes what may be left out
     raise Unknown(f"parameter {name} is {value!r:.200}; it must be {' or '.join(expected[::-1])}")
 
@@ -165,11 +162,9 @@ def _type(annotation: str | type) -> type:
         return bool | int | float | str | object
     if not re.fullmatch(r"[\w\s.,|\[\]\"']*", annotation) or "__" in annotation:  # so that nothing is called
         return object
+    names = {**vars(typing), "typing": typing, "__builtins__": {kind.__name__: kind for kind in KINDS}}
     try:
-        names = {kind.__name__: kind for kind in KINDS}
-        return _type(
-            eval(annotation, {**vars(typing), "typing": typing, "__builtins__": names})
-        )  # again: it may stand in quotes
+        return _type(eval(annotation, names))  # again: it may stand in quotes
     except Exception:  # a class of the notebook's own
         return object
 
@@ -186,9 +181,7 @@ def _read(kind: type, value, name: str, bounds: tuple[float, float]):
     if kind is bool:
         return value if isinstance(value, bool) else {"true": True, "false": False}[text.lower()]
     if kind in (int, float):
-        number = (
-            Decimal(text) if text is not None else value
-        )  # "1e2" is 100, a long seed keeps all its digits
+        number = value if text is None else Decimal(text)  # "1e2" is 100, a long seed keeps all its digits
         if isinstance(value, bool) or not _within(bounds, number) or not math.isfinite(float(number)):
             raise ValueError
         if kind is float:

@@ -26,11 +26,11 @@ import json
 import math
 import os
 import platform
-import queue
 import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -42,7 +42,7 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from ssl_lessons.batch.leaderboard import for_csv
-from ssl_lessons.parameters import Parameter, Unknown, check, fit, known, of_notebook, printable
+from ssl_lessons.parameters import Parameter, Unknown, check, known, of_notebook, printable
 from ssl_lessons.records import TITLES, RecordError, Run, atomically
 
 PACKAGE = Path(__file__).resolve().parent.parent
@@ -97,18 +97,12 @@ def dataset(name: str, here: Path) -> str:
 
 
 def meant(parameters: dict, here: Path) -> dict:
-    """Checked parameters, with a profile in place of "auto" and the whole path of a folder of images.
-
-    Args:
-        here: where the path of a folder of images starts.
-    Raises:
-        Unknown: a profile, dataset, method, recipe or network that does not exist (the message lists what
-            does), or a rate or temperature for a method that has none.
-    """
+    """Checked parameters, with a profile in place of "auto" and the whole path (from `here`) of a folder of
+    images. `Unknown` for a name that does not exist, and for a rate or temperature that a method lacks."""
     from ssl_lessons import lab, networks
 
     values = {name: value for name, value in parameters.items() if value not in (None, "")}
-    changed = {}
+    method, changed = lab.METHODS.get(values.get("method")), {}
     if "profile" in values:  # which one "auto" means is part of what is run
         changed["profile"] = lab.pick_profile(values["profile"])
     if "dataset" in values:
@@ -117,7 +111,6 @@ def meant(parameters: dict, here: Path) -> dict:
         networks.check_name(values["network"], rulers=False)
     if "method" in values:
         known("method", values["method"], TITLES)
-    method = lab.METHODS.get(values.get("method"))
     if "recipe" in values:
         methods = [method] if method else lab.METHODS.values()
         known("recipe", values["recipe"], dict.fromkeys(name for one in methods for name in one.recipes))
@@ -128,7 +121,7 @@ def meant(parameters: dict, here: Path) -> dict:
 
 
 def planned(notebook: Path, declared: dict[str, Parameter], parameters: dict, name: str) -> Planned:
-    """A run of a notebook that declares some parameters, with those that it is given, checked."""
+    """A run of a notebook: what it declares, and the checked parameters that it is given."""
     values = {key: one.default for key, one in declared.items()} | parameters
     values.pop("run_dir", None)
     text = json.dumps([notebook.name, values], sort_keys=True, default=str)
@@ -157,42 +150,36 @@ class _Loader(yaml.SafeLoader):
 
 
 def read(file: str | Path) -> list[Planned]:
-    """The runs of a grid's YAML file, in the order of its values, every name and value in it checked.
-
-    Raises:
-        Unknown: a key, notebook, parameter or value that does not exist or fit, a rule that matches no run,
-            two runs alike, more than `MOST_RUNS`; the message names it, and what there is.
-    """
+    """The runs of a grid's YAML file, in the order of its values. `Unknown` names what does not exist or fit,
+    and what there is; so it does for a rule that matches no run, two runs alike, more than `MOST_RUNS`."""
     file = Path(file)
     asked, here = _load(file), file.resolve().parent
-    notebook = _notebook(str(asked.get("notebook")), here)
+    notebook = here / str(asked.get("notebook"))
+    if notebook.suffix == ".ipynb":
+        known("notebook", notebook.name, sorted(other.name for other in notebook.parent.glob("*.ipynb")))
+    else:
+        notebook = find_lesson(str(asked.get("notebook")))
     declared = of_notebook(notebook)
     if "run_dir" not in declared:
         raise Unknown(f"{notebook.name} has no parameter run_dir: its records would lie in one place")
     settable = {name: one for name, one in declared.items() if name != "run_dir"}
 
-    def values_of(names, where: str) -> dict:
-        """{name: value}, each value as its annotation says."""
-        if not isinstance(names, dict):
+    def fitted(names, where: str, lists: bool = False) -> dict:
+        """{name: value} as annotated; with `lists` {name: values}, and a rule's one value is a list of it."""
+        if not isinstance(names, dict) or (lists and not names):
             raise Unknown(f"{where}: {names!r:.200} must be names with values")
-        return check(names, settable, f"parameter of {notebook.name} in {where}")
-
-    def lists_of(names, where: str) -> dict[str, list]:
-        """{name: values}, of an axis or of a rule, where one value stands for a list of it."""
-        if not isinstance(names, dict) or not names:
-            raise Unknown(f"{where}: {names!r:.200} must be names with values")
-        lists = {}
+        what = f"parameter of {notebook.name} in {where}"
+        if not lists:
+            return check(names, settable, what)
+        found = {}
         for name, values in names.items():
-            known(f"parameter of {notebook.name} in {where}", name, settable)
-            if where == "grid" or isinstance(values, list):
-                lists[name] = [fit(name, value, settable[name]) for value in _listed(name, values)]
-            else:
-                lists[name] = [fit(name, values, settable[name])]
-        return lists
+            several = _listed(name, values) if where == "grid" or isinstance(values, list) else [values]
+            found[name] = [check({name: value}, settable, what)[name] for value in several]
+        return found
 
-    profile = values_of({"profile": asked["profile"]} if "profile" in asked else {}, "profile")
-    fixed = values_of(asked.get("parameters") or {}, "parameters")
-    axes = lists_of(asked.get("grid"), "grid")
+    profile = fitted({"profile": asked["profile"]} if "profile" in asked else {}, "profile")
+    fixed = fitted(asked.get("parameters") or {}, "parameters")
+    axes = fitted(asked.get("grid"), "grid", lists=True)
     for name in (fixed.keys() & axes.keys()) | (profile.keys() & {*fixed, *axes}):
         raise Unknown(f"parameter {name!r} is set in two places of {file}")
     count = math.prod(len(values) for values in axes.values())
@@ -201,20 +188,17 @@ def read(file: str | Path) -> list[Planned]:
     common = ({"profile": "auto"} if "profile" in declared else {}) | profile | fixed
     runs = [common | dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
 
-    for key in ("exclude", "override"):
-        if not isinstance(asked.get(key) or [], list):
-            raise Unknown(f"{key}: {asked[key]!r:.200} must be a list of names with values")
     excluded = set()
     for rule in asked.get("exclude") or []:
-        excluded.update(map(id, _matching(lists_of(rule, "exclude"), runs, declared)))
+        excluded.update(map(id, _matching(fitted(rule, "exclude", lists=True), runs, declared)))
     runs = [run for run in runs if id(run) not in excluded]
     if not runs:
         raise Unknown(f"{file}: every run is excluded")
     for rule in asked.get("override") or []:
         if not isinstance(rule, dict) or set(rule) != {"when", "set"}:
             raise Unknown(f"override {rule!r:.200} must be {{when: {{name: value}}, set: {{name: value}}}}")
-        for run in _matching(lists_of(rule["when"], "override"), runs, declared):
-            run.update(values_of(rule["set"], "override"))
+        for run in _matching(fitted(rule["when"], "override", lists=True), runs, declared):
+            run.update(fitted(rule["set"], "override"))
 
     plan: dict[str, Planned] = {}
     for run in runs:
@@ -246,15 +230,9 @@ def _load(file: Path) -> dict:
         raise Unknown(f"{file} must be a mapping with the keys {', '.join(KEYS)}")
     for key in asked:
         known(f"key of {file.name}", key, KEYS)
+        if key in ("exclude", "override") and not isinstance(asked[key] or [], list):
+            raise Unknown(f"{key}: {asked[key]!r:.200} must be a list of names with values")
     return asked
-
-
-def _notebook(name: str, here: Path) -> Path:
-    path = here / name
-    if path.suffix != ".ipynb":
-        return find_lesson(name)
-    known("notebook", path.name, sorted(other.name for other in path.parent.glob("*.ipynb")))
-    return path.resolve()
 
 
 def _listed(name: str, values) -> list | range:
@@ -299,16 +277,14 @@ def carry_out(
     The working directory is the notebook's own, as in Jupyter; a parameter `run_dir` is set to `folder`. A
     process or kernel that dies is started once more; a cell that fails would fail again, and is not repeated.
 
-    Args:
-        env: replaces variables of the environment. alive: a file; once it is gone, the run is stopped.
-        say: is given what the notebook prints. minutes: after which the run is ended as failed.
-    Returns:
-        job.json as it is then: "status" is "done" or "failed", "error" says why; a stopped run is "running".
+    `env` replaces variables of the environment; `say` is given what the notebook prints. Once the file
+    `alive` is gone, the run is stopped; after `minutes` it is ended as failed. Returns job.json: "status" is
+    "done" or "failed", "error" says why; a stopped run is "running".
     """
     from nbconvert import HTMLExporter
 
     folder.mkdir(parents=True, exist_ok=True)
-    before = read_state(folder)
+    before, executed = read_state(folder), folder / one.notebook.name
     state = {**vars(one), "notebook": str(one.notebook), "attempts": before.get("attempts", 0)}
     try:  # on a cluster an earlier grid's run may be about to stop
         lock = FileLock(folder / "job.lock").acquire(timeout=10)
@@ -318,7 +294,7 @@ def carry_out(
     with lock:
         if before.get("host") == platform.node():
             _end(before.get("pid"), folder)
-        for last_try in (False, True):
+        for _ in range(2):
             begun = time.monotonic()
             state |= {"status": "running", "attempts": state["attempts"] + 1, "host": platform.node()}
             code = _papermill(one, folder, state, env or {}, alive, say, minutes)
@@ -330,11 +306,10 @@ def carry_out(
             if code is None:
                 error, died = f"ended after {minutes:g} minutes, its limit", False
             else:
-                error, died = _error(folder / one.notebook.name, code, folder / "papermill.log")
+                error, died = _error(executed, code, folder / "papermill.log")
             state |= {"status": "failed", "error": error}
-            if last_try or not died:
+            if not died:
                 break
-        executed = folder / one.notebook.name
         if executed.exists():
             page, _ = HTMLExporter().from_filename(str(executed))
             executed.with_suffix(".html").write_text(page, encoding="utf-8")
@@ -349,13 +324,13 @@ def _papermill(one: Planned, folder: Path, state: dict, env: dict, alive, say, m
     (folder / "parameters.yaml").write_text(yaml.safe_dump({**place, **one.parameters}), encoding="utf-8")
     command = [sys.executable, "-m", "papermill", one.notebook, executed, "-f", folder / "parameters.yaml"]
     command += ["--cwd", one.notebook.parent, "--no-progress-bar", "--stdout-file", "-", "--stderr-file", "-"]
-    env = {**os.environ, "PYTHONUNBUFFERED": "1", "SSL_LESSONS_PROGRESS": "lines", **env}
-    env.setdefault(
-        "PYTHONIOENCODING", "utf-8"
-    )  # what cells print is read from run.log, whatever the terminal
+    standard = {
+        "PYTHONIOENCODING": "utf-8",  # what cells print is read from run.log, whatever the terminal
+        "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # else every kernel starts with a warning
+    }
     if one.notebook.is_relative_to(PACKAGE):  # what lessons share does not belong into the installed package
-        env.setdefault("SSL_LESSONS_RUNS", str(folder.parent))
-    env.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")  # else every kernel starts with a warning
+        standard["SSL_LESSONS_RUNS"] = str(folder.parent)
+    env = {**standard, **os.environ, "PYTHONUNBUFFERED": "1", "SSL_LESSONS_PROGRESS": "lines", **env}
     deadline = time.monotonic() + 60 * minutes if minutes else math.inf
     with (
         open(log, "ab") as cells,
@@ -368,15 +343,16 @@ def _papermill(one: Planned, folder: Path, state: dict, env: dict, alive, say, m
         process = subprocess.Popen([*map(str, command)], env=env, **streams)
         try:
             write_state(folder, {**state, "pid": process.pid})
-            while process.poll() is None and (alive is None or alive.exists()):
+            while alive is None or alive.exists():
+                ended = process.poll() is not None
+                if say:
+                    say(printed.read())
+                if ended:
+                    break
                 if time.monotonic() > deadline:
                     return None
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(0.3)
-                if say:
-                    say(printed.read())
-            if say:
-                say(printed.read())  # what came in its last moment
         finally:  # stopped, or a ctrl-C: its kernel ends with it
             _end(process.pid, folder)
             process.wait()
@@ -435,23 +411,18 @@ def write_state(folder: Path, state: dict) -> dict:
 
 
 def results(out: str | Path, plan: list[Planned] | None = None) -> pd.DataFrame:
-    """A row for each run: its name, status, parameters, metrics, minutes, error and folder.
-
-    Args:
-        plan: whose runs to look at, in this order; None: all that are in the folder.
-    """
+    """A row for each run of a plan, or else of a folder: name, status, parameters, metrics, minutes, …"""
     if plan is None:
-        folders = {path.parent: read_state(path.parent) for path in sorted(Path(out).glob("*/job.json"))}
+        asked = {path.parent: {} for path in sorted(Path(out).glob("*/job.json"))}
     else:
-        folders = {}
-        for one in plan:
-            waiting = {"name": one.name, "parameters": one.parameters, "status": "waiting"}
-            folders[one.folder(out)] = {**waiting, **read_state(one.folder(out))}
+        asked = {one.folder(out): {"name": one.name, "parameters": one.parameters} for one in plan}
     rows = []
-    for folder, state in folders.items():
+    for folder, waiting in asked.items():
+        state = {**waiting, **read_state(folder)}
         if not state:
             continue
-        row = {"name": state.get("name"), "status": state.get("status"), **state.get("parameters", {})}
+        row = {"name": state.get("name"), "status": state.get("status", "waiting")}
+        row |= state.get("parameters", {})
         error, seconds = state.get("error"), state.get("seconds")
         if row["status"] == "done":
             try:
@@ -467,11 +438,8 @@ def results(out: str | Path, plan: list[Planned] | None = None) -> pd.DataFrame:
 
 
 def slots(jobs: int | None, most: int) -> list[dict[str, str]]:
-    """The environment of each of the runs side by side on this machine: a GPU, or a share of the cores.
-
-    Args:
-        jobs: how many; None: one for each GPU, else one. most: no more than are to be done.
-    """
+    """The environment of each of `jobs` runs side by side on this machine, but of `most` at most: a GPU, or a
+    share of the cores. None: a run for each GPU, else one."""
     import torch
 
     count, named = torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -499,17 +467,6 @@ def _dask(address: str):
         raise Unknown(f"no Dask scheduler answers at {address!r} ({type(error).__name__}: {error})") from None
 
 
-def _ended(future: cf.Future, one: Planned, folder: Path) -> dict:
-    """What came of a run, written into its job.json where its process could not."""
-    try:
-        return future.result()
-    except Exception as error:  # a worker that died again and again, a scheduler that was lost, a full disk
-        folder.mkdir(parents=True, exist_ok=True)
-        asked = {**vars(one), "notebook": str(one.notebook)}
-        failed = {"status": "failed", "error": printable(f"{type(error).__name__}: {error}")}
-        return write_state(folder, {**asked, **read_state(folder), **failed})
-
-
 def run(
     plan: list[Planned],
     out: str | Path,
@@ -519,13 +476,9 @@ def run(
 ) -> pd.DataFrame:
     """Carry out what is not finished of a plan, and print how it goes; `results`, kept as grid.csv too.
 
-    Args:
-        plan: from `read`. out: the folder of the runs' folders, made if missing; one grid at a time.
-        jobs: how many side by side; None: one for each GPU, else one.
-        scheduler: address of a Dask scheduler, whose workers then carry out the runs.
-        minutes: after which a run is ended as failed.
-    Raises:
-        Unknown: no Dask, or no scheduler at that address. BlockingIOError: another grid writes into `out`.
+    `jobs` side by side (None: one for each GPU, else one), or on the workers of a Dask `scheduler`; a run of
+    more than `minutes` is ended as failed. `Unknown`: no Dask, or no scheduler at that address;
+    BlockingIOError: another grid writes into `out`.
     """
     out = Path(out).resolve()
     with contextlib.ExitStack() as stack:
@@ -548,18 +501,16 @@ def run(
             pool = client.get_executor(pure=False)  # two tasks of one name would be one
             stack.callback(pool.shutdown, wait=False)
         else:
-            free = queue.SimpleQueue()
-            side_by_side = len(slots(jobs, len(waiting)))
-            for environment in slots(jobs, len(waiting)):
-                free.put(environment)
-            pool = stack.enter_context(cf.ThreadPoolExecutor(side_by_side))
+            environments, own = slots(jobs, len(waiting)), threading.local()
+            side_by_side = len(environments)
+
+            def begin() -> None:  # of each thread
+                own.environment = environments.pop()
 
             def carry(one: Planned, folder: Path, **options) -> dict:
-                environment = free.get()
-                try:
-                    return carry_out(one, folder, environment, **options)
-                finally:
-                    free.put(environment)
+                return carry_out(one, folder, own.environment, **options)
+
+            pool = stack.enter_context(cf.ThreadPoolExecutor(side_by_side, initializer=begin))
 
         print(f"{len(plan) - len(waiting)} of {len(plan)} done; {side_by_side} side by side", flush=True)
         options = {"alive": alive, "minutes": minutes}
@@ -568,7 +519,14 @@ def run(
             bar = tqdm(cf.as_completed(futures), total=len(futures), unit="run")  # tells the time left
             for future in bar:
                 one = futures[future]
-                state = _ended(future, one, one.folder(out))
+                try:
+                    state = future.result()
+                except Exception as error:  # a worker that died too often, a scheduler lost, a full disk
+                    folder = one.folder(out)
+                    folder.mkdir(parents=True, exist_ok=True)
+                    state = {**vars(one), "notebook": str(one.notebook), **read_state(folder)}
+                    state |= {"status": "failed", "error": printable(f"{type(error).__name__}: {error}")}
+                    write_state(folder, state)
                 reason = f": {state['error']}" if state["status"] == "failed" else ""
                 bar.write(f"{state['name']} {state['status']}{reason}")
         finally:  # after a ctrl-C they are in the middle

@@ -8,7 +8,9 @@ import html
 import json
 import math
 import re
+import statistics
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,12 +26,6 @@ LABELS |= {"finetune_100": "fine-tuned", "finetune_10": "fine-tuned 10 %", "fine
 # What fields of a recipe that older records lack stood for: seeds of before and after are of one row
 NEUTRAL = {"recipe predictor_lr": "1.0"}
 WHY = "numbers from other images, other versions or by another protocol are not averaged or ranked together"
-LEVEL = 0.5  # kNN accuracy of the time table
-CAVEAT = (
-    "- watched after each epoch, with at most 4,000 training and 4,000 test images, in the midst of a "
-    "schedule whose rate has yet to fall: a run that was meant to end there would stand higher; nothing was "
-    "chosen by it"
-)
 
 
 @dataclass
@@ -49,13 +45,10 @@ class Table:
 def read(places: Iterable[str | Path]) -> tuple[pd.DataFrame, list[str]]:
     """A row for each run record at some places, and what is wrong with those that cannot be used.
 
-    Args:
-        places: record files, or folders, which are searched for *.json records (but not for the small
-            experiments that a lesson keeps in trials/). A file found twice counts once.
-    Returns:
-        What a run was on (`FACTS`), its settings (the recipe's own as "recipe lr", text), "seed", "device",
-        "minutes", "images/s", "memory" (bytes, the most of any epoch), and each metric with its
-        "protocol of …". Text is `printable`.
+    A place is a record file, or a folder that is searched for *.json (but not for the experiments that a
+    lesson keeps in trials/). Columns: what a run was on (`FACTS`), its settings (the recipe's own as "recipe
+    lr", text), "seed", "device", "minutes", "images/s", "memory" (bytes, the most of any epoch), and each
+    metric with its "protocol of …". Text is `printable`.
     """
     paths = {}
     for place in map(Path, places):
@@ -67,12 +60,9 @@ def read(places: Iterable[str | Path]) -> tuple[pd.DataFrame, list[str]]:
             if path.suffix != ".json":
                 raise RecordError(f"{path} is no record; name a .json file, or a folder that holds some")
             rows.append(_row_of(path.as_posix(), Run.open(path).record))
-        except RecordError as error:
-            problems.append(printable(str(error)))
         except Exception as error:  # whatever an odd record may hold, the others are shown
-            problems.append(
-                printable(f"{path} is damaged ({type(error).__name__}: {str(error)[:100]}); run it again")
-            )
+            reason = f"{path} is damaged ({type(error).__name__}: {error!s:.100}); run it again"
+            problems.append(printable(str(error) if isinstance(error, RecordError) else reason))
     runs = pd.DataFrame(rows)
     same = runs[settings(runs)].astype(object)
     runs[same.columns] = same.where(same.notna(), "")
@@ -80,44 +70,32 @@ def read(places: Iterable[str | Path]) -> tuple[pd.DataFrame, list[str]]:
 
 
 def _records_in(folder: Path) -> Iterator[Path]:
+    """Its JSON files, but for whole ones that never were records: a benchmark's, a grid's own notes."""
     for path in sorted(folder.rglob("*.json")):
         inside = path.relative_to(folder).parts[:-1]
-        aside = "trials" in inside or any(part.startswith(".") for part in inside)
-        if not aside and path.is_file() and (path.name == "record.json" or not _another_kind(path)):
-            yield path
-
-
-def _another_kind(path: Path) -> bool:
-    """Whether a file is whole JSON that never was a record: a benchmark's, a grid's own notes."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return False
-    return not (isinstance(content, dict) and "schema" in content)
+        if "trials" in inside or any(part.startswith(".") for part in inside) or not path.is_file():
+            continue
+        with suppress(OSError, ValueError, RecursionError):  # damaged: who reads it says so
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if path.name != "record.json" and not (isinstance(content, dict) and "schema" in content):
+                continue
+        yield path
 
 
 def _row_of(path: str, record: dict) -> dict:
-    def part(of: dict, name: str, *kinds: type, default=None):
-        value = of.get(name, default)
-        if not isinstance(value, kinds):
-            meant = " or ".join(kind.__name__ for kind in kinds)
-            raise RecordError(f"{path} is damaged: {name} is {value!r:.80}, not {meant}; run it again")
+    def need(name: str, value, *kinds: type):
+        if type(value) not in kinds or (isinstance(value, float) and not math.isfinite(value)):
+            raise RecordError(f"{path} is damaged: {name} is {value!r:.80}; run it again")
         return value
 
-    def number(of: dict, name: str, what: str = "") -> float:
-        value = of.get(name)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise RecordError(f"{path} is damaged: {what or name} is {value!r:.80}, no number; run it again")
-        return value
-
-    none = type(None)
-    data, network = part(record, "dataset", dict, none) or {}, part(record, "network", dict, none) or {}
-    recipe, versions = part(record, "recipe", dict, none) or {}, record["versions"]
-    history = [part({"a row of the history": row}, "a row of the history", dict) for row in record["history"]]
-    epochs = [number(row, "epoch") for row in history]
-    seconds = pd.Series([number(row, "seconds") for row in history if "seconds" in row], dtype=float)
-    memory = [number(row, "peak_memory") for row in history if row.get("peak_memory")]
-    row = {
+    number, none, versions = (int, float), type(None), record["versions"]
+    parts = ("dataset", "network", "recipe")
+    data, network, recipe = (need(part, record.get(part), dict, none) or {} for part in parts)
+    history = [need("a row of the history", row, dict) for row in record["history"]]
+    epochs = [need("epoch", row.get("epoch"), *number) for row in history]
+    seconds = [need("seconds", row["seconds"], *number) for row in history if "seconds" in row]
+    memory = [need("peak_memory", row["peak_memory"], *number) for row in history if row.get("peak_memory")]
+    told = {
         "record": path,
         "images": f"{data.get('name')} {data.get('split')}",
         "stored": f"{data.get('size')} px",
@@ -126,38 +104,35 @@ def _row_of(path: str, record: dict) -> dict:
         "views": f"{record.get('view_size')} px",
         **{package: str(versions.get(package)) for package in FACTS[-3:]},
         "method": str(record.get("method")),
-        "recipe": _text(recipe.get("name")),
-        "epochs": epochs[-1] if epochs else 0,  # those it has finished
-        "batch size": _text(record.get("batch_size")),
-        "network": _text(network.get("name")),
-        "stem": _text(network.get("stem")),
-        "layer": _text(network.get("layer")),
-        "precision": _text(record.get("precision")),
+        "recipe": recipe.get("name"),
+        "batch size": record.get("batch_size"),
+        "network": network.get("name"),
+        **{part: network.get(part) for part in ("stem", "layer")},
+        "precision": record.get("precision"),
         **NEUTRAL,
         **_flat(recipe),
-        "device": part(record, "device", str),
-        "seed": part(record, "seed", int, none),
+        "device": need("device", record["device"], str),
         "started": str(record.get("started")),
-        "minutes": number(record, "seconds") / 60,
-        "images/s": math.nan,
-        "memory": max(memory, default=math.nan),
     }
-    if len(seconds) and seconds.median() > 0:
-        row["images/s"] = number(data, "images") / seconds.median()  # a disturbed epoch counts little
-    row = {name: printable(value) if isinstance(value, str) else value for name, value in row.items()}
+    row = {name: _text(value) for name, value in told.items()}
+    row["epochs"] = epochs[-1] if epochs else 0  # those it has finished
+    row["seed"] = need("seed", record["seed"], int, none)
+    row["minutes"] = need("seconds", record["seconds"], *number) / 60
+    row["memory"] = max(memory, default=math.nan)
+    median = statistics.median(seconds) if seconds else 0  # a disturbed epoch counts little
+    row["images/s"] = need("images", data.get("images"), *number) / median if median > 0 else math.nan
     for name, metric in record["metrics"].items():
-        if name in row or not isinstance(metric, dict):
-            raise RecordError(
-                f"{path} is damaged: metric {name!r:.80} is no metric's name and value; run it again"
-            )
-        if metric["value"] is not None:  # a NaN was written as null
-            row[printable(name)] = float(number(metric, "value", name))
-            row[f"protocol of {printable(name)}"] = stable(printable(str(metric.get("protocol", ""))))
+        if name in row:
+            raise RecordError(f"{path} is damaged: a metric is called {name!r}; run it again")
+        value = need(f"metric {name}", metric, dict)["value"]
+        if value is not None:  # a NaN was written as null
+            row[printable(name)] = float(need(f"the value of {name}", value, *number))
+            row[f"protocol of {printable(name)}"] = stable(_text(str(metric.get("protocol", ""))))
     return row
 
 
-def _flat(recipe: dict) -> dict[str, str | None]:
-    """A recipe's values as text, its policies opened up: {"recipe policy jitter": …}."""
+def _flat(recipe: dict) -> dict[str, object]:
+    """A recipe's values, its policies opened up: {"recipe policy jitter": …}."""
     flat = {}
     for key, value in recipe.items():
         if key in ("name", "epochs", "batch_size"):  # columns of their own; the run may have had others
@@ -165,12 +140,14 @@ def _flat(recipe: dict) -> dict[str, str | None]:
         parts = value if isinstance(value, dict) else {"": value}
         for name, part in parts.items():
             if "source" not in (key, name):
-                flat[printable(f"recipe {key} {name}".strip())] = _text(part)
+                flat[printable(f"recipe {key} {name}".strip())] = part
     return flat
 
 
 def _text(value) -> str | None:
-    return value if value is None or isinstance(value, str) else json.dumps(value)
+    if value is None:
+        return None
+    return printable(value if isinstance(value, str) else json.dumps(value))
 
 
 def stable(protocol: str) -> str:
@@ -192,15 +169,11 @@ def metrics(runs: pd.DataFrame) -> list[str]:
 
 
 def tables(runs: pd.DataFrame, metric: str = "knn") -> list[Table]:
-    """Runs added up over seeds, in tables of what may be compared, each ranked by one metric.
-
-    Raises:
-        ValueError: no record has the metric (the message lists what they have).
-    """
+    """Runs added up over seeds, in tables of what may be compared, each ranked by one metric; ValueError if
+    no record has the metric (the message lists what they have)."""
     if metric not in metrics(runs):
-        raise ValueError(
-            f"no record has a metric {metric!r}; they have: {', '.join(metrics(runs)) or 'none'}"
-        )
+        there = ", ".join(metrics(runs)) or "none"
+        raise ValueError(f"no record has a metric {metric!r}; they have: {there}")
     found = []
     for _, alike in runs[runs[metric].notna()].groupby(FACTS):
         # A protocol decides only where there are two of it: a run judged in fewer ways is of the same kind
@@ -208,12 +181,14 @@ def tables(runs: pd.DataFrame, metric: str = "knn") -> list[Table]:
         apart = [name for name in protocols if alike[name].nunique() > 1]
         for _, group in alike.fillna(dict.fromkeys(apart, "not measured")).groupby([*FACTS, *apart]):
             found.append(_table(group, [*FACTS, *apart], metric))
+    shared = ("images", "number", "stored", "views")
+    more = [key for key in differences(found) if key not in shared]
     for table in found:
-        facts = table.facts
-        table.title = f"{facts['images']}: {facts['number']} stored at {facts['stored']}, "
-        table.title += f"views of {facts['views']}"
-        more = [key for key in differences(found) if key not in ("images", "number", "stored", "views")]
-        table.title = "; ".join([table.title, *(f"{key}: {facts[key]}" for key in more if key in facts)])
+        images, number, stored, views = (table.facts[key] for key in shared)
+        title = f"{images}: {number} stored at {stored}, views of {views}"
+        table.title = "; ".join(
+            [title, *(f"{key}: {table.facts[key]}" for key in more if key in table.facts)]
+        )
     return found
 
 
@@ -227,10 +202,10 @@ def _table(runs: pd.DataFrame, facts: list[str], metric: str) -> Table:
     rows = rows.sort_values([f"{metric} mean", "title"], ascending=[False, True], ignore_index=True)
     rows.insert(0, "rank", rows.index + 1)
     _tell_apart(rows, same)
-    notes = [
-        f"{row.title}: {row.more} more of seeds that are there already; of each seed the latest counts, once"
-        for row in rows[rows["more"] > 0].itertuples()
-    ]
+    notes = []
+    for row in rows[rows["more"] > 0].itertuples():
+        again = f"{row.more} more of seeds that are there already"
+        notes.append(f"{row.title}: {again}; of each seed the latest counts, once")
     if latest["device"].nunique() > 1:
         notes.append("devices differ: their minutes, images a second and memory do not compare the methods")
     if (rows["devices"].str.len() > 1).any():
@@ -381,10 +356,9 @@ def _escaped(text) -> str:
 def as_markdown(rows: pd.DataFrame) -> str:
     """A table of text for a page; words stand on the left, numbers on the right."""
     words = ("method", "device", "record", "images", "network")
-    lines = [list(rows), ["---" if head in words else "--:" for head in rows], *rows.to_numpy().tolist()]
-    lines = [" | ".join(map(_escaped, line)) for line in lines]
-    lines[1] = lines[1].replace(" ", "")
-    return "\n".join(f"|{line}|" if number == 1 else f"| {line} |" for number, line in enumerate(lines))
+    lines = [f"| {' | '.join(map(_escaped, line))} |" for line in [list(rows), *rows.to_numpy().tolist()]]
+    lines.insert(1, f"|{'|'.join('---' if head in words else '--:' for head in rows)}|")
+    return "\n".join(lines)
 
 
 def markdown(found: Sequence[Table], metric: str = "knn") -> str:
@@ -430,9 +404,6 @@ def as_csv(found: Sequence[Table], metric: str = "knn") -> str:
 FORMS = {"text": text, "markdown": markdown, "html": page, "json": as_json, "csv": as_csv}
 
 
-# ---- The committed records ---------------------------------------------------------------------------------
-
-
 def put_into(file: str | Path, content: str, name: str = "results") -> None:
     """Replace what stands between `<!-- NAME -->` and `<!-- /NAME -->` in a file, atomically.
 
@@ -440,75 +411,13 @@ def put_into(file: str | Path, content: str, name: str = "results") -> None:
         ValueError: the file does not have each marker once, in this order.
     """
     start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
-    whole = Path(file).read_text(encoding="utf-8")
-    before, _, rest = whole.partition(start)
-    old, _, after = rest.partition(end)
-    if whole != before + start + old + end + after or start in rest or end in before + after:
+    parts = re.split(f"({start}|{end})", Path(file).read_text(encoding="utf-8"))
+    if parts[1::2] != [start, end]:
         raise ValueError(f"{file} must have the line {start} once and, after it, {end} once")
-    new = f"{before}{start}\n{content}\n{end}{after}"
-    atomically(Path(file), lambda path: path.write_text(new, encoding="utf-8"))
+    whole = f"{parts[0]}{start}\n{content}\n{end}{parts[-1]}"
+    atomically(Path(file), lambda path: path.write_text(whole, encoding="utf-8"))
 
 
-def committed(folder: Path | None = None) -> Path:
-    """The committed records of the leaderboard: data/results/leaderboard, else all of data/results."""
-    folder = folder or results_folder()
-    return folder / "leaderboard" if (folder / "leaderboard").is_dir() else folder
-
-
-def readme(folder: Path | None = None) -> str:
-    """What stands between the markers: the leaderboard, the time to half, the lessons' own single runs.
-
-    Args:
-        folder: of the committed records; those for the leaderboard are in its leaderboard/.
-    Raises:
-        RecordError: one of them is damaged.
-    """
-    folder = folder or results_folder()
-    if committed(folder) == folder:
-        return lessons_table(folder)
-    runs, problems = read([committed(folder)])
-    if problems:
-        raise RecordError("; ".join(problems))
-    parts = [markdown(tables(runs))]
-    if watched := time_table(committed(folder)):
-        parts += [f"### Time to {100 * LEVEL:g} % kNN on Imagenette", watched, CAVEAT]
-    return "\n\n".join([*parts, "### The lessons' own runs, one seed each", lessons_table(folder)])
-
-
-def time_table(folder: Path, dataset: str = "imagenette") -> str:
-    """When the committed runs on a dataset first reach `LEVEL`, as a Markdown table; empty without any.
-
-    Of records whose history has kNN, as `trained` with a monitor makes them (row.ipynb); see `CAVEAT`.
-    """
-    lines = []
-    for path in sorted(folder.glob("*.json")):
-        record = Run.open(path).record
-        history = pd.DataFrame(record["history"])
-        if "knn" not in history or record["dataset"]["name"] != dataset or record["method"] == "Supervised":
-            continue
-        line = {"method": TITLES[record["method"].lower()], "epochs of the run": record["epochs"]}
-        reached = history["epoch"][history["knn"] >= LEVEL].min()
-        if reached == reached:  # NaN where none has
-            images = record["dataset"]["images"] // record["batch_size"] * record["batch_size"] * reached
-            minutes = history["seconds"][history["epoch"] <= reached].sum() / 60
-            line |= {"reached after": f"{reached} epochs", "images, k": f"{images / 1000:.0f}"}
-            line["minutes"] = f"{minutes:.1f}"
-        else:
-            line |= {"reached after": f"not; {history['knn'].max():.1%}", "images, k": "–", "minutes": "–"}
-        lines.append({**line, "seed": record["seed"], "device": f"{record['device']}, {record['precision']}"})
-    return as_markdown(pd.DataFrame(lines)) if lines else ""
-
-
-def lessons_table(folder: Path | None = None) -> str:
-    """The committed records of lessons 02 to 06 as a Markdown table."""
-    lines = []
-    for path in sorted((folder or results_folder()).glob("0[2-6]-*.json")):
-        row = Run.open(path).record
-        line = [path.stem, TITLES[row["method"].lower().removeprefix("my")]]
-        line += [f"{row['dataset']['name']}, {row['view_size']} px", row["network"]["name"], row["epochs"]]
-        line.append(f"{row['seconds'] / 60:.1f}")
-        for name in ("knn", "knn_random", "linear_10", "linear_10_random"):
-            line.append(f"{row['metrics'][name]['value']:.1%}")
-        lines.append([*line, f"{row['device']}, {row['precision']}"])
-    heads = ["record", "method", "images", "network", "epochs", "minutes", "kNN", "random", "10 %", "random"]
-    return as_markdown(pd.DataFrame(lines, columns=[*heads, "device"]))
+def committed() -> Path:
+    """The folder of the leaderboard's committed records."""
+    return results_folder() / "leaderboard"

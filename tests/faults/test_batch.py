@@ -36,7 +36,7 @@ VALUES, YAML, DATA, RECORDS, PLACES, STOPS = (
 def process(*arguments, **env) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "ssl_lessons", *map(str, arguments)]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **env}
-    return subprocess.run(command, env=env, capture_output=True, text=True, errors="replace", timeout=120)
+    return subprocess.run(command, env=env, capture_output=True, text=True, errors="replace", timeout=600)
 
 
 def command_of(pid: int) -> str:
@@ -445,7 +445,7 @@ def test_a_pipe_in_ascii_of_a_real_process(fault):
 
 def test_head_reads_three_lines_and_nothing_is_said(fault):
     command = f"{sys.executable} -m ssl_lessons leaderboard {COMMITTED} | head -n 3"
-    done = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=ROOT, timeout=120)
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=ROOT, timeout=600)
     fault(PLACES).right(len(done.stdout.splitlines()) == 3 and not done.stderr, message=done.stderr)
     reader, writer = os.pipe()
     os.close(reader)  # nobody reads at all
@@ -462,7 +462,7 @@ def test_a_bar_where_colab_is_imported_without_a_shell(fault):
     code += "import ssl_lessons as ssl\nstore = ssl.images.load('shapes', 'pretrain', 16, limit=64)\n"
     code += "method = ssl.SimCLR(ssl.networks.conv4(), image_size=16, recipe='short')\n"
     code += "run = ssl.pretrain(method, store, epochs=1, batch_size=32, device='cpu')\nprint('done')"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=300)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=600)
     fault(PLACES).right("done" in done.stdout, "traceback", done.stderr[-500:])
 
 
@@ -483,11 +483,11 @@ def test_an_interrupted_run_ends_in_one_line_and_so_does_its_kernel(fault, slow,
     log = tmp_path / "out" / "run.log"
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT}
     with subprocess.Popen(command, start_new_session=True, **streams) as run:
-        end = time.monotonic() + 90
+        end = time.monotonic() + 600  # for a hung machine, not for a slow one
         while not (log.exists() and log.read_text()) and time.monotonic() < end:
             time.sleep(0.1)
         os.killpg(run.pid, how)
-        said = run.communicate(timeout=60)[1]
+        said = run.communicate(timeout=300)[1]
     fault(STOPS).right(run.returncode == code and said.count("\n") == 1 and "stopped" in said, message=said)
     left = [pid for pid in psutil.pids() if str(tmp_path / "out") in command_of(pid)]
     assert not left, "papermill has ended too"
@@ -497,4 +497,4 @@ def test_a_run_that_takes_too_long_is_ended(fault, slow, tmp_path):
     begun = time.monotonic()
     state = grid.carry_out(grid.planned(slow, {}, {}, "slow"), tmp_path / "out", minutes=0.05)
     right = state["status"] == "failed" and "0.05 minutes" in state["error"] and state["attempts"] == 1
-    fault(STOPS).right(right and time.monotonic() - begun < 60, message=str(state))
+    fault(STOPS).right(right and time.monotonic() - begun < 250, message=str(state))
