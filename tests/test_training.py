@@ -173,10 +173,10 @@ def test_unknown_devices_and_precisions_are_answered_with_the_known(monkeypatch)
     with pytest.raises(TrainingError, match="'fp16' needs a GPU; choose fp32 or bf16 on a CPU"):
         pick_precision("fp16", cpu)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    with pytest.raises(TrainingError, match="'cuda' is a GPU, and PyTorch sees none; choose auto or cpu"):
+    with pytest.raises(TrainingError, match="PyTorch sees no cuda for device 'cuda'; choose auto or cpu"):
         pick_device("cuda")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(TrainingError, match="'cuda:3' is a GPU, and PyTorch sees 1"):
+    with pytest.raises(TrainingError, match="PyTorch sees 1 cuda for device 'cuda:3'"):
         pick_device("cuda:3")
     assert pick_device("cuda:0") == torch.device("cuda:0")
     with pytest.raises(
@@ -356,6 +356,7 @@ def test_a_notebook_gets_bars_and_curves(monkeypatch):
     for name, thing in (("display", Drawn), ("HTML", IPython.display.HTML), ("plt", plt)):
         monkeypatch.setattr(fastprogress, name, thing, raising=False)  # version 1.0.3 imports them itself
     monkeypatch.setattr(fastprogress, "IN_NOTEBOOK", True)
+    monkeypatch.setattr(IPython, "get_ipython", object)  # a shell runs
     monkeypatch.setattr(fastprogress, "master_bar", fastprogress.NBMasterBar)
     monkeypatch.setattr(fastprogress, "progress_bar", fastprogress.NBProgressBar)
     monkeypatch.setattr(Drawn, "shown", [])
