@@ -356,14 +356,13 @@ def test_a_notebook_gets_bars_and_curves(monkeypatch):
     for name, thing in (("display", Drawn), ("HTML", IPython.display.HTML), ("plt", plt)):
         monkeypatch.setattr(fastprogress, name, thing, raising=False)  # version 1.0.3 imports them itself
     monkeypatch.setattr(fastprogress, "IN_NOTEBOOK", True)
-    monkeypatch.setattr(IPython, "get_ipython", object)  # a shell runs
     monkeypatch.setattr(fastprogress, "master_bar", fastprogress.NBMasterBar)
     monkeypatch.setattr(fastprogress, "progress_bar", fastprogress.NBProgressBar)
     monkeypatch.setattr(Drawn, "shown", [])
     for every in (1, 2):  # with a first epoch judged, and without
         settings = {
             **CPU,
-            "progress": "auto",
+            "progress": "bars",
             "monitor": lambda encoder: {"knn": 0.25},
             "monitor_every": every,
         }
