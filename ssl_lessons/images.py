@@ -10,6 +10,7 @@ size keeps what was decoded and is read as a memory map. Letters: N images, B ba
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import json
@@ -21,7 +22,7 @@ import threading
 import urllib.request
 import warnings
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
@@ -47,7 +48,7 @@ from torchvision.transforms.functional import to_pil_image
 from ssl_lessons import shapes
 
 
-class DataError(RuntimeError):
+class DataError(ValueError):
     """Images that are missing, damaged or do not fit; the message names the file and the way out."""
 
 
@@ -56,7 +57,7 @@ class ImageStore:
     """N square images of one size, and where they came from. A `torch.utils.data.DataLoader` can read it.
 
     images       uint8 (N, 3, S, S), RGB, 0..255: a view of memory laid out (N, S, 3, S), as views.py reads it
-    labels       int64 (N,), indices into `classes` (else DataError), or None
+    labels       int64 (N,), indices into `classes`, or None
     split        its own name: "train" where "pretrain" was asked for and is the same
     fingerprint  sha256 of pixels and labels, for the run record
     skipped      files that were left out, as "name (reason)"
@@ -75,18 +76,15 @@ class ImageStore:
     files: tuple[str, ...] = ()
 
     def __post_init__(self):
-        if self.labels is None:
+        labels, count = self.labels, len(self.classes)
+        if labels is None:
             return
-        wanted = (torch.int64, (len(self.images),))
-        kind = (self.labels.dtype, tuple(self.labels.shape))
-        if kind != wanted:
-            raise DataError(f"labels of {self.name} are {kind}; give {wanted}, a class number for each image")
-        low, high = (int(end) for end in self.labels.aminmax()) if len(self.labels) else (0, -1)
-        if low < 0 or high >= len(self.classes):
-            raise DataError(
-                f"labels of {self.name} run from {low} to {high}; give every image a number from 0 to "
-                f"{len(self.classes) - 1}, of its {len(self.classes)} classes, or none a label"
-            )
+        if labels.dtype != torch.int64 or labels.shape != (len(self.images),):
+            kind = f"{labels.dtype} {tuple(labels.shape)}"
+            raise DataError(f"labels of {self.name} ({self.split}) are {kind}; give an int64 for each image")
+        if len(labels) and not 0 <= labels.min() <= labels.max() < count:
+            told = f"labels of {self.name} ({self.split}) run from {labels.min()} to {labels.max()}"
+            raise DataError(f"{told}; number its {count} classes from 0 to {count - 1}, or give none a label")
 
     @property
     def size(self) -> int:
@@ -128,15 +126,14 @@ class ImageStore:
         return replace(self, images=self.batch(indices), labels=labels, fingerprint=fingerprint, files=files)
 
     def copies(self, other: ImageStore) -> Tensor:
-        """Rows, int64, of the images that `other` holds too, to the bit: of a test split, leaked ones."""
+        """Rows, int64, of the images that `other` holds too, to the bit: images that have leaked."""
         known = {hash(row.numpy().tobytes()) for row in other.images.cpu()}
         found = [hash(row.numpy().tobytes()) in known for row in self.images.cpu()]
         return torch.tensor(found, dtype=torch.bool).nonzero()[:, 0]
 
     def to(self, device: torch.device | str, budget: int | None = None) -> ImageStore:
-        """The same images as near to a GPU as they fit: on it if they take at most `budget` bytes (None: half
-        of its free memory), else pinned if they take at most a quarter of the RAM, else as they are. Labels
-        stay on the CPU; for a CPU the store itself is returned."""
+        """The same images on a GPU, if they take at most `budget` bytes (None: half of its free memory), else
+        pinned, if they take at most a quarter of the RAM. Labels stay on the CPU."""
         device, rows = torch.device(device), self.images.transpose(1, 2)
         if device.type == "cpu":
             return self
@@ -149,24 +146,28 @@ class ImageStore:
         return replace(self, images=rows.transpose(1, 2))
 
 
+def is_whole(tensor: Tensor) -> bool:
+    """Whether a tensor has numbers without a fraction, and not truth values."""
+    return torch.can_cast(tensor.dtype, torch.int64) and tensor.dtype != torch.bool
+
+
 def _rows(indices: Sequence[int] | Tensor, count: int) -> Tensor:
     """Row numbers, int64, of row numbers or of a mask with a bool for each of `count` images."""
     indices = torch.as_tensor(indices)
     if indices.dtype == torch.bool and indices.shape == (count,):
         return indices.nonzero()[:, 0]
-    whole = not (indices.dtype == torch.bool or indices.is_floating_point() or indices.is_complex())
-    if indices.ndim != 1 or not whole and len(indices):
+    if indices.ndim != 1 or len(indices) and not is_whole(indices):
         kind = f"{indices.dtype} {tuple(indices.shape)}"
         raise ValueError(f"indices are {kind}; give a list of row numbers, or a mask of {count} bools")
-    if len(indices) and (indices.min() < 0 or indices.max() >= count):
-        low, high = indices.aminmax()
-        raise IndexError(f"indices run from {low} to {high}; the rows of {count} images are 0 to {count - 1}")
+    if len(indices) and not 0 <= indices.min() <= indices.max() < count:
+        told = f"indices run from {indices.min()} to {indices.max()}"
+        raise IndexError(f"{told}; the rows of {count} images are 0 to {count - 1}")
     return indices.to(torch.int64)
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor on `device`. From the CPU to a GPU it goes by pinned memory, behind the work that waits there:
-    a plain copy would make the host wait for all of that first."""
+    """A tensor on `device`. From the CPU to a GPU it goes by pinned memory: a plain copy would make the host
+    wait for all work that the GPU still has."""
     if device.type != "cuda" or tensor.device.type != "cpu":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
@@ -246,15 +247,12 @@ def load(
             in any case ("train" and "pretrain" are the whole folder where it has no splits).
         split: the dataset's own name of a split, or the role "pretrain" | "train" | "test".
         limit: at most so many images, evenly spaced over the split.
-    Raises:
-        DataError: unknown name, split or size; not there, with download=False or without network.
-    """
+    DataError: unknown name, split or size; not there, with download=False or without network."""
     _check(size, limit)
-    names = ROLES.get(split, (split,))
     if name not in CATALOGUE and name != "" and os.path.isdir(os.path.expanduser(name)):
         return folder(_part(name, split), size, limit=limit, progress=progress, split=split)
     known = _entry(name)
-    native = next((one for one in names if one in known.splits), None)
+    native = next((one for one in ROLES.get(split, (split,)) if one in known.splits), None)
     if native is None:
         splits = ", ".join(dict.fromkeys([*known.splits, *ROLES]))
         raise DataError(f"{name} has no split {split!r}; choose one of: {splits}")
@@ -263,11 +261,8 @@ def load(
         count, seed = SHAPES[native]
         store.origin = f"shapes.draw({count}, {size}, seed={seed})"
         source = _digests(Path(shapes.__file__))[1]  # other code, other drawings
-
-        def drawn() -> list:
-            return list(zip(*shapes.draw(count, size, seed), strict=True))
-
-        store = _cached(store, size, source, drawn, progress)
+        drawn = functools.partial(shapes.draw, count, size, seed)
+        store = _cached(store, size, source, lambda: list(zip(*drawn(), strict=True)), progress)
         return store.subset(_spaced(count, limit)) if limit and limit < count else store
     side = next((side for side in known.archives if side >= size), max(known.archives))
     home = fetch(name, side, progress=progress, download=download)
@@ -278,10 +273,10 @@ def load(
         try:  # torchvision hashes its files and reads up to 2.8 GB, once
             return _cached(store, size, source, lambda: STL10(home.parent, native), progress, limit)
         except (FileNotFoundError, RuntimeError) as error:
-            raise (error if isinstance(error, DataError) else DataError(f"{error}: {again}")) from error
+            raise DataError(f"{error}: {again}") from error
     wnids = (Imagenette if name == "imagenette" else Imagewoof)._WNID_TO_CLASS
     passed: dict[str, str] = {}
-    found = _class_folders(home / native, [str(home / native / wnid) for wnid in wnids], passed)
+    found = _class_folders(home / native, wnids, passed)
     missing = ", ".join(wnid for wnid in wnids if not found.get(wnid))
     if missing:
         raise DataError(f"{home / native} has no images of {missing}: {again}")
@@ -295,18 +290,15 @@ def folder(
 ) -> ImageStore:
     """Any folder of images. `path/CLASS/*.jpg`, at any depth: every subfolder is a class, sorted by name,
     even an empty one. Where most images lie directly in `path`: labels None, and all images below it. Links
-    are followed; what is passed over is told and kept in `skipped`.
-
-    Other arguments and errors as in `load`; `split` is only a name. DataError for a folder of splits.
-    """
+    are followed; what is passed over is told and kept in `skipped`. Other arguments and errors as in `load`;
+    `split` is only a name. DataError for a folder of splits."""
     _check(size, limit)
     root = Path(os.path.realpath(os.path.expanduser(path)))
     if not root.is_dir():
         raise DataError(f"{_shown(root)} is not a folder")
     passed: dict[str, str] = {}
-    inner, direct = _scan(str(root), passed)
-    splits = _splits(map(os.path.basename, inner))
-    if splits:
+    inner, direct = _inside(root, passed)
+    if splits := _splits(inner):
         told = f"{_shown(root)} has the splits {_shown(', '.join(splits))}"
         raise DataError(f"{told}: read one with load(path, split), or name its folder")
     found = _class_folders(root, inner, passed)
@@ -324,11 +316,11 @@ def folder(
         samples = [(path, label) for label, paths in enumerate(found.values()) for path in paths]
         passed |= dict.fromkeys(direct, "beside the folders of the classes")
         passed |= {str(root / name): "a class without images" for name, paths in found.items() if not paths}
+    store = _with_files(store, root, samples, passed)
     if not samples:
-        few = "; ".join(_with_files(store, root, (), passed).skipped[:5])
+        few = "; ".join(store.skipped[:5])
         raise DataError(f"no images in {_shown(root)}: put them in a folder CLASS/ of it, or in it. {few}")
-    source = _mark(root, samples, store.classes)
-    return _cached(_with_files(store, root, samples, passed), size, source, lambda: samples, progress, limit)
+    return _cached(store, size, _mark(root, samples, store.classes), lambda: samples, progress, limit)
 
 
 def from_dataset(
@@ -337,16 +329,13 @@ def from_dataset(
     """Any dataset as an ImageStore, in a temporary file: nothing says when a dataset has changed.
 
     Args:
-        dataset: has `len` and numbered items, each (image, label), or a dictionary with "image" and perhaps
-            "label" (Hugging Face), or an image alone: so a tensor (N, 3, H, W) will do. An image is a PIL
-            image, a tensor (3 or 1, H, W), uint8 or float in [0, 1], or a uint8 array (H, W, 3).
+        dataset: has `len` and numbered items: (image, label), a dictionary with "image" and perhaps "label"
+            (Hugging Face), or an image alone: a PIL image, a tensor (3 or 1, H, W), uint8 or float in [0, 1],
+            or a uint8 array (H, W, 3). So a tensor (N, 3, H, W) will do.
         labels: class numbers (N,), in place of the items' own.
         classes: None: the dataset's `classes`, the names of its `features["label"]`, or "0", "1", …
         name, split: for the run record.
-    Raises:
-        DataError: not one item is an image, or a label is no class's number. Single items that are no images
-            are left out with a warning.
-    """
+    DataError: not one item is an image (single ones are left out with a warning), or a label no number."""
     _check(size, None)
     name = name or type(dataset).__name__.lower()
     if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
@@ -406,58 +395,53 @@ _HIDDEN = (".", "__MACOSX")  # how names begin that other systems leave
 _OURS = "kept here by ssl_lessons"
 
 
-def _scan(place: str, passed: dict[str, str]) -> tuple[list[str], list[str]]:
-    """The folders and the pictures in `place`, by name; `passed` gets what else is there, and why."""
-    folders, pictures = [], []
-    try:
-        entries = sorted(os.scandir(place), key=lambda entry: entry.name)
-    except OSError as error:
-        passed[place] = str(error.strerror)
-        return [], []
-    for entry in entries:
-        name, linked = entry.name.lower(), entry.is_symlink()
-        if entry.name.startswith(_HIDDEN):
+def _scan(place: str | Path, passed: dict[str, str], seen: set[str]) -> Iterator[tuple[str, list, list]]:
+    """`os.walk`, links followed, but (folder, its folders by name, paths of its pictures by name). `passed`
+    gets what else there is, and why. A folder that is `seen` is left out: links may lead in a circle."""
+
+    def failed(error: OSError) -> None:
+        passed[error.filename] = str(error.strerror)
+
+    for folder, inner, names in os.walk(place, onerror=failed, followlinks=True):
+        real, pictures = os.path.realpath(folder), []
+        inner[:] = sorted(name for name in inner if not name.startswith(_HIDDEN) and real not in seen)
+        if real in seen:
             continue
-        # the system is asked about links, in a way that does not raise for a link to itself
-        if os.path.isdir(entry.path) if linked else entry.is_dir():
-            folders.append(entry.path)
-        elif name == "record.json" or name.endswith(".safetensors"):
-            passed[entry.path] = _OURS
-        elif not name.endswith(_SUFFIXES):
-            passed[entry.path] = "not a picture by its ending"
-        elif os.path.isfile(entry.path) if linked else entry.is_file():
-            pictures.append(entry.path)
-        else:
-            passed[entry.path] = "not a file, or a link to none"
-    return folders, pictures
+        seen.add(real)
+        for name in sorted(name for name in names if not name.startswith(_HIDDEN)):
+            path, ending = os.path.join(folder, name), name.lower()
+            if ending == "record.json" or ending.endswith(".safetensors"):
+                passed[path] = _OURS
+            elif not ending.endswith(_SUFFIXES):
+                passed[path] = "not a picture by its ending"
+            elif not os.path.isfile(path):
+                passed[path] = "not a file, or a link to none"
+            else:
+                pictures.append(path)
+        yield folder, inner, pictures
 
 
-def _walk(place: str, passed: dict[str, str], seen: set[str]) -> list[str]:
-    """The pictures below a folder. A folder that is `seen` is not read again: links may lead in a circle."""
-    real = os.path.realpath(place)
-    if real in seen:
-        return []
-    seen.add(real)
-    folders, pictures = _scan(place, passed)
-    if os.path.join(place, "record.json") in passed:  # a run: its figures are no data
-        return []
-    for inner in folders:
-        pictures += _walk(inner, passed, seen)
-    return pictures
+def _inside(root: Path, passed: dict[str, str]) -> tuple[list[str], list[str]]:
+    """The names of the folders in `root`, and its pictures."""
+    return next(_scan(root, passed, set()), ("", [], []))[1:]
 
 
-def _class_folders(root: Path, places: Sequence[str], passed: dict[str, str]) -> dict[str, list[str]]:
-    """{class: its pictures} of the folders in `root`, of which our own data and runs are no classes. Pictures
-    are ordered by folder, then by name."""
+def _class_folders(root: Path, names: Iterable[str], passed: dict[str, str]) -> dict[str, list[str]]:
+    """{class: its pictures, by folder, then by name} of the folders `names` in `root`; our own data and runs
+    are no classes."""
     found, ours = {}, {os.path.realpath(place) for place in (data_root(), *_cache_roots())}
-    for place in places:
-        if os.path.realpath(place) in ours:
+    for name in names:
+        here, seen, pictures = {}, {str(root), *ours}, []
+        if os.path.realpath(root / name) in ours:
             continue
-        here: dict[str, str] = {}
-        pictures = _walk(place, here, {str(root), *ours})
+        for folder, inner, direct in _scan(root / name, here, seen):
+            if os.path.join(folder, "record.json") in here:
+                inner.clear()  # a run: its figures are no data
+            else:
+                pictures += direct
         passed |= here
         if pictures or _OURS not in here.values():
-            found[os.path.basename(place)] = sorted(pictures, key=os.path.split)
+            found[name] = sorted(pictures, key=os.path.split)
     return found
 
 
@@ -477,9 +461,8 @@ def _with_files(store: ImageStore, root: Path, samples, passed: dict[str, str]) 
     return replace(store, files=files, skipped=skipped)
 
 
-def _splits(names) -> list[str]:
+def _splits(names: list[str]) -> list[str]:
     """The subfolders that are splits: all are called so, or some for training and others for testing."""
-    names = list(names)
     splits = [name for name in names if name.lower() in set(chain(*ROLES.values()))]
     training = [name for name in splits if name.lower() in ROLES["pretrain"]]
     both = training and len(training) < len(splits)
@@ -489,22 +472,18 @@ def _splits(names) -> list[str]:
 def _part(path: str | Path, split: str) -> Path:
     """The folder of a split: the subfolder that is called so, in any case, or the folder itself."""
     root, names = Path(os.path.expanduser(path)), ROLES.get(split, (split,))
-    inner = [os.path.basename(place) for place in _scan(str(root), {})[0]]
-    splits = _splits(inner)
-    found = []
+    inner, _ = _inside(root, {})
+    splits, found = _splits(inner), []
     for name in names:
         found = found or [one for one in inner if one.lower() == name.lower()]
+    shown, has = _shown(root), _shown(", ".join(inner)) or "none"
     if len(found) > 1 or found and split in ROLES and not splits:
-        raise DataError(
-            f"{_shown(root)} has the folders {_shown(', '.join(inner))}: is {_shown(found[0])} the split "
-            f"{split!r}? Name the folder that is meant, or read all as classes with images.folder"
-        )
-    if found:
-        return root / found[0]
-    if splits or split not in ("train", "pretrain"):
-        told = f"{_shown(root)} has no folder {' or '.join(names[:2])} for the split {split!r}"
-        raise DataError(f"{told}; it has {_shown(', '.join(inner)) or 'none'}")
-    return root
+        told = f"{shown} has the folders {has}: is {_shown(found[0])} the split {split!r}?"
+        raise DataError(f"{told} Name the folder that is meant, or read all as classes with images.folder")
+    if not found and (splits or split not in ("train", "pretrain")):
+        told = f"{shown} has no folder {' or '.join(names[:2])} for the split {split!r}"
+        raise DataError(f"{told}; it has {has}")
+    return root / found[0] if found else root
 
 
 # ---- Decoding, and the cache ------------------------------------------------------------------------------
@@ -585,20 +564,16 @@ def _without_notes(png: bytes) -> bytes:
 
 def _grey(image: Image.Image) -> Image.Image:
     """8-bit grey of floats in [0, 1], or of 16 bits that are used: 12 bits in 16 would come out black."""
-    values = np.asarray(image)
-    if image.mode == "F":
-        _check_range("float pixels", values.min(), values.max(), 0, 1)
-        return Image.fromarray((values * 255).round().astype(np.uint8))
-    _check_range("pixels of 16 bits", values.min(), values.max(), 2**14, 2**16 - 1)
-    return Image.fromarray((values >> 8).astype(np.uint8))
+    values, floats = np.asarray(image), image.mode == "F"
+    what, least, most = ("float pixels", 0, 1) if floats else ("pixels of 16 bits", 2**14, 2**16 - 1)
+    _check_range(what, values.min(), values.max(), least, most)
+    return Image.fromarray(((values * 255).round() if floats else values >> 8).astype(np.uint8))
 
 
 def _check_range(what: str, low: float, high: float, least: float, most: float) -> None:
     if not (low >= 0 and least <= high <= most):  # NaN is refused too
-        raise ValueError(
-            f"{what} run from {low:g} to {high:g}, which does not say what is white; scale them to 8 bits or "
-            "to floats in [0, 1], and leave normalisation out"
-        )
+        told = f"{what} run from {low:g} to {high:g}, which does not say what is white"
+        raise ValueError(f"{told}; scale them to 8 bits or to floats in [0, 1], and leave normalisation out")
 
 
 def _check_pixels(image: Image.Image) -> None:
@@ -618,8 +593,8 @@ def _cached(store, size: int, source: str, build: Callable, progress: bool, limi
         if found is None:
             dataset = build()
             _write(path, store, dataset, _spaced(len(dataset), limit), size, source, progress)
-            found = _read(path, store, source) or _read(beside, store, source)
-        elif beside.exists():
+            return _read(path, store, source) or _read(beside, store, source)
+        if beside.exists():
             with suppress(PermissionError):
                 os.replace(beside, path)
     return found
@@ -655,10 +630,11 @@ def _write(path, store, dataset, rows, size: int, source: str, progress, labels=
                 for _, item in zip(_bar(rows, label, progress), pool.map(decoded, rows), strict=True):
                     if isinstance(item, str):
                         skipped.append(item)
-                    else:
-                        numbers.append(item[1])
-                        digest.update(item[0])
-                        file.write(item[0])
+                        continue
+                    pixels, number = item
+                    numbers.append(number)
+                    digest.update(pixels)
+                    file.write(pixels)
             if not numbers:
                 few = ", ".join(skipped[:1])
                 raise DataError(f"not one of {len(rows)} images of {store.origin} can be decoded: {few}")
@@ -675,15 +651,14 @@ def _write(path, store, dataset, rows, size: int, source: str, progress, labels=
             except PermissionError:  # Windows keeps a file that is mapped: this one lies beside it for now
                 os.replace(whole, path.with_name(f"{path.stem}.{source[:8]}.safetensors"))
     except (OSError, SafetensorError) as error:
-        told = f"could not write {path} ({error})"
-        raise DataError(f"{told}; make room, or let SSL_LESSONS_DATA name a folder") from error
+        way_out = "make room, or let SSL_LESSONS_DATA name a folder"
+        raise DataError(f"could not write {path} ({error}); {way_out}") from error
 
 
 def _class_number(label, row: int) -> int:
     """A label as an int, -1 for None."""
-    number = -1 if label is None else label
     with suppress(TypeError):
-        number = operator.index(number)
+        number = -1 if label is None else operator.index(label)
         if -1 <= number < 100_000:
             return number
     raise DataError(f"the label of image {row} is {label!r}; give the number of a class, from 0 on")
@@ -791,10 +766,8 @@ def find(name: str) -> Path | None:
 
 def fetch(name: str, size: int = 160, *, progress: bool = True, download: bool = True) -> Path:
     """The unpacked folder of a dataset: found, or unpacked from its archive, or downloaded first.
-
-    `size` picks the 160 or 320 px archive and means nothing where there is only one. Raises DataError for an
-    unknown size, a missing network (naming the file and its place), a wrong checksum, an unsafe archive.
-    """
+    `size` picks the 160 or 320 px archive and means nothing where there is only one. DataError: an unknown
+    size, no network (naming the file and its place), a wrong checksum, an unsafe archive."""
     archives = _entry(name).archives
     if not archives:
         return data_root()  # Shapes: nothing to fetch
@@ -840,12 +813,11 @@ def _download(url: str, md5: str, packed: Path, progress: bool, allowed: bool) -
             raise OSError(f"it arrived with md5 {arrived} instead of {md5}, and was set aside as {wrong}")
         part.replace(packed)
     except (OSError, HTTPException) as error:
-        raise DataError(
-            f"could not download {packed.name} ({error}). The next call goes on from what is there. Or get "
-            f"{url} elsewhere and put it at {data_root() / packed.name}, or let SSL_LESSONS_DATA name its "
-            "folder: a file with another md5 is used, and the origin of the images says so. The dataset "
-            "'shapes' needs no download."
-        ) from error
+        told = f"could not download {packed.name} ({error}). The next call goes on from what is there"
+        by_hand = f"get {url} elsewhere and put it at {data_root() / packed.name}"
+        used = "a file with another md5 is used, and the origin of the images says so"
+        elsewhere = f"let SSL_LESSONS_DATA name its folder: {used}. The dataset 'shapes' needs no download"
+        raise DataError(f"{told}. Or {by_hand}, or {elsewhere}.") from error
 
 
 def _unpack(packed: Path, md5: str, home: Path, progress: bool) -> None:

@@ -4,9 +4,9 @@
     encoder.safetensors  the network's weights; they load into the plain network with strict=True
     resume.pt            everything that a run needs to go on: record, all weights, optimiser, generators
 
-One process writes into a folder. Each file is written under a temporary name and renamed, resume.pt first, so
-that a kill at any moment leaves a good version in place. Each has a checksum; a record or an encoder that is
-missing or damaged is made again from resume.pt. torch is loaded when weights are.
+One process writes into a folder, each file under a temporary name first, then renamed, and resume.pt before
+the others: a kill leaves a good version in place. Each has a checksum; a record or an encoder that is missing
+or damaged is made again from resume.pt. torch is loaded when weights are.
 """
 
 from __future__ import annotations
@@ -100,11 +100,8 @@ def main_process() -> bool:
 
 def source_of(kind: type) -> str | None:
     """A fingerprint of the code of a class and its parents, or of a function, for the settings of a run.
-
-    Functions (those attached later too) and plain attributes count, comments and layout do not. Classes of
-    this package, PyTorch and its libraries are left out: a record has their versions. None where nothing is
-    left, or Python has no source for it (code that was typed at a prompt).
-    """
+    Comments and layout do not count. Classes of this package, PyTorch and its libraries are left out, as a
+    record has their versions. None: nothing is left, or Python has no source (code typed at a prompt)."""
     members = []
     for owner in getattr(kind, "__mro__", (kind,)):
         if owner.__module__.split(".")[0] not in _VERSIONED:
@@ -126,8 +123,7 @@ def source_of(kind: type) -> str | None:
 
 
 def digest(value) -> str:
-    """The sha256, in hex, of tensors and plain values in dictionaries and lists: of what they say, however
-    they lie in memory or in a file."""
+    """The sha256, in hex, of what tensors and plain values in dictionaries and lists say."""
     total = hashlib.sha256()
 
     def feed(value) -> None:
@@ -152,25 +148,26 @@ def digest(value) -> str:
 
 
 def atomically(path: Path, write: Callable[[Path], object], size: int = 0) -> None:
-    """Call `write` on a temporary name beside `path`, flush it to disk, and rename it into place.
-
-    `size` in bytes is for the message. RecordError: it cannot be written; the old version is kept.
-    """
+    """Call `write` on a temporary name beside `path`, flush it to disk, and rename it into place. `size` in
+    bytes is for the message. RecordError: it cannot be written; the old version is kept."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         write(temporary)
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException as error:
-        with suppress(OSError):
+    except OSError as error:
+        needed = f", {size / 1e6:.3g} MB needed" if size else ""
+        reason = f"disk full{needed}" if error.errno in _FULL else error.strerror
+        kept = "the last version is kept; make room, then run it again"
+        raise RecordError(f"{path} cannot be written ({reason}): {kept}") from error
+    finally:
+        with suppress(OSError):  # renamed, if all went well
             temporary.unlink()
-        if isinstance(error, OSError):
-            needed = f", {size / 1e6:.3g} MB needed" if size else ""
-            reason = f"disk full{needed}" if error.errno in _FULL else error.strerror
-            kept = "the last version is kept; make room, then run it again"
-            raise RecordError(f"{path} cannot be written ({reason}): {kept}") from error
-        raise
+
+
+def _write_bytes(path: Path, data: bytes | memoryview) -> None:
+    atomically(path, lambda temporary: temporary.write_bytes(data), len(data))
 
 
 def write_state(path: Path, state: dict) -> None:
@@ -179,18 +176,15 @@ def write_state(path: Path, state: dict) -> None:
 
     file = io.BytesIO()  # torch's own writer does not say that a disk is full
     torch.save({**state, "checksum": digest(state)}, file)
-    atomically(path, lambda temporary: temporary.write_bytes(file.getbuffer()), file.tell())
+    _write_bytes(path, file.getbuffer())
 
 
 def read_state(path: Path) -> dict:
-    """What `write_state` wrote; nothing but tensors and plain values is accepted (weights_only).
-
-    Raises `RecordError` if the file is missing, damaged or another program's.
-    """
+    """What `write_state` wrote. RecordError: a file that is missing, damaged or another program's."""
     import torch
 
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)  # runs no code that is in it
         checksum = state.pop("checksum", None)
         # an older version's has none, but the checksums of a zip archive, which torch does not look at
         whole = digest(state) == checksum if checksum else zipfile.ZipFile(path).testzip() is None
@@ -229,13 +223,13 @@ def _write(path: Path, record: dict) -> str:
     plain = _plain(record)
     plain["checksum"] = _checksum(plain)
     text = json.dumps(plain, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
-    data = text.encode(errors="backslashreplace")  # a file's name need not be UTF-8; JSON reads \udc80
-    atomically(path, lambda temporary: temporary.write_bytes(data), len(data))
+    # a file's name need not be UTF-8; JSON reads \udc80
+    _write_bytes(path, text.encode(errors="backslashreplace"))
     return plain["checksum"]
 
 
 def _read(path: Path) -> dict:
-    """The record in a file. Raises `RecordError` if it is missing, damaged, too new, or lacks a part."""
+    """The record in a file. RecordError: it is missing, damaged, too new, or lacks a part."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
@@ -269,21 +263,17 @@ def _weights_of(network: torch.nn.Module, half: bool = False) -> dict[str, torch
 def _write_weights(path: Path, weights: dict[str, torch.Tensor]) -> None:
     from safetensors.torch import save
 
-    data = save(weights)
-    atomically(path, lambda temporary: temporary.write_bytes(data), len(data))
+    _write_bytes(path, save(weights))
 
 
 def _encoder_in(state: dict) -> dict[str, torch.Tensor]:
-    """The plain network's weights in a checkpoint, as encoder.safetensors has them."""
+    """The plain network's weights in a checkpoint, as encoder.safetensors has them: no two share memory."""
     import torch
 
     tapped = any(name.startswith("encoder.network.") for name in state["method"])
     prefix = "encoder.network." if tapped else "encoder."
-    weights = {}
-    for name, tensor in state["method"].items():
-        if name.startswith(prefix):
-            weights[name.removeprefix(prefix)] = tensor.clone(memory_format=torch.contiguous_format)
-    return weights
+    inside = {name.removeprefix(prefix): t for name, t in state["method"].items() if name.startswith(prefix)}
+    return {name: t.clone(memory_format=torch.contiguous_format) for name, t in inside.items()}
 
 
 def _say(text: str) -> None:
@@ -295,20 +285,14 @@ class Run:
 
     def __init__(self, folder: Path | None, record: dict):
         self.folder = folder  # None: kept in memory only
+        self.encoder_path = folder and folder / "encoder.safetensors"
+        self.resume_path = folder and folder / "resume.pt"
         self.record = record
         self._seen = record.get("checksum")  # of the record as this object last read or wrote it
 
-    @property
-    def encoder_path(self) -> Path:
-        return self.folder / "encoder.safetensors"
-
-    @property
-    def resume_path(self) -> Path:
-        return self.folder / "resume.pt"
-
     @classmethod
     def in_memory(cls, *, device: torch.device | str = "cpu", **settings) -> Run:
-        """A run that is kept nowhere: a record with versions, device, time and the given settings."""
+        """A run that is kept nowhere: its record has versions, device, time and the given settings."""
         import torch
 
         started = datetime.now(timezone.utc).isoformat(timespec="seconds")
@@ -320,8 +304,7 @@ class Run:
     @classmethod
     def create(cls, folder: str | Path, *, device: torch.device | str = "cpu", **settings) -> Run:
         """Start a run in `folder` (made if missing) and write its first record, over one that is there."""
-        run = cls.in_memory(device=device, **settings)
-        run.folder = Path(folder)
+        run = cls(Path(folder), cls.in_memory(device=device, **settings).record)
         try:
             run.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -331,8 +314,8 @@ class Run:
 
     @classmethod
     def at(cls, folder: str | Path | None, **settings) -> Run:
-        """The run in `folder`, opened or created; None: one in memory. Settings are those of a new one, or of
-        one in which nothing has been trained or judged yet."""
+        """The run in `folder`, opened or created; None: one in memory. Settings are for a run in which
+        nothing has been trained or judged yet."""
         if folder is None:
             return cls.in_memory(**settings)
         if not Path(folder, "record.json").exists() and not Path(folder, "resume.pt").exists():
@@ -346,11 +329,8 @@ class Run:
 
     @classmethod
     def open(cls, folder: str | Path) -> Run:
-        """Read a run folder (or a lone record file) and check that its record is whole.
-
-        Raises `RecordError` with the file's name if it is missing, damaged, too new, or lacks a part; but the
-        record of a folder is then taken from its resume.pt, if that is whole, with a word on stderr.
-        """
+        """Read a run folder, or a lone record file. RecordError: the record is missing, damaged, too new, or
+        lacks a part, and a folder has no whole resume.pt to take it from (with a word on stderr)."""
         path = Path(folder)
         if path.suffix == ".json":
             return cls(path.parent, _read(path))
@@ -366,8 +346,8 @@ class Run:
             return run
 
     def restore(self, state: dict) -> bool:
-        """Make the record that of a checkpoint, which wins; returns whether that must be written. What was
-        judged at another epoch is left out."""
+        """Make the record that of a checkpoint, without what was judged at another epoch; returns whether it
+        has changed."""
         before = self.record
         if len(before.get("history", ())) == len(state["history"]):
             record = {**state.get("record", {}), **before}
@@ -379,8 +359,8 @@ class Run:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Hold the folder: one process writes into it. The system lets go of it when that process ends,
-        killed or not. Raises `RecordError` at once where another process holds it."""
+        """Hold the folder: one process writes into it, and lets go of it when it ends, killed or not.
+        RecordError, at once: another process holds it."""
         if self.folder is None or not main_process():
             yield
             return
@@ -390,9 +370,8 @@ class Run:
         try:
             held = lock.acquire()
         except Timeout:
-            raise RecordError(
-                f"another process is writing into {self.folder}; wait for it to end, or name another folder"
-            ) from None
+            way_out = "wait for it to end, or name another folder"
+            raise RecordError(f"another process is writing into {self.folder}; {way_out}") from None
         except OSError as error:
             raise RecordError(f"{self.folder} cannot be written ({error.strerror})") from None
         with held:
@@ -402,8 +381,8 @@ class Run:
         """The record that another process has written since this object last read or wrote it, if any."""
         with suppress(RecordError):  # missing or damaged: ours is better
             record = _read(self.folder / "record.json")
-            return record if record.get("checksum") != self._seen else None
-        return None
+            if record.get("checksum") != self._seen:
+                return record
 
     def refresh(self) -> None:
         """Take over what another process has written since this record was read."""
@@ -417,41 +396,35 @@ class Run:
         self.save()
 
     def save(self, over: bool = False) -> None:
-        """Write record.json atomically. A run in memory stays there, and of several processes one writes.
-
-        What another process has judged meanwhile is kept, unless `over`. RecordError: it has trained on.
-        """
+        """Write record.json, with what another process has judged meanwhile, unless `over`. A run in memory
+        stays there, and of several processes one writes. RecordError: another has trained on."""
         if self.folder is None or not main_process():
             return
         with self.writing():
             others = None if over else self._others()
             if others is not None:
                 if others.get("encoder_checksum") != self.record.get("encoder_checksum"):
-                    raise RecordError(
-                        f"another process has trained on in {self.folder} since its record was read; "
-                        "nothing is written: open or judge it again"
-                    )
+                    told = f"another process has trained on in {self.folder} since its record was read"
+                    raise RecordError(f"{told}; nothing is written: open or judge it again")
                 metrics = {**others["metrics"], **self.record["metrics"]}
                 self.record = {**others, **self.record, "metrics": metrics}
             self._seen = self.record["checksum"] = _write(self.folder / "record.json", self.record)
 
     def add_metric(self, name: str, value: float, **details) -> None:
-        """Add a judged number with its protocol to the record, and write that; details say how it came."""
+        """Write a judged number into the record; details say how it came."""
         self.record["metrics"][name] = _plain({"value": value, **details})
         self.save()
 
     def save_encoder(self, network: torch.nn.Module) -> None:
         """Write the network's weights as encoder.safetensors, and the record with their checksum."""
-        self._keep(_weights_of(network))
-
-    def _keep(self, weights: dict[str, torch.Tensor]) -> None:
+        weights = _weights_of(network)
         _write_weights(self.encoder_path, weights)
         self.record["encoder_checksum"] = digest(weights)
         self.save()
 
     def encoder(self) -> dict[str, torch.Tensor]:
-        """The network's weights. If encoder.safetensors is missing, damaged or another run's, it is made
-        again from resume.pt, with a word on stderr; `RecordError` if there is no whole resume.pt either."""
+        """The network's weights. An encoder.safetensors that is missing, damaged or another run's is made
+        again from resume.pt, with a word on stderr. RecordError: there is no whole resume.pt either."""
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
@@ -465,24 +438,20 @@ class Run:
         except (SafetensorError, OSError) as error:
             problem = f"is damaged ({error})"
         if not self.resume_path.exists():
-            raise RecordError(
-                f"{self.encoder_path} {problem}, and no resume.pt is there to mend it: if an epoch has been "
-                "finished, train the run again"
-            )
+            told = f"{self.encoder_path} {problem}, and no resume.pt is there to mend it"
+            raise RecordError(f"{told}: if an epoch has been finished, train the run again")
         state = self.load_resume()
         weights = _encoder_in(state)
         self.restore(state)
         _say(f"{self.encoder_path} {problem}: it is taken from resume.pt, epoch {len(state['history'])}")
         with suppress(RecordError), self.writing():  # unless it is trained on at this moment
             if self._others() is None:
-                self._keep(weights)
+                _write_weights(self.encoder_path, weights)
+                self.save()
         return weights
 
     def load_encoder(self, network: torch.nn.Module) -> None:
-        """Load the weights into a network of the same architecture, every name and shape matching.
-
-        Raises `RecordError` if they are missing or damaged beyond repair, or another network's.
-        """
+        """Load the weights into a network. RecordError: damaged beyond repair, or another architecture's."""
         weights = self.encoder()
         try:
             network.load_state_dict(weights, strict=True)
@@ -491,8 +460,8 @@ class Run:
             raise RecordError(f"{self.encoder_path} is not of this {kind}, stem included: {error}") from None
 
     def publish(self, folder: str | Path, name: str, network: torch.nn.Module) -> Path:
-        """Write a trained network for others: NAME.safetensors, floats in half precision, and NAME.json
-        beside it, this run's record with the weights' sha256. `evaluate.pretrained` reads them."""
+        """Write a network for `evaluate.pretrained`: NAME.safetensors, floats in half precision, and
+        NAME.json, this run's record with the weights' sha256."""
         path = Path(folder, f"{name}.safetensors")
         path.parent.mkdir(parents=True, exist_ok=True)
         _write_weights(path, _weights_of(network, half=True))
@@ -501,7 +470,7 @@ class Run:
         return path
 
     def save_resume(self, state: dict) -> None:
-        """Write everything needed to go on after this moment, and the record's settings, atomically."""
+        """Write everything needed to go on after this moment, and the record's settings."""
         record = {name: part for name, part in self.record.items() if name not in ("history", "checksum")}
         write_state(self.resume_path, {**state, "record": _plain(record)})
 
