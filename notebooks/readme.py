@@ -85,7 +85,7 @@ def lessons_table() -> str:
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     repository = re.search(r'Repository = "https://github.com/([^"]+)"', project).group(1)
     colab = f"https://colab.research.google.com/github/{repository}"
-    lines = ["| | lesson | question | read | run | open |", "|---|---|---|--:|--:|---|"]
+    lines = ["| | lesson | question | with a class | machine | open |", "|---|---|---|--:|--:|---|"]
     asked = questions()
     for notebook in sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb")):
         number = notebook.stem[:2]

@@ -210,7 +210,9 @@ def run(args) -> int:
     if record.exists() and not error:
         metrics = json.loads(record.read_text(encoding="utf-8")).get("metrics", {})
     lines = [f"{kind:<9}{path}" for kind, path in paths.items() if path]
-    text = "\n".join([*lines, metric_table(metrics)] if metrics else lines)
+    if metrics:
+        lines += [metric_table(metrics), ssl.lab.beside(metrics)]  # the last line: what was learnt
+    text = "\n".join(lines)
     show(args, {"ok": not error, **paths, "error": error, "metrics": metrics}, text)
     if error:
         warn(f"{notebook.name}: {error}; what it reached is kept in {out}")
