@@ -1,4 +1,4 @@
-"""Write README.md's tables, and draw its picture.
+"""Write README.md's tables and those of data/results, and draw a picture.
 
     python notebooks/readme.py             the tables, from the lessons and the committed records
     python notebooks/readme.py --picture   data/results/neighbours.png too; needs Imagenette
@@ -14,14 +14,22 @@ from collections import defaultdict
 from pathlib import Path
 from statistics import mean, stdev
 
-from ssl_lessons.batch.leaderboard import put_into
-from ssl_lessons.records import TITLES
+import pandas as pd
+
+from ssl_lessons.batch import leaderboard
+from ssl_lessons.records import TITLES, RecordError, Run
 
 NOTEBOOKS = Path(__file__).resolve().parent
 ROOT = NOTEBOOKS.parent
 RESULTS = ROOT / "data" / "results"
 WORDS, LINES = 200, 15  # read in a minute
 SHOWN = {**TITLES, "supervised": "supervised, all labels"}
+LEVEL = 0.5  # kNN accuracy of the time table
+CAVEAT = (
+    "- watched after each epoch, with at most 4,000 training and 4,000 test images, in the midst of a "
+    "schedule whose rate has yet to fall: a run that was meant to end there would stand higher; nothing was "
+    "chosen by it"
+)
 
 
 def counts(notebook: Path, core: bool = False) -> dict[str, float]:
@@ -77,7 +85,7 @@ def lessons_table() -> str:
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     repository = re.search(r'Repository = "https://github.com/([^"]+)"', project).group(1)
     colab = f"https://colab.research.google.com/github/{repository}"
-    lines = ["| | lesson | question | read | run | open |", "|---|---|---|--:|--:|---|"]
+    lines = ["| | lesson | question | with a class | machine | open |", "|---|---|---|--:|--:|---|"]
     asked = questions()
     for notebook in sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb")):
         number = notebook.stem[:2]
@@ -118,6 +126,57 @@ def results_table(dataset: str = "imagenette") -> str:
     return "\n".join(lines)
 
 
+def methods_tables(folder: Path = RESULTS) -> str:
+    """The leaderboard, the time to half, the lessons' own single runs. Raises `RecordError` for a damaged
+    record."""
+    runs, problems = leaderboard.read([folder / "leaderboard"])
+    if problems:
+        raise RecordError("; ".join(problems))
+    parts = [leaderboard.markdown(leaderboard.tables(runs))]
+    if watched := time_table(folder / "leaderboard"):
+        parts += [f"### Time to {100 * LEVEL:g} % kNN on Imagenette", watched, CAVEAT]
+    return "\n\n".join([*parts, "### The lessons' own runs, one seed each", own_runs(folder)])
+
+
+def time_table(folder: Path, dataset: str = "imagenette") -> str:
+    """When the committed runs on a dataset first reach `LEVEL`, as a Markdown table; empty without any.
+
+    Of records whose history has kNN, as `trained` with a monitor makes them (row.ipynb); see `CAVEAT`.
+    """
+    lines = []
+    for path in sorted(folder.glob("*.json")):
+        record = Run.open(path).record
+        history = pd.DataFrame(record["history"])
+        if "knn" not in history or record["dataset"]["name"] != dataset or record["method"] == "Supervised":
+            continue
+        line = {"method": TITLES[record["method"].lower()], "epochs of the run": record["epochs"]}
+        reached = history["epoch"][history["knn"] >= LEVEL].min()
+        if reached == reached:  # NaN where none has
+            images = record["dataset"]["images"] // record["batch_size"] * record["batch_size"] * reached
+            minutes = history["seconds"][history["epoch"] <= reached].sum() / 60
+            line |= {"reached after": f"{reached} epochs", "images, k": f"{images / 1000:.0f}"}
+            line["minutes"] = f"{minutes:.1f}"
+        else:
+            line |= {"reached after": f"not; {history['knn'].max():.1%}", "images, k": "–", "minutes": "–"}
+        lines.append({**line, "seed": record["seed"], "device": f"{record['device']}, {record['precision']}"})
+    return leaderboard.as_markdown(pd.DataFrame(lines)) if lines else ""
+
+
+def own_runs(folder: Path = RESULTS) -> str:
+    """The committed records of lessons 02 to 06 as a Markdown table."""
+    lines = []
+    for path in sorted(folder.glob("0[2-6]-*.json")):
+        row = Run.open(path).record
+        line = [path.stem, TITLES[row["method"].lower().removeprefix("my")]]
+        line += [f"{row['dataset']['name']}, {row['view_size']} px", row["network"]["name"], row["epochs"]]
+        line.append(f"{row['seconds'] / 60:.1f}")
+        for name in ("knn", "knn_random", "linear_10", "linear_10_random"):
+            line.append(f"{row['metrics'][name]['value']:.1%}")
+        lines.append([*line, f"{row['device']}, {row['precision']}"])
+    heads = ["record", "method", "images", "network", "epochs", "minutes", "kNN", "random", "10 %", "random"]
+    return leaderboard.as_markdown(pd.DataFrame(lines, columns=[*heads, "device"]))
+
+
 def counts_table() -> str:
     """Size and minutes of each lesson, and of its core path."""
     head = ["", "cells", "words", "code lines", "longest cell", "figures", "exercises, min"]
@@ -134,13 +193,14 @@ def counts_table() -> str:
 
 SECTIONS = {"README.md": {"lessons": lessons_table, "summary": results_table}}
 SECTIONS["notebooks/README.md"] = {"counts": counts_table}
+SECTIONS["data/results/README.md"] = {"results": methods_tables}
 
 
 def fill(root: Path = ROOT) -> None:
     """Replace what stands between `<!-- NAME -->` and `<!-- /NAME -->`, for each of `SECTIONS`."""
     for page, sections in SECTIONS.items():
         for name, section in sections.items():
-            put_into(root / page, section(), name)
+            leaderboard.put_into(root / page, section(), name)
 
 
 def picture(target: Path = RESULTS / "neighbours.png", k: int = 4) -> None:

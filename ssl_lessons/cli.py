@@ -3,11 +3,13 @@
 Modules are loaded when they are first used (`ssl_lessons.__getattr__`): `pretrain` and `evaluate` work where
 no notebook package is installed, and `--help` waits for nothing. Exit codes: 0 it worked; 1 it ran and
 failed, or `doctor` found something broken; 2 it was asked for something that does not exist (the answer
-lists what does); 130 it was interrupted.
+lists what does); 130 ctrl-C; 128 and the number of another signal that ended it, 141 for `| head`.
 """
 
 import argparse
+import codecs
 import contextlib
+import functools
 import importlib
 import json
 import os
@@ -15,28 +17,70 @@ import pkgutil
 import platform
 import runpy
 import shutil
+import signal
 import sys
+import threading
 import time
 from importlib import metadata, util
 from pathlib import Path
 
 import ssl_lessons as ssl
-from ssl_lessons.parameters import Unknown, check, known, of_notebook, of_recipe
+from ssl_lessons.parameters import (
+    Parameter,
+    Unknown,
+    check,
+    fit,
+    folder,
+    known,
+    of_notebook,
+    of_recipe,
+    printable,
+)
 
-OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+OK, FAILED, USAGE, PIPE = 0, 1, 2, 141
 
 
 # ---- Printing ----------------------------------------------------------------------------------------------
 
+PLAIN = {"→": "->", "±": "+-", "–": "-", "−": "-", "…": "...", "✓": "ok", "✗": "not", "·": "*"}
+
+
+def _in_plain(error: UnicodeEncodeError) -> tuple[str, int]:
+    """What an output in ASCII or cp1252 cannot hold, in characters that it can."""
+    part = error.object[error.start : error.end]
+    return "".join(PLAIN.get(c, ascii(c)[1:-1]) for c in part), error.end
+
+
+codecs.register_error("plain", _in_plain)
+
+
+def lines_of(text: str) -> str:
+    """Text as it may be printed: names of files and of records hold no command for a terminal."""
+    return "\n".join(map(printable, text.split("\n")))
+
 
 def show(args, value, text: str) -> None:
     """Print for a program (`--json`) or for a person."""
-    print(json.dumps(value, indent=2, default=str) if args.json else text)
+    print(json.dumps(value, indent=2, default=str) if args.json else lines_of(text))
+
+
+def warn(text: str) -> None:
+    print(lines_of(text), file=sys.stderr)
 
 
 def talk(args):
     """With --json, standard output belongs to the JSON; whatever else is printed goes to standard error."""
     return contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def kept(text: str):
+    """Add to what is said of an interruption where its work is kept."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        stop.kept = text
+        raise
 
 
 def table(rows) -> str:
@@ -51,9 +95,10 @@ def metric_table(metrics: dict) -> str:
     """One line a metric: its value and its protocol; those of a random encoder end with _random."""
     rows = []
     for name, metric in metrics.items():
-        value = f"{metric['value']:.1%}" if 0 <= metric["value"] <= 1 else f"{metric['value']:.4g}"
+        value = metric["value"]
+        shown = "not a number" if value is None else f"{value:.1%}" if 0 <= value <= 1 else f"{value:.4g}"
         spread = f" ± {metric['std']:.1%}" if "std" in metric else ""
-        rows.append((name, value + spread, metric.get("protocol", "")))
+        rows.append((name, shown + spread, metric.get("protocol", "")))
     return table(rows) if rows else "the record holds no metrics"
 
 
@@ -104,10 +149,7 @@ CHECKS = {
 
 
 def examine() -> list[tuple[str, str, str]]:
-    """What this Python and this machine have: (status, name, detail), a line each; nothing found raises.
-
-    The status is "ok", or "broken" for what would stop a lesson.
-    """
+    """What this Python and this machine have: ("ok" or "broken", name, detail), for each of `CHECKS`."""
     found = []
     for name, look in CHECKS.items():
         try:
@@ -119,18 +161,18 @@ def examine() -> list[tuple[str, str, str]]:
 
 def doctor(args) -> int:
     found = examine()
-    broken = any(status == "broken" for status, *_ in found)
+    healthy = all(status == "ok" for status, *_ in found)
     rows = [dict(zip(("status", "name", "detail"), finding, strict=True)) for finding in found]
-    show(args, {"ok": not broken, "version": ssl.__version__, "findings": rows}, table(found))
-    return FAILED if broken else OK
+    show(args, {"ok": healthy, "version": ssl.__version__, "findings": rows}, table(found))
+    return OK if healthy else FAILED
 
 
 def data_list(args) -> int:
-    rows = []
+    rows, lines = [], [("NAME", "SPLITS", "WHAT IT IS")]
     for name, entry in ssl.images.CATALOGUE.items():
         rows.append({"name": name, "title": entry.title, "splits": entry.splits, "classes": entry.classes})
-    lines = [(row["name"], ", ".join(row["splits"]), row["title"]) for row in rows]
-    show(args, rows, table([("NAME", "SPLITS", "WHAT IT IS"), *lines]))
+        lines.append((name, ", ".join(entry.splits), entry.title))
+    show(args, rows, table(lines))
     return OK
 
 
@@ -145,57 +187,49 @@ def data_fetch(args) -> int:
 # ---- run, grid and leaderboard -----------------------------------------------------------------------------
 
 
-def runs() -> Path:
-    """Where runs and grids go that are told no place: $SSL_LESSONS_RUNS, else runs/ of the working folder."""
-    return Path(os.environ.get("SSL_LESSONS_RUNS") or "runs").expanduser()
-
-
 def run(args) -> int:
     grid = ssl.batch.grid
     notebook = grid.find_lesson(args.lesson)
+    declared = of_notebook(notebook)
     asked = dict(args.p)
-    for name in ("profile", "dataset"):
-        if getattr(args, name):
-            asked[name] = getattr(args, name)
-    parameters = grid.checked(notebook, asked, Path.cwd())
-    values = {key: one.default for key, one in of_notebook(notebook).items()} | parameters
+    asked |= {name: vars(args)[name] for name in ("profile", "dataset") if vars(args)[name]}
+    parameters = grid.meant(check(asked, declared, f"parameter of {notebook.name}"), Path.cwd())
+    values = {key: one.default for key, one in declared.items()} | parameters
     words = [Path(str(values[key])).name for key in ("dataset", "profile") if values.get(key)]
     name = "-".join([notebook.stem, *words, time.strftime("%Y%m%d-%H%M%S")])
-    folder = Path(args.out or runs() / name).resolve()
-    with talk(args):
-        print(f"{notebook.name} {parameters} → {folder}", flush=True)
-        one = grid.planned(notebook, parameters, name)
-        error = grid.carry_out(one, folder, say=lambda text: print(text, end="", flush=True))["error"]
-    executed, record = folder / notebook.name, folder / "record.json"
+    out = (args.out or ssl.lab.runs_folder() / name).resolve()
+    with talk(args), kept(f"; what it reached is kept in {out}"):
+        print(lines_of(f"{notebook.name} {parameters} → {out}"), flush=True)
+        one = grid.planned(notebook, declared, parameters, name)
+        say = functools.partial(print, end="", flush=True)
+        error = grid.carry_out(one, out, say=say, minutes=args.minutes)["error"]
+    executed, record = out / notebook.name, out / "record.json"
     paths = {"notebook": executed, "html": executed.with_suffix(".html"), "record": record}
     paths = {kind: path if path.exists() else None for kind, path in paths.items()}
     metrics = {}
     if record.exists() and not error:
-        metrics = json.loads(record.read_text(encoding="utf-8"))["metrics"]
+        metrics = json.loads(record.read_text(encoding="utf-8")).get("metrics", {})
     lines = [f"{kind:<9}{path}" for kind, path in paths.items() if path]
-    text = "\n".join([*lines, metric_table(metrics)] if metrics else lines)
+    if metrics:
+        lines += [metric_table(metrics), ssl.lab.beside(metrics)]  # the last line: what was learnt
+    text = "\n".join(lines)
     show(args, {"ok": not error, **paths, "error": error, "metrics": metrics}, text)
     if error:
-        print(f"{notebook.name}: {error}; what it reached is kept in {folder}", file=sys.stderr)
+        warn(f"{notebook.name}: {error}; what it reached is kept in {out}")
     return FAILED if error else OK
 
 
 def grid(args) -> int:
     grid = ssl.batch.grid
-    if args.jobs is not None and args.jobs < 1:
-        raise Unknown(f"--jobs {args.jobs} must be at least 1")
     if args.jobs and args.scheduler:
         raise Unknown("--jobs is for this machine; on a cluster the number of its workers decides")
     plan = grid.read(args.file)
-    out = Path(args.out or runs() / Path(args.file).stem).resolve()
-    with talk(args):
-        try:
-            rows = None if args.dry_run else grid.run(plan, out, args.jobs, args.scheduler)
-        except KeyboardInterrupt:
-            print(f"stopped; the same command goes on where {out} stands", file=sys.stderr)
-            raise
+    out = (args.out or ssl.lab.runs_folder() / Path(args.file).stem).resolve()
     if args.dry_run:
         rows = grid.results(out, plan)
+    else:
+        with talk(args), kept(f"; the same command goes on where {out} stands"):
+            rows = grid.run(plan, out, args.jobs, args.scheduler, args.minutes)
     done, failed = rows[rows["status"] == "done"], rows[rows["status"] == "failed"]
     lines = [f"{len(done)} of {len(rows)} runs done, in {out}"]
     if args.dry_run:
@@ -211,29 +245,27 @@ def grid(args) -> int:
 
 def leaderboard(args) -> int:
     board = ssl.batch.leaderboard
-    for place in args.runs:
+    places = args.runs or [board.committed()]
+    for place in places:
         if not Path(place).exists():
             raise Unknown(f"there is nothing at {place}; name record files, or folders that hold some")
-    places = args.runs or [board.committed()]
-    if not Path(places[0]).exists():
-        raise Unknown("there are no committed records here; name your own, such as runs/")
     runs, problems = board.read(places)
     if len(runs):
         known("metric", args.metric, board.metrics(runs))
         for name in runs["record"][runs[args.metric].isna()]:
             problems.append(f"{name} has no metric {args.metric}: unfinished, or not judged by it")
     for problem in problems:
-        print(f"left out: {problem}", file=sys.stderr)
+        warn(f"left out: {problem}")
     if not len(runs):
-        print(f"no record can be used in {', '.join(map(str, places))}", file=sys.stderr)
+        warn(f"no record can be used in {', '.join(map(str, places))}")
         return FAILED
     found = board.tables(runs, args.metric)
     if args.figure:
         label = board.LABELS.get(args.metric, args.metric)
         ssl.figures.leaderboard(found, args.metric, label).savefig(args.figure)
     if args.into:
-        board.put_into(args.into, board.markdown(found, args.metric) if args.runs else board.readme())
-        print(f"{args.into} has the results between its markers", file=sys.stderr)
+        board.put_into(args.into, board.markdown(found, args.metric))
+        warn(f"{args.into} has the results between its markers")
     elif args.form == "json":
         print(board.as_json(found, args.metric, problems))
     else:
@@ -275,10 +307,11 @@ def judge(args, run, encoder, stores, prefix: str = "", fine_tune_epochs: dict |
             asked = {"device": args.device, "fine_tune_epochs": fine_tune_epochs}
             for name, metric in ssl.evaluate.report(each, *stores, view, **asked).items():
                 metrics[f"{prefix}{name}{mark}"] = metric
-        run.record["metrics"].update(metrics)
-        run.save()
     told = metric_table(metrics) if stores else "not judged: there are no labelled train and test images"
     show(args, {"run": run.folder.resolve(), "metrics": metrics}, f"{told}\nrecord in {run.folder}")
+    run.record["metrics"].update(metrics)
+    if metrics:
+        run.save()  # printed first: what cannot be written is not lost
     return OK
 
 
@@ -293,12 +326,12 @@ def pretrain(args) -> int:
         fields[name] = ssl.views.POLICIES[known("policy", fields[name], ssl.views.POLICIES)]
     ssl.networks.check_name(args.network, rulers=False)
     data = ssl.batch.grid.dataset(args.dataset, Path.cwd())
-    device, out = ssl.devices.pick_device(args.device), Path(args.out)
+    device, out = ssl.devices.pick_device(args.device), args.out
     network = {"name": args.network, "image_size": args.crop, "stem": args.stem, "layer": None}
     run = ssl.records.Run.at(out, device=device, network=network)
     if run.record.get("network") != network:
         raise Unknown(f"{out} holds a run of {run.record.get('network')}, not {network}; name another --out")
-    with talk(args):
+    with talk(args), kept("; the same command goes on after the last epoch that it finished"):
         pool = ssl.images.load(data, "pretrain", args.size, limit=args.limit)
         stores = labelled(args, data, args.size) if ssl.records.main_process() else []
         torch.manual_seed(args.seed)  # the initial weights
@@ -313,23 +346,24 @@ def pretrain(args) -> int:
 
 
 def evaluate(args) -> int:
-    if not (Path(args.run) / "record.json").exists():
-        known("run", args.run, sorted(str(record.parent) for record in runs().glob("*/record.json")))
+    if not any((args.run / name).exists() for name in ("record.json", "resume.pt")):
+        records = sorted(ssl.lab.runs_folder().glob("*/record.json"))
+        known("run", str(args.run), [str(record.parent) for record in records])
+    ssl.devices.pick_device(args.device)  # before anything is loaded
     run = ssl.records.Run.open(args.run)
+    encoder = ssl.evaluate.load_encoder(run)
     trained_on = run.record["dataset"]
-    data = ssl.batch.grid.dataset(args.dataset or trained_on["name"], Path.cwd())
+    data = ssl.batch.grid.dataset(args.dataset or ssl.evaluate.place_of(trained_on), Path.cwd())
     with talk(args):
         stores = labelled(args, data, args.size or trained_on["size"])
     prefix = f"{Path(data).name}_" if args.dataset else ""
     epochs = ssl.evaluate.FINE_TUNE_EPOCHS if args.fine_tune else None
-    return judge(args, run, ssl.evaluate.load_encoder(run), stores, prefix, epochs)
+    return judge(args, run, encoder, stores, prefix, epochs)
 
 
 def bench(args) -> int:
-    places = (Path.cwd(), *Path.cwd().parents, Path(__file__).resolve().parent.parent)
-    folders = [place / "tests" / "benchmarks" for place in places]
-    folder = next((folder for folder in folders if folder.is_dir()), None)
-    if folder is None:
+    folder = ssl.batch.grid.notebooks().parent / "tests" / "benchmarks"
+    if not folder.is_dir():
         raise Unknown("benchmarks are in a checkout, not in the installed package: clone the repository")
     scripts = {file.stem.removeprefix("bench_"): file for file in sorted(folder.glob("bench_*.py"))}
     script = scripts[known("benchmark", args.name, scripts)]
@@ -359,13 +393,10 @@ def parser() -> argparse.ArgumentParser:
             made.add_argument("--json", action="store_true", help="print JSON; all else to standard error")
         return made.add_argument
 
-    def settings(option):
-        option("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="set one by name")
-
-    def images(option):
-        option("--limit", type=int, help="use at most so many images of each split")
-        option("--device", default="auto", help="auto, cpu, cuda, cuda:0 or mps")
-
+    setting = {"nargs": 2, "action": "append", "default": [], "metavar": ("NAME", "VALUE")}
+    setting["help"] = "set one by name"
+    limit = {"help": "use at most so many images of each split"}
+    device = {"default": "auto", "help": "auto, cpu, cuda, cuda:0 or mps"}
     command("doctor", doctor, "what this machine has, and whether anything is broken", "doctor")
     data = verbs.add_parser("data", help="list or fetch datasets", epilog="example: ssl-lessons data list")
     data = data.add_subparsers(required=True, metavar="ACTION")
@@ -373,22 +404,24 @@ def parser() -> argparse.ArgumentParser:
     text = "download, verify and unpack a dataset"
     option = command("fetch", data_fetch, text, "data fetch imagenette --size 160", data)
     option("name", metavar="NAME")
-    option("--size", type=int, default=160, help="short side of the archive's images: 160 or 320")
+    option("--size", default=160, help="short side of the archive's images: 160 or 320")
 
     text = "execute a lesson into runs/…, with an HTML copy"
     option = command("run", run, text, "run 03 --profile class --dataset imagenette -p epochs 20")
     option("lesson", metavar="LESSON", help="a number, a name, or the path of a notebook")
     option("--profile", help="auto, smoke, class or full")
     option("--dataset", help="a name from `data list`, or a folder of images")
+    option("--minutes", help="end the run as failed after so long")
     option("--out", help="folder of the run (default: runs/LESSON-DATASET-PROFILE-TIME)")
-    settings(option)
+    option("-p", **setting)
 
     text = "execute a notebook over a grid of parameters; again to go on where it stopped"
     option = command("grid", grid, text, "grid notebooks/grids/methods_on_shapes.yaml --jobs 2")
     option("file", metavar="FILE", help="a grid in YAML, such as those in notebooks/grids/")
     option("--out", metavar="DIR", help="folder of the runs (default: runs/NAME-OF-FILE)")
-    option("--jobs", type=int, metavar="N", help="side by side (default: one for each GPU, else one)")
+    option("--jobs", metavar="N", help="side by side (default: one for each GPU, else one)")
     option("--scheduler", metavar="URL", help="tcp://…: on a Dask scheduler's workers, who share our folders")
+    option("--minutes", help="end a run as failed after so long")
     option("--dry-run", action="store_true", help="list the runs, and which are finished")
 
     text = "train a method without labels, then judge its encoder; again to go on after an interruption"
@@ -400,22 +433,24 @@ def parser() -> argparse.ArgumentParser:
     option("--network", default="resnet18", help="conv4, resnet10_half, resnet18 (default) or resnet50")
     option("--stem", choices=("imagenet", "small", "pool", "stride"), help="default: by --crop")
     option("--dataset", default="shapes", help="a name from `data list`, or a folder of images")
-    option("--size", type=int, default=64, help="side of the stored images, pixels (default: 64)")
-    option("--crop", type=int, default=48, help="side of the views, pixels (default: 48)")
-    option("--epochs", type=int, help="default: the recipe's")
-    option("--batch-size", type=int, help="default: the recipe's")
-    option("--seed", type=int, default=0)
+    option("--size", default=64, help="side of the stored images, pixels (default: 64)")
+    option("--crop", default=48, help="side of the views, pixels (default: 48)")
+    option("--epochs", help="default: the recipe's")
+    option("--batch-size", help="default: the recipe's")
+    option("--seed", default=0)
     option("--precision", default="auto", choices=("auto", "fp32", "bf16", "fp16"))
-    settings(option)
-    images(option)
+    option("-p", **setting)
+    option("--limit", **limit)
+    option("--device", **device)
 
     text = "judge a run's encoder beside a random one: kNN, linear probes with 100, 10 and 1 %% of the labels"
     option = command("evaluate", evaluate, text, "evaluate runs/first --dataset imagewoof")
     option("run", metavar="RUN", help="the folder of a run")
     option("--dataset", help="judge on another dataset than the run's own")
-    option("--size", type=int, help="side of the stored images (default: the run's)")
+    option("--size", help="side of the stored images (default: the run's)")
     option("--fine-tune", action="store_true", help="also train the whole network with a part of the labels")
-    images(option)
+    option("--limit", **limit)
+    option("--device", **device)
 
     text = "run records as a table: mean ± std over seeds, ranked, nothing averaged that may not be"
     example = "leaderboard runs/leaderboard --metric linear_10 --figure leaderboard.png"
@@ -424,10 +459,9 @@ def parser() -> argparse.ArgumentParser:
     option("--metric", default="knn", help="what ranks: knn (default), linear_100, linear_10, linear_1, …")
     option("--figure", metavar="FILE", help="draw accuracy against wall-clock as well, PNG, SVG or PDF")
     option("--into", metavar="FILE", help="put Markdown between the file's markers <!-- results -->")
+    form = {"dest": "form", "action": "store_const", "default": "text"}
     for name in ("markdown", "html", "json", "csv"):
-        option(
-            f"--{name}", dest="form", action="store_const", const=name, default="text", help=f"print {name}"
-        )
+        option(f"--{name}", const=name, help=f"print {name}", **form)
 
     option = command("bench", bench, "run a benchmark of tests/benchmarks/", "bench views", json=False)
     option("name", metavar="NAME", help="views, …")
@@ -435,17 +469,53 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+NUMBERS = {name: Parameter("int", 1) for name in ("limit", "size", "crop", "epochs", "batch_size", "jobs")}
+NUMBERS |= {"seed": Parameter("int", 0), "minutes": Parameter("float", 1.0)}
+
+
+def parsed(argv: list[str] | None) -> argparse.Namespace:
+    """The arguments, each number and each folder among them checked as everywhere."""
+    args = parser().parse_args(argv)
+    for name, value in vars(args).items():
+        if name in NUMBERS and value is not None:
+            setattr(args, name, fit(name, value, NUMBERS[name]))
+        if name in ("out", "run") and isinstance(value, str):
+            setattr(args, name, folder(value))
+    return args
+
+
+def _stop(number: int, _) -> None:
+    raise KeyboardInterrupt(number)
+
+
 def main(argv: list[str] | None = None) -> int:
     """The command line: returns its exit code."""
-    args = parser().parse_args(argv)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="plain")
+    stops = []
+    if threading.current_thread() is threading.main_thread():
+        for number in {signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}:  # Slurm, a closed terminal
+            if signal.getsignal(number) == signal.SIG_DFL:  # nohup's stays ignored
+                signal.signal(number, _stop)
+                stops.append(number)
     try:
-        return args.function(args)
-    except KeyboardInterrupt:
-        print("ssl-lessons: interrupted", file=sys.stderr)
-        return INTERRUPTED
+        args = parsed(argv)
+        code = args.function(args)
+        sys.stdout.flush()
+        return code
+    except KeyboardInterrupt as stop:
+        warn(f"ssl-lessons: stopped{getattr(stop, 'kept', '')}")
+        return 128 + (stop.args[0] if stop.args else signal.SIGINT)
+    except BrokenPipeError:  # `| head` has read what it wanted
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return PIPE
     except Exception as error:
-        told = isinstance(error, (ValueError, OSError)) or type(error).__module__.startswith("ssl_lessons.")
-        if not told:
+        ours = type(error).__module__.startswith("ssl_lessons.")
+        if not isinstance(error, ValueError | OSError) and not ours:
             raise  # a bug: show all of it
-        print(f"ssl-lessons: {error}", file=sys.stderr)
+        warn(f"ssl-lessons: {error}")
         return USAGE if isinstance(error, Unknown) else FAILED
+    finally:
+        for number in stops:
+            signal.signal(number, signal.SIG_DFL)

@@ -34,10 +34,12 @@ def pick_device(name: str = "auto") -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise TrainingError(f"device {name!r} is not known; choose auto, cpu, cuda, cuda:0 or mps") from None
-    count = torch.cuda.device_count()
-    if device.type == "cuda" and (device.index or 0) >= count:
+    counts = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    counts["xpu"] = torch.xpu.device_count()
+    count = counts.get(device.type, 0)
+    if (device.index or 0) >= count:
         raise TrainingError(
-            f"device {name!r} is a GPU, and PyTorch sees {count or 'none'}; choose auto or cpu"
+            f"PyTorch sees {count or 'no'} {device.type} for device {name!r}; choose auto or cpu"
         )
     return device
 
@@ -72,12 +74,9 @@ def autocast(device: torch.device, precision: str):
 
 
 def prepare(device: torch.device) -> None:
-    """Make training on this device faster, for the whole process; no result changes beyond rounding.
-
-    On a GPU, cuDNN tries its algorithms once for each shape, of which a run has few. On a CPU with glibc, the
-    memory of a step's activations is kept for the next: by default large blocks go back to the kernel at
-    once, and each step pays again for pages that must be mapped and cleared.
-    """
+    """Make training on this device faster, for the whole process; no result changes beyond rounding. On a
+    GPU, cuDNN tries its algorithms once for each shape. On a CPU with glibc, a step's memory is kept for the
+    next, which would pay again for pages that must be mapped and cleared."""
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True
     elif device.type == "cpu" and sys.platform == "linux":

@@ -15,6 +15,7 @@ from torch import Tensor
 from ssl_lessons.images import ImageStore
 from ssl_lessons.methods.base import Method, embedding_std
 from ssl_lessons.networks import eval_mode
+from ssl_lessons.training import COLLAPSED
 
 VERDICTS = ("healthy", "suspect", "collapsed")
 
@@ -35,7 +36,7 @@ class Band(NamedTuple):
 
 
 BANDS: dict[str, Band] = {
-    "embedding_std": Band(collapsed=0.1, healthy=0.5),
+    "embedding_std": Band(collapsed=COLLAPSED, healthy=0.5),
     "effective_rank": Band(collapsed=5.0, healthy=10.0),
     "uniformity": Band(collapsed=-0.05, healthy=-1.5),
 }

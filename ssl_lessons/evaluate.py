@@ -7,7 +7,10 @@ Letters: N training images, M test images, D features, C classes.
 
 import copy
 import hashlib
+import inspect
+import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -15,12 +18,12 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ssl_lessons import networks
+from ssl_lessons import networks, views
 from ssl_lessons.devices import autocast, pick_device, pick_precision
-from ssl_lessons.images import ImageStore
+from ssl_lessons.images import ROLES, ImageStore, is_whole
 from ssl_lessons.methods.base import Method, Objective, Recipe
 from ssl_lessons.networks import Encoder, eval_mode
-from ssl_lessons.records import RecordError, Run, atomically
+from ssl_lessons.records import RecordError, Run, digest, read_state, source_of, write_state
 from ssl_lessons.training import Monitor, pretrain
 from ssl_lessons.views import CROP_ONLY, centre, in_channels
 
@@ -41,72 +44,87 @@ def features(
     cache=None,
 ) -> Tensor:
     """Features of every image of a store, whole and resized to `image_size`: float32 (N, D) on the CPU.
-
-    The encoder runs in eval mode and is put back as it was: its modes, its device, every parameter and every
-    BatchNorm statistic. `cache` is a folder in which features are kept and found again, by the fingerprint of
-    the weights, the images, the size and the arithmetic; None keeps nothing.
-    """
+    The encoder runs in eval mode and is put back as it was: modes, device, parameters, BatchNorm statistics.
+    `cache`: a folder in which features are kept by the fingerprint of code, weights, images, size and
+    arithmetic. ValueError: features that are not finite."""
     target = pick_device(device)
     precision = pick_precision(precision, target)
     kept = cache and Path(cache, f"{_fingerprint(encoder, store, image_size, precision)}.pt")
     if kept and kept.exists():
-        return torch.load(kept, weights_only=True)
+        with suppress(RecordError):  # damaged: computed again
+            return read_state(kept)["features"]
     channels, parts = getattr(encoder, "channels", 3), []
     with eval_mode(encoder, target):  # a run on the CPU may be watched from the GPU
         for rows in torch.arange(len(store)).split(batch):
             images = in_channels(centre(store.batch(rows, target), image_size), channels)
             with autocast(target, precision):
                 parts.append(encoder(images).flatten(1).float().cpu())
+    x = torch.cat(parts)
+    _check(x)
     if kept:
         kept.parent.mkdir(parents=True, exist_ok=True)
-        atomically(kept, lambda path: torch.save(torch.cat(parts), path))
-    return torch.cat(parts)
+        write_state(kept, {"features": x})
+    return x
 
 
 def _fingerprint(encoder: nn.Module, store: ImageStore, image_size: int, precision: str) -> str:
-    """What decides features: the network's structure, every weight and statistic, the images, their size."""
-    what = (encoder, getattr(encoder, "layer", None), store.fingerprint, len(store), image_size, precision)
-    digest = hashlib.sha256(repr(what).encode())
-    for name, tensor in encoder.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()[:32]
+    """What decides features: code, the network, its weights and statistics, the images, their size."""
+    code = [source_of(type(module)) for module in encoder.modules()] + [torch.__version__]
+    code += [inspect.getsource(module) for module in (networks, views)]
+    network = (repr(encoder), getattr(encoder, "layer", None))
+    what = (*network, store.fingerprint, len(store), image_size, precision)
+    return digest([code, what, dict(encoder.state_dict())])[:32]
+
+
+def _check(x: Tensor, y: Tensor | None = None, width: int | None = None) -> None:
+    """ValueError: x are no float (N, D) features that can be judged, or y no labels of theirs, int64 (N,)."""
+    shape = tuple(x.shape)
+    if x.dim() != 2 or not x.numel() or width not in (None, shape[1]):
+        raise ValueError(f"features are {shape}; give (N, {width or 'D'}), a row for each of N > 0 images")
+    bad = (~x.float().norm(dim=1).isfinite()).sum().item()  # too large to square is too large to compare
+    if bad:
+        told = f"the features of {bad} of {len(x)} images are NaN, infinite or too large"
+        raise ValueError(f"{told}: look at the encoder's weights and at what goes into it")
+    if y is None:
+        return
+    if y.shape != (len(x),) or not is_whole(y):
+        kind = f"{y.dtype} {tuple(y.shape)}"
+        raise ValueError(f"labels are {kind}; give whole numbers, one for each of {len(x)}")
+    if y.min() < 0:
+        raise ValueError(f"a label is {y.min()}; leave images without a class out, and number classes from 0")
 
 
 def labels_of(store: ImageStore, classes: Sequence[str] = ()) -> Tensor:
     """A store's labels, int64 (N,); with the `classes` of the split that it is judged with, in their numbers,
     matched by name. ValueError: no labels, or images of a class that is not among `classes`."""
+    name = f"{store.name} ({store.split})"
     if store.labels is None:
-        raise ValueError(f"{store.name} ({store.split}) has no labels to judge by; use a split with labels")
+        raise ValueError(f"{name} has no labels to judge by; use a split with labels")
+    store.__post_init__()  # others may have been given to it since
     if not classes or tuple(classes) == tuple(store.classes):
         return store.labels
     present = [store.classes[label] for label in store.labels.unique().tolist()]
     unknown = ", ".join(name for name in present if name not in classes)
     if unknown:
-        raise ValueError(
-            f"{store.name} ({store.split}) has images of {unknown}, but the other split's classes are "
-            f"{', '.join(classes)}: name the classes alike"
-        )
+        told = f"{name} has images of {unknown}, but the other split's classes are {', '.join(classes)}"
+        raise ValueError(f"{told}: name the classes alike")
     numbers = [classes.index(name) if name in classes else -1 for name in store.classes]
     return torch.tensor(numbers)[store.labels]
 
 
 def knn(train_x: Tensor, train_y: Tensor, test_x: Tensor, k: int = K, t: float = T) -> Tensor:
-    """Classes of `test_x` by weighted nearest neighbours: Wu et al. 2018 (arXiv:1805.01978), section 3.4.
-
-    Each of the k training images most alike by cosine votes for its class with weight exp(cosine / t).
-
-    Args:
-        train_x, test_x: float (N, D) and (M, D), of any length. train_y: int64 (N,), classes from 0.
-    Returns:
-        int64 (M,).
-    Raises:
-        ValueError: k outside 1 … N, or t not above 0.
-    """
-    if not 1 <= k <= len(train_x):
-        raise ValueError(f"k {k} must lie between 1 and the {len(train_x)} training images")
-    if t <= 0:
-        raise ValueError(f"t {t} must be above 0; {T} is usual")
+    """Classes, int64 (M,), by weighted nearest neighbours: Wu et al. 2018 (arXiv:1805.01978), section 3.4.
+    Each of the k training images most alike by cosine (all, with a warning, where they are fewer) votes for
+    its class with weight exp(cosine / t). train_x, test_x: float (N, D) and (M, D), of any length; train_y:
+    int64 (N,), classes from 0. ValueError: k below 1, t not above 0, or what `_check` refuses."""
+    if k < 1 or t <= 0:
+        raise ValueError(f"k {k} must be at least 1 and t {t} above 0; {K} and {T} are usual")
+    _check(train_x, train_y)
+    _check(test_x, width=train_x.shape[1])
+    if k > len(train_x):
+        told = f"k {k} is more than the {len(train_x)} training images: all of them vote"
+        warnings.warn(told, stacklevel=2)
+        k = len(train_x)
     train_x, classes = F.normalize(train_x.float(), dim=1), int(train_y.max()) + 1
     predicted = []
     for block in F.normalize(test_x.float(), dim=1).split(1024):  # (1024, N) similarities at a time
@@ -134,10 +152,7 @@ def stratified(labels: Tensor, fraction: float, seed: int = 0) -> Tensor:
 @torch.enable_grad()
 def _fit(x: Tensor, y: Tensor, classes: int, decay: float) -> tuple[Tensor, Tensor]:
     """Multinomial logistic regression: mean cross-entropy + decay·‖W‖²/2 by at most 100 steps of L-BFGS.
-
-    scikit-learn's LogisticRegression is three times as fast, but stops elsewhere under a weak decay: with 20
-    labels its probes score 0.2 points less on average, and numbers must compare with those of older records.
-    """
+    scikit-learn's stops elsewhere under a weak decay, and old numbers must compare with new ones."""
     weight = torch.zeros(classes, x.shape[1], requires_grad=True)
     bias = torch.zeros(classes, requires_grad=True)
     lbfgs = torch.optim.LBFGS([weight, bias], max_iter=100, history_size=10, line_search_fn="strong_wolfe")
@@ -154,11 +169,13 @@ def _fit(x: Tensor, y: Tensor, classes: int, decay: float) -> tuple[Tensor, Tens
 
 def linear_probe(train_x: Tensor, train_y: Tensor, test_x: Tensor, seed: int = 0) -> tuple[Tensor, float]:
     """Classes (M,) of `test_x` by logistic regression on frozen features, and the L2 weight it chose.
-
-    Features are standardised by the training set's mean and deviation. The L2 weight is the one of `DECAYS`
-    that does best on a held-out fifth of the *training* images (the mean of five such draws where they are
-    few, and one draw says little); then all of them are fitted again.
-    """
+    Features are standardised by the training set. The L2 weight is the one of `DECAYS` that does best on a
+    held-out fifth of the *training* images (the mean of five draws where they are few); then all of them are
+    fitted again. ValueError: as for `knn`."""
+    _check(train_x, train_y)
+    _check(test_x, width=train_x.shape[1])
+    if len(train_x) < 2:
+        raise ValueError("one training image has no deviation to standardise by; give at least 2")
     mean, std = train_x.mean(dim=0), train_x.std(dim=0).clamp_min(1e-6)
     train_x, test_x = (train_x - mean) / std, (test_x - mean) / std
     classes = int(train_y.max()) + 1
@@ -180,13 +197,11 @@ def linear_probe(train_x: Tensor, train_y: Tensor, test_x: Tensor, seed: int = 0
 def knn_monitor(
     train: ImageStore, test: ImageStore, image_size: int, device: str = "auto", most: int = 4000
 ) -> Monitor:
-    """A monitor for `pretrain`: kNN accuracy of the encoder on at most `most` images of each store, in the
-    device's fastest precision. A curve to watch; `judge` gives the number to quote."""
+    """A monitor for `pretrain`: kNN accuracy on at most `most` images of each store, in the device's fastest
+    precision. A curve to watch; `judge` gives the number to quote."""
     generator = torch.Generator().manual_seed(0)
-    parts = []
-    for store in (train, test):
-        rows = torch.randperm(len(store), generator=generator)[:most]
-        parts.append(store.subset(rows.sort().values))
+    drawn = [torch.randperm(len(store), generator=generator)[:most] for store in (train, test)]
+    parts = [store.subset(rows.sort().values) for store, rows in zip((train, test), drawn, strict=True)]
 
     def monitor(encoder: nn.Module) -> dict[str, float]:
         x, test_x = (features(encoder, part, image_size, device, "auto") for part in parts)
@@ -208,40 +223,34 @@ def judge(
     seed: int = 0,
     cache: str | Path | None = None,
 ) -> dict[str, dict]:
-    """Accuracy of a frozen encoder by weighted kNN and by linear probes with parts of the labels.
-
-    Args:
-        fractions: of the labels, a linear probe each. draws: how many stratified draws of a part of the
-            labels, with seeds from `seed` on. cache: a folder for the features, see `features`.
-    Returns:
-        {"knn": {"value": accuracy in [0, 1], "protocol": how it was measured, "confusion": counts (C, C)},
-        "linear_100": …}, ready for a run record's `metrics`. Of several draws "value" is the mean, "std" the
-        sample standard deviation, and the confusion the first's.
-    """
+    """Accuracy of a frozen encoder by weighted kNN and by linear probes with `fractions` of the labels.
+    A part of the labels is drawn `draws` times, with seeds from `seed` on; for `cache` see `features`.
+    Returns {"knn": {"value": accuracy in [0, 1], "protocol": how it was measured, "confusion": counts
+    (C, C)}, "linear_100": …}, ready for a record's `metrics`. Of several draws "value" is the mean, "std" the
+    sample standard deviation, and the confusion the first's."""
     train_y = labels_of(train)
     train_x, test_x = (features(encoder, store, image_size, device, cache=cache) for store in (train, test))
-    protocol = f"weighted kNN, k {K}, t {T}, backbone, {image_size} px"
+    protocol = f"weighted kNN, k {min(K, len(train))}, t {T}, backbone, {image_size} px"
     metrics = {"knn": _metric([knn(train_x, train_y, test_x)], train, test, protocol)}
     for fraction in fractions:
-        predicted, decays, seeds = [], [], _seeds(fraction, draws, seed)
+        predicted, decays = [], []
+        seeds, share = _draws(fraction, draws, seed)
         for each in seeds:
             rows = stratified(train_y, fraction, each)
             classes, decay = linear_probe(train_x[rows], train_y[rows], test_x, each)
             predicted.append(classes)
             decays.append(decay)
-        share = _share(fraction, seeds)
         protocol = f"linear probe (L-BFGS, L2 chosen on train), {share}, backbone, {image_size} px"
         metric = _metric(predicted, train, test, protocol)
         metrics[f"linear_{100 * fraction:g}"] = {**metric, "seeds": seeds, "l2": decays}
     return metrics
 
 
-def _seeds(fraction: float, draws: int, seed: int) -> list[int]:
-    return list(range(seed, seed + (draws if fraction < 1 else 1)))
-
-
-def _share(fraction: float, seeds: list[int]) -> str:
-    return f"{100 * fraction:g}% of the labels" + (f", {len(seeds)} draws" if len(seeds) > 1 else "")
+def _draws(fraction: float, draws: int, seed: int) -> tuple[list[int], str]:
+    """The seeds of `draws` draws of a part of the labels (of all of them: one), and the part in words."""
+    seeds = list(range(seed, seed + (draws if fraction < 1 else 1)))
+    several = f", {len(seeds)} draws" if len(seeds) > 1 else ""
+    return seeds, f"{100 * fraction:g}% of the labels{several}"
 
 
 def _metric(predicted: list[Tensor], train: ImageStore, test: ImageStore, protocol: str) -> dict:
@@ -257,10 +266,8 @@ def _metric(predicted: list[Tensor], train: ImageStore, test: ImageStore, protoc
 def random_encoder(
     network: str, image_size: int, stem: str | None = None, seed: int = 0, layer: str | int | None = None
 ) -> Encoder:
-    """The encoder that has learnt nothing: the same architecture and layer, freshly drawn from a seed.
-
-    The global generators are left as they were, so that adding a baseline changes no training run.
-    """
+    """The encoder that has learnt nothing: the same architecture and layer, freshly drawn from a seed. The
+    global generators are left as they were, so that a baseline changes no training run."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would set those of the GPUs too
         return networks.tap(networks.build(network, image_size, stem), layer, image_size)
@@ -270,9 +277,8 @@ def load_encoder(run: Run | str | Path) -> Encoder:
     """The trained encoder of a run folder, rebuilt from what its record says of the network."""
     run = run if isinstance(run, Run) else Run.open(run)
     if not run.record.get("network"):
-        raise RecordError(
-            f"{run.folder} does not say which network it trained; build it and call Run.load_encoder(network)"
-        )
+        told = f"{run.folder} does not say which network it trained"
+        raise RecordError(f"{told}; build it and call Run.load_encoder(network)")
     return _rebuilt(run.record["network"], run.load_encoder)
 
 
@@ -281,6 +287,21 @@ def _rebuilt(network: dict, fill) -> Encoder:
     plain = networks.build(network["name"], network["image_size"], network.get("stem"))
     fill(plain)
     return networks.tap(plain, network.get("layer"), network["image_size"])
+
+
+def place_of(dataset: dict | None) -> str:
+    """What `images.load` takes for the images that a record says were trained on: a name, or a folder.
+    RecordError: it does not say, or the folder is gone."""
+    name, origin = (dataset or {}).get("name"), (dataset or {}).get("origin") or ""
+    if not name:
+        raise RecordError("the record does not say which images were trained on; name them with --dataset")
+    if not origin.startswith("folder "):
+        return name
+    folder = Path(origin.removeprefix("folder "))
+    if not folder.is_dir():
+        raise RecordError(f"the images trained on were in {folder}, which is gone; name them with --dataset")
+    splits = {split for names in ROLES.values() for split in names}
+    return str(folder.parent if folder.name in splits and dataset["split"] != "all" else folder)
 
 
 def weights_folder() -> Path:
@@ -299,19 +320,15 @@ def pretrained(name: str, folder: str | Path | None = None) -> Encoder:
     record = Run.open(path.with_suffix(".json")).record
     found = hashlib.sha256(path.read_bytes()).hexdigest()
     if found != record.get("sha256"):
-        raise RecordError(
-            f"{path} has sha256 {found}, not its record's {record.get('sha256')}; fetch it again"
-        )
+        known = record.get("sha256")
+        raise RecordError(f"{path} has sha256 {found}, not its record's {known}; fetch it again")
     weights = load_file(path)  # half precision is widened as it is copied
     return _rebuilt(record["network"], lambda plain: plain.load_state_dict(weights))
 
 
 class Supervised(Method):
     """The baseline that may look at the labels: cross-entropy on crops and flips, trained by the same loop.
-
-    `network` is one to be tapped at `layer`, or an `Encoder`. The single diagnostic is the accuracy on the
-    augmented training batch.
-    """
+    `network` is one to be tapped at `layer`, or an `Encoder`; "accuracy" is that on the augmented batch."""
 
     supervised = True
 
@@ -322,10 +339,10 @@ class Supervised(Method):
         settings = {"optimizer": "adamw", "lr": 1e-3, "lr_batch": None, "weight_decay": 0.05, "warmup": 1.0}
         recipe = Recipe(name="supervised", source="ours: AdamW, cosine, crops and flips", **settings)
         self.recipe = recipe.override(**overrides)
-        self.image_size = image_size
+        self.image_size, self.classes = image_size, classes
         self.policies = (CROP_ONLY,)
-        wrapped = isinstance(network, Encoder)
-        self.encoder = network if wrapped else networks.tap(network, layer, image_size)
+        tapped = isinstance(network, Encoder)
+        self.encoder = network if tapped else networks.tap(network, layer, image_size)
         self.channels = getattr(self.encoder, "channels", 3)
         self.projector = nn.Identity()
         self.classifier = nn.Linear(self.encoder.width, classes)
@@ -351,15 +368,10 @@ def fine_tune(
     **overrides,
 ) -> dict:
     """Accuracy when the whole network goes on learning from a part of the labels: an entry like `judge`'s.
-
-    A linear classifier on top, both trained as `Supervised` is (crops and flips, cosine); the last epoch
-    counts. What is trained is a copy.
-
-    Args:
-        fraction: of each class's labels. epochs: over these images. draws: of the part, with seeds from
-            `seed` on, each with a classifier of its own. overrides: of the recipe, `lr=3e-4`.
-    """
-    seeds, predicted = _seeds(fraction, draws, seed), []
+    A copy with a linear classifier on top is trained as `Supervised` is, by a recipe with `overrides`, for
+    `epochs` over a `fraction` of each class's images; the last epoch counts. There are `draws` of the part,
+    with seeds from `seed` on, each with a classifier of its own."""
+    predicted, (seeds, share) = [], _draws(fraction, draws, seed)
     for each in seeds:
         part = train if fraction == 1 else train.subset(stratified(labels_of(train), fraction, each))
         torch.manual_seed(each)  # the classifier's first weights
@@ -371,7 +383,7 @@ def fine_tune(
         predicted.append(features(logits, test, image_size, device).argmax(dim=1))
     recipe = student.recipe
     protocol = f"fine-tuned ({recipe.optimizer}, lr {recipe.lr:g}, {epochs} epochs, batches of {size}), "
-    protocol += f"{_share(fraction, seeds)}, {image_size} px"
+    protocol += f"{share}, {image_size} px"
     return {**_metric(predicted, train, test, protocol), "seeds": seeds}
 
 
@@ -388,8 +400,8 @@ def report(
     device: str = "auto",
     cache: str | Path | None = None,
 ) -> dict[str, dict]:
-    """Everything that one checkpoint can be asked: `judge` with several draws, then `fine_tune` with each of
-    `fine_tune_epochs` {fraction of the labels: epochs}: {"knn": …, "linear_100": …, "finetune_100": …, …}."""
+    """Everything that one checkpoint can be asked: `judge`, then `fine_tune` with each of `fine_tune_epochs`
+    {fraction of the labels: epochs}: {"knn": …, "linear_100": …, "finetune_100": …, …}."""
     same = {"draws": draws, "seed": seed, "device": device}
     metrics = judge(encoder, train, test, image_size, fractions=fractions, cache=cache, **same)
     for fraction, epochs in (fine_tune_epochs or {}).items():

@@ -4,24 +4,31 @@
     store = folder("photos/", size=96)               # CLASS/*.jpg, or pictures without classes
     store = from_dataset(CIFAR10("data"), size=32)   # of torchvision or Hugging Face, or a tensor
 
-torchvision knows addresses, checksums, classes and files. One cache file a split and size keeps what was
-decoded and is read as a memory map. Letters: N images, B batch, S their side.
+torchvision knows addresses, checksums and classes, Pillow the kinds of pictures. One cache file a split and
+size keeps what was decoded and is read as a memory map. Letters: N images, B batch, S their side.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import io
 import json
+import operator
 import os
 import shutil
 import tarfile
+import threading
 import urllib.request
 import warnings
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from http.client import HTTPException
+from itertools import chain
+from numbers import Integral
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
@@ -30,17 +37,18 @@ import numpy as np
 import psutil
 import torch
 from filelock import FileLock
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from torchvision.datasets import STL10, DatasetFolder, Imagenette
+from torchvision.datasets import STL10, Imagenette
 from torchvision.transforms.functional import to_pil_image
 
 from ssl_lessons import shapes
 
 
-class DataError(RuntimeError):
+class DataError(ValueError):
     """Images that are missing, damaged or do not fit; the message names the file and the way out."""
 
 
@@ -52,7 +60,7 @@ class ImageStore:
     labels       int64 (N,), indices into `classes`, or None
     split        its own name: "train" where "pretrain" was asked for and is the same
     fingerprint  sha256 of pixels and labels, for the run record
-    skipped      files that could not be decoded, as "name (reason)"
+    skipped      files that were left out, as "name (reason)"
     origin       the archive or folder; it says so when an archive is not the official file
     files        the file of each image, below the dataset's folder; () where images are no files
     """
@@ -67,6 +75,17 @@ class ImageStore:
     origin: str = ""
     files: tuple[str, ...] = ()
 
+    def __post_init__(self):
+        labels, count = self.labels, len(self.classes)
+        if labels is None:
+            return
+        if labels.dtype != torch.int64 or labels.shape != (len(self.images),):
+            kind = f"{labels.dtype} {tuple(labels.shape)}"
+            raise DataError(f"labels of {self.name} ({self.split}) are {kind}; give an int64 for each image")
+        if len(labels) and not 0 <= labels.min() <= labels.max() < count:
+            told = f"labels of {self.name} ({self.split}) run from {labels.min()} to {labels.max()}"
+            raise DataError(f"{told}; number its {count} classes from 0 to {count - 1}, or give none a label")
+
     @property
     def size(self) -> int:
         """S, in pixels."""
@@ -77,6 +96,9 @@ class ImageStore:
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         """An image, uint8 (3, S, S), and its label; -1 without labels, as torchvision's STL10 has it."""
+        if isinstance(index, bool):
+            raise TypeError(f"an index is {index}; give the number of a row")
+        index = operator.index(index)
         return self.images[index], -1 if self.labels is None else int(self.labels[index])
 
     @property
@@ -103,10 +125,15 @@ class ImageStore:
         files = tuple(self.files[row] for row in indices.tolist()) if self.files else ()
         return replace(self, images=self.batch(indices), labels=labels, fingerprint=fingerprint, files=files)
 
+    def copies(self, other: ImageStore) -> Tensor:
+        """Rows, int64, of the images that `other` holds too, to the bit: images that have leaked."""
+        known = {hash(row.numpy().tobytes()) for row in other.images.cpu()}
+        found = [hash(row.numpy().tobytes()) in known for row in self.images.cpu()]
+        return torch.tensor(found, dtype=torch.bool).nonzero()[:, 0]
+
     def to(self, device: torch.device | str, budget: int | None = None) -> ImageStore:
-        """The same images as near to a GPU as they fit: on it if they take at most `budget` bytes (None: half
-        of its free memory), else pinned if they take at most a quarter of the RAM, else as they are. Labels
-        stay on the CPU; for a CPU the store itself is returned."""
+        """The same images on a GPU, if they take at most `budget` bytes (None: half of its free memory), else
+        pinned, if they take at most a quarter of the RAM. Labels stay on the CPU."""
         device, rows = torch.device(device), self.images.transpose(1, 2)
         if device.type == "cpu":
             return self
@@ -114,36 +141,36 @@ class ImageStore:
             budget = torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else 2 << 30
         if rows.numel() <= budget:
             rows = rows.to(device).contiguous()
-        elif device.type == "cuda" and rows.numel() <= ram() // 4:
+        elif device.type == "cuda" and rows.numel() <= psutil.virtual_memory().total // 4:
             rows = rows.contiguous().pin_memory()
         return replace(self, images=rows.transpose(1, 2))
+
+
+def is_whole(tensor: Tensor) -> bool:
+    """Whether a tensor has numbers without a fraction, and not truth values."""
+    return torch.can_cast(tensor.dtype, torch.int64) and tensor.dtype != torch.bool
 
 
 def _rows(indices: Sequence[int] | Tensor, count: int) -> Tensor:
     """Row numbers, int64, of row numbers or of a mask with a bool for each of `count` images."""
     indices = torch.as_tensor(indices)
-    if indices.dtype == torch.bool:
-        if indices.shape != (count,):
-            raise ValueError(
-                f"a mask has {tuple(indices.shape)} entries for {count} images; give one for each"
-            )
+    if indices.dtype == torch.bool and indices.shape == (count,):
         return indices.nonzero()[:, 0]
-    if indices.is_floating_point() and len(indices):
-        raise ValueError(f"indices are {indices.dtype}; give row numbers, or a mask of {count} bools")
+    if indices.ndim != 1 or len(indices) and not is_whole(indices):
+        kind = f"{indices.dtype} {tuple(indices.shape)}"
+        raise ValueError(f"indices are {kind}; give a list of row numbers, or a mask of {count} bools")
+    if len(indices) and not 0 <= indices.min() <= indices.max() < count:
+        told = f"indices run from {indices.min()} to {indices.max()}"
+        raise IndexError(f"{told}; the rows of {count} images are 0 to {count - 1}")
     return indices.to(torch.int64)
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor on `device`. From the CPU to a GPU it goes by pinned memory, behind the work that waits there:
-    a plain copy would make the host wait for all of that first."""
+    """A tensor on `device`. From the CPU to a GPU it goes by pinned memory: a plain copy would make the host
+    wait for all work that the GPU still has."""
     if device.type != "cuda" or tensor.device.type != "cpu":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
-
-
-def ram() -> int:
-    """Bytes of memory of this machine."""
-    return psutil.virtual_memory().total
 
 
 # ---- Datasets by name, folders, other people's datasets ---------------------------------------------------
@@ -198,12 +225,15 @@ CATALOGUE = {
         "Shapes: ten forms and textures drawn from a seed, nothing to download",
         ("train", "test"), shapes.CLASSES, "drawn by this package and under its licence", {}),
 }
+# What a role is called: the first of these names that a dataset has, or a folder, in any case.
+ROLES = {
+    "pretrain": ("pretrain", "unlabeled", "unlabelled", "train", "training"),
+    "train": ("train", "training"),
+    "test": ("test", "val", "testing", "valid", "validation", "eval", "dev"),
+    "val": ("val", "valid", "validation"),
+}
 # fmt: on
-# What a role is called: the first of these names that a dataset or a folder has.
-ROLES = {"pretrain": ("pretrain", "unlabeled", "train"), "train": ("train",), "test": ("test", "val")}
 SHAPES = {"train": (4000, 0), "test": (1000, 1)}  # split: (images, seed)
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
-_HIDDEN = (".", "__MACOSX")  # how names begin that other systems leave
 _MARKER = ".ssl_lessons.json"  # in an unpacked folder: the archive it came from
 
 
@@ -214,21 +244,15 @@ def load(
 
     Args:
         name: "imagenette" | "imagewoof" | "stl10" | "shapes", or a folder, of which `split` names a subfolder
-            ("train" and "pretrain" are the whole folder where it has none).
+            in any case ("train" and "pretrain" are the whole folder where it has no splits).
         split: the dataset's own name of a split, or the role "pretrain" | "train" | "test".
         limit: at most so many images, evenly spaced over the split.
-    Raises:
-        DataError: unknown name, split or size; not there, with download=False or without network.
-    """
+    DataError: unknown name, split or size; not there, with download=False or without network."""
     _check(size, limit)
-    root, names = Path(name).expanduser(), ROLES.get(split, (split,))
-    if name not in CATALOGUE and root.is_dir():
-        inner = next((one for one in names if (root / one).is_dir()), None)
-        if inner is None and split not in ("train", "pretrain"):
-            raise DataError(f"{root} has no folder {' or '.join(names)} for the split {split!r}")
-        return folder(root / (inner or ""), size, limit=limit, progress=progress, split=split)
+    if name not in CATALOGUE and name != "" and os.path.isdir(os.path.expanduser(name)):
+        return folder(_part(name, split), size, limit=limit, progress=progress, split=split)
     known = _entry(name)
-    native = next((one for one in names if one in known.splits), None)
+    native = next((one for one in ROLES.get(split, (split,)) if one in known.splits), None)
     if native is None:
         splits = ", ".join(dict.fromkeys([*known.splits, *ROLES]))
         raise DataError(f"{name} has no split {split!r}; choose one of: {splits}")
@@ -237,43 +261,66 @@ def load(
         count, seed = SHAPES[native]
         store.origin = f"shapes.draw({count}, {size}, seed={seed})"
         source = _digests(Path(shapes.__file__))[1]  # other code, other drawings
-
-        def drawn() -> list:
-            return list(zip(*shapes.draw(count, size, seed), strict=True))
-
-        store = _cached(store, size, source, drawn, progress)
+        drawn = functools.partial(shapes.draw, count, size, seed)
+        store = _cached(store, size, source, lambda: list(zip(*drawn(), strict=True)), progress)
         return store.subset(_spaced(count, limit)) if limit and limit < count else store
     side = next((side for side in known.archives if side >= size), max(known.archives))
     home = fetch(name, side, progress=progress, download=download)
     store.origin, source = _origin(home)
-    try:
-        if name == "stl10":  # torchvision hashes its files and reads up to 2.8 GB, once
+    again = f"remove {home}, to have it unpacked again"
+    if name == "stl10":
+        source = source or _mark(home, [(str(path), 0) for path in sorted(home.glob("*.bin"))])
+        try:  # torchvision hashes its files and reads up to 2.8 GB, once
             return _cached(store, size, source, lambda: STL10(home.parent, native), progress, limit)
-        wnids = (Imagenette if name == "imagenette" else Imagewoof)._WNID_TO_CLASS
-        return _files(store, home / native, wnids, size, source, progress, limit)
-    except (FileNotFoundError, RuntimeError) as error:  # torchvision's, of a part that is missing
-        again = f"{error}: remove {home}, to have it unpacked again"
-        raise (error if isinstance(error, DataError) else DataError(again)) from error
+        except (FileNotFoundError, RuntimeError) as error:
+            raise DataError(f"{error}: {again}") from error
+    wnids = (Imagenette if name == "imagenette" else Imagewoof)._WNID_TO_CLASS
+    passed: dict[str, str] = {}
+    found = _class_folders(home / native, wnids, passed)
+    missing = ", ".join(wnid for wnid in wnids if not found.get(wnid))
+    if missing:
+        raise DataError(f"{home / native} has no images of {missing}: {again}")
+    samples = [(path, label) for label, wnid in enumerate(wnids) for path in found[wnid]]
+    store = _with_files(store, home / native, samples, passed)
+    return _cached(store, size, source or _mark(home, samples), lambda: samples, progress, limit)
 
 
 def folder(
     path: str | Path, size: int, *, limit: int | None = None, progress=True, split: str = "all"
 ) -> ImageStore:
     """Any folder of images. `path/CLASS/*.jpg`, at any depth: every subfolder is a class, sorted by name,
-    even an empty one. Images directly in `path`: labels None, and all images below it.
-
-    Other arguments and errors as in `load`; `split` is only a name.
-    """
+    even an empty one. Where most images lie directly in `path`: labels None, and all images below it. Links
+    are followed; what is passed over is told and kept in `skipped`. Other arguments and errors as in `load`;
+    `split` is only a name. DataError for a folder of splits."""
     _check(size, limit)
-    root = Path(path).expanduser().resolve()
+    root = Path(os.path.realpath(os.path.expanduser(path)))
     if not root.is_dir():
-        raise DataError(f"{root} is not a folder")
-    inside = sorted(one for one in root.iterdir() if not one.name.startswith(_HIDDEN))
-    flat = any(_is_image(one.name) for one in inside)
-    classes = () if flat else tuple(one.name for one in inside if one.is_dir())
-    name = f"{root.name}-{hashlib.sha256(str(root).encode()).hexdigest()[:8]}"
-    store = ImageStore(None, None, classes, name, split, "", origin=f"folder {root}")
-    return _files(store, root, classes, size, _listing(root), progress, limit, allow_empty=True)
+        raise DataError(f"{_shown(root)} is not a folder")
+    passed: dict[str, str] = {}
+    inner, direct = _inside(root, passed)
+    if splits := _splits(inner):
+        told = f"{_shown(root)} has the splits {_shown(', '.join(splits))}"
+        raise DataError(f"{told}: read one with load(path, split), or name its folder")
+    found = _class_folders(root, inner, passed)
+    nested = [path for paths in found.values() for path in paths]
+    name = _shown(root.name).replace("\\", "_")[:40]
+    name = f"{name}-{hashlib.sha256(os.fsencode(root)).hexdigest()[:8]}"
+    store = ImageStore(None, None, (), name, split, "", origin=_shown(f"folder {root}"))
+    if len(direct) > len(nested):  # a stray cover.png beside class folders is less
+        samples = [(path, -1) for path in sorted(direct + nested, key=os.path.split)]
+        if nested:
+            words = f"{len(direct)} lie directly in it, {len(nested)} in folders"
+            warnings.warn(f"the images of {store.origin} get no labels: {words}", stacklevel=3)
+    else:
+        store.classes = tuple(_shown(name) for name in found)
+        samples = [(path, label) for label, paths in enumerate(found.values()) for path in paths]
+        passed |= dict.fromkeys(direct, "beside the folders of the classes")
+        passed |= {str(root / name): "a class without images" for name, paths in found.items() if not paths}
+    store = _with_files(store, root, samples, passed)
+    if not samples:
+        few = "; ".join(store.skipped[:5])
+        raise DataError(f"no images in {_shown(root)}: put them in a folder CLASS/ of it, or in it. {few}")
+    return _cached(store, size, _mark(root, samples, store.classes), lambda: samples, progress, limit)
 
 
 def from_dataset(
@@ -282,17 +329,17 @@ def from_dataset(
     """Any dataset as an ImageStore, in a temporary file: nothing says when a dataset has changed.
 
     Args:
-        dataset: has `len` and numbered items, each (image, label), or a dictionary with "image" and perhaps
-            "label" (Hugging Face), or an image alone: so a tensor (N, 3, H, W) will do. An image is a PIL
-            image, a tensor (3 or 1, H, W), uint8 or float in [0, 1], or a uint8 array (H, W, 3).
+        dataset: has `len` and numbered items: (image, label), a dictionary with "image" and perhaps "label"
+            (Hugging Face), or an image alone: a PIL image, a tensor (3 or 1, H, W), uint8 or float in [0, 1],
+            or a uint8 array (H, W, 3). So a tensor (N, 3, H, W) will do.
         labels: class numbers (N,), in place of the items' own.
         classes: None: the dataset's `classes`, the names of its `features["label"]`, or "0", "1", …
         name, split: for the run record.
-    Raises:
-        DataError: not one item is an image with a class number. Single ones are left out with a warning.
-    """
+    DataError: not one item is an image (single ones are left out with a warning), or a label no number."""
     _check(size, None)
     name = name or type(dataset).__name__.lower()
+    if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
+        raise DataError(f"dataset {name} has no length or no numbered items; give a list of its items")
     if classes is None:
         features = getattr(dataset, "features", None)  # of Hugging Face
         named = features.get("label") if isinstance(features, dict) else None
@@ -300,14 +347,14 @@ def from_dataset(
     classes = tuple(one if isinstance(one, str) else one[0] for one in classes)  # Imagenette's: synonyms
     store = ImageStore(None, None, classes, name, split, "", origin=f"dataset {name}")
     if labels is not None:
-        labels = torch.as_tensor(labels).tolist()
+        labels = labels.tolist() if hasattr(labels, "tolist") else list(labels)
+        if len(labels) != len(dataset):
+            counts = f"{len(dataset)} items and {len(labels)} labels"
+            raise DataError(f"dataset {name} has {counts}; give one for each")
     with TemporaryDirectory(ignore_cleanup_errors=True) as place:  # mapped files stay readable
         path = Path(place, "images.safetensors")
         _write(path, store, dataset, range(len(dataset)), size, "", progress, labels=labels, workers=1)
-        store = _read(path, store, "")
-    if not classes and store.labels is not None:
-        store.classes = tuple(map(str, range(store.labels.max() + 1)))
-    return store
+        return _read(path, store, "")
 
 
 def _entry(name: str) -> Entry:
@@ -317,15 +364,14 @@ def _entry(name: str) -> Entry:
 
 
 def _check(size: int, limit: int | None) -> None:
-    if not isinstance(size, int) or isinstance(size, bool) or not 8 <= size <= 1024:
+    if not _whole(size) or not 8 <= size <= 1024:
         raise DataError(f"size {size!r}: the side of an image is a whole number of pixels from 8 to 1024")
-    if limit is not None and limit < 1:
-        raise DataError(f"limit {limit!r}: take at least one image, or None for all")
+    if limit is not None and not (_whole(limit) and limit >= 1):
+        raise DataError(f"limit {limit!r}: take at least one image, a whole number, or None for all")
 
 
-def _is_image(path: str) -> bool:
-    name = os.path.basename(path)
-    return name.lower().endswith(_SUFFIXES) and not name.startswith(_HIDDEN)
+def _whole(number) -> bool:
+    return isinstance(number, Integral) and not isinstance(number, bool)
 
 
 def _spaced(count: int, limit: int | None) -> list[int]:
@@ -333,45 +379,206 @@ def _spaced(count: int, limit: int | None) -> list[int]:
     return [i * count // taken for i in range(taken)]
 
 
-def _files(store, root: Path, names, size, source, progress, limit, allow_empty=False) -> ImageStore:
-    """`store` with the images below the class folders `names` of `root`; "." of one that has no classes."""
-    numbers = {name: number for number, name in enumerate(names)} if store.classes else {".": -1}
+def _shown(name: str | Path) -> str:
+    """A name as text that can be printed and kept: control characters and bytes that are no UTF-8 escaped."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in str(name))
 
-    def wanted(path: str) -> bool:
-        inside = Path(os.path.relpath(path, root)).parts
-        return _is_image(path) and not any(part.startswith(_HIDDEN) for part in inside[:-1])
 
-    samples = DatasetFolder.make_dataset(root, numbers, is_valid_file=wanted, allow_empty=allow_empty)
-    if not samples:
-        kinds = " ".join(_SUFFIXES)
-        raise DataError(f"no images in {root}: put them in {root}/CLASS/, or directly in it ({kinds})")
-    store = replace(store, files=tuple(os.path.relpath(path, root) for path, _ in samples))
-    return _cached(store, size, source, lambda: samples, progress, limit)
+# ---- Folders: what is read, and what a cache of it watches -------------------------------------------------
+
+# Formats that Pillow opens only to name them, or hands to another program.
+_NO_PICTURES = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}
+_KINDS = {ending: kind for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+_SUFFIXES = tuple(ending for ending, kind in _KINDS.items() if kind not in _NO_PICTURES)
+_FORMATS = tuple(set(Image.OPEN) - _NO_PICTURES)
+_HIDDEN = (".", "__MACOSX")  # how names begin that other systems leave
+_OURS = "kept here by ssl_lessons"
+
+
+def _scan(place: str | Path, passed: dict[str, str], seen: set[str]) -> Iterator[tuple[str, list, list]]:
+    """`os.walk`, links followed, but (folder, its folders by name, paths of its pictures by name). `passed`
+    gets what else there is, and why. A folder that is `seen` is left out: links may lead in a circle."""
+
+    def failed(error: OSError) -> None:
+        passed[error.filename] = str(error.strerror)
+
+    for folder, inner, names in os.walk(place, onerror=failed, followlinks=True):
+        real, pictures = os.path.realpath(folder), []
+        inner[:] = sorted(name for name in inner if not name.startswith(_HIDDEN) and real not in seen)
+        if real in seen:
+            continue
+        seen.add(real)
+        for name in sorted(name for name in names if not name.startswith(_HIDDEN)):
+            path, ending = os.path.join(folder, name), name.lower()
+            if ending == "record.json" or ending.endswith(".safetensors"):
+                passed[path] = _OURS
+            elif not ending.endswith(_SUFFIXES):
+                passed[path] = "not a picture by its ending"
+            elif not os.path.isfile(path):
+                passed[path] = "not a file, or a link to none"
+            else:
+                pictures.append(path)
+        yield folder, inner, pictures
+
+
+def _inside(root: Path, passed: dict[str, str]) -> tuple[list[str], list[str]]:
+    """The names of the folders in `root`, and its pictures."""
+    return next(_scan(root, passed, set()), ("", [], []))[1:]
+
+
+def _class_folders(root: Path, names: Iterable[str], passed: dict[str, str]) -> dict[str, list[str]]:
+    """{class: its pictures, by folder, then by name} of the folders `names` in `root`; our own data and runs
+    are no classes."""
+    found, ours = {}, {os.path.realpath(place) for place in (data_root(), *_cache_roots())}
+    for name in names:
+        here, seen, pictures = {}, {str(root), *ours}, []
+        if os.path.realpath(root / name) in ours:
+            continue
+        for folder, inner, direct in _scan(root / name, here, seen):
+            if os.path.join(folder, "record.json") in here:
+                inner.clear()  # a run: its figures are no data
+            else:
+                pictures += direct
+        passed |= here
+        if pictures or _OURS not in here.values():
+            found[name] = sorted(pictures, key=os.path.split)
+    return found
+
+
+def _mark(root: Path, samples: Sequence[tuple[str, int]], classes: Sequence[str] = ()) -> str:
+    """What a cache watches: sha256 over classes, and names, labels, lengths and times of the files read."""
+    mark = hashlib.sha256(repr(classes).encode())
+    for path, label in samples:
+        state = os.stat(path)
+        mark.update(os.fsencode(os.path.relpath(path, root)))
+        mark.update(f":{label}:{state.st_size}:{state.st_mtime_ns}\n".encode())
+    return mark.hexdigest()
+
+
+def _with_files(store: ImageStore, root: Path, samples, passed: dict[str, str]) -> ImageStore:
+    files = tuple(os.path.relpath(path, root) for path, _ in samples)
+    skipped = tuple(f"{_shown(os.path.relpath(path, root))} ({why})" for path, why in passed.items())
+    return replace(store, files=files, skipped=skipped)
+
+
+def _splits(names: list[str]) -> list[str]:
+    """The subfolders that are splits: all are called so, or some for training and others for testing."""
+    splits = [name for name in names if name.lower() in set(chain(*ROLES.values()))]
+    training = [name for name in splits if name.lower() in ROLES["pretrain"]]
+    both = training and len(training) < len(splits)
+    return splits if both or len(splits) == len(names) else []
+
+
+def _part(path: str | Path, split: str) -> Path:
+    """The folder of a split: the subfolder that is called so, in any case, or the folder itself."""
+    root, names = Path(os.path.expanduser(path)), ROLES.get(split, (split,))
+    inner, _ = _inside(root, {})
+    splits, found = _splits(inner), []
+    for name in names:
+        found = found or [one for one in inner if one.lower() == name.lower()]
+    shown, has = _shown(root), _shown(", ".join(inner)) or "none"
+    if len(found) > 1 or found and split in ROLES and not splits:
+        told = f"{shown} has the folders {has}: is {_shown(found[0])} the split {split!r}?"
+        raise DataError(f"{told} Name the folder that is meant, or read all as classes with images.folder")
+    if not found and (splits or split not in ("train", "pretrain")):
+        told = f"{shown} has no folder {' or '.join(names[:2])} for the split {split!r}"
+        raise DataError(f"{told}; it has {has}")
+    return root / found[0] if found else root
 
 
 # ---- Decoding, and the cache ------------------------------------------------------------------------------
 
+_MOST_PIXELS = 2**26  # of one picture; beyond, it is refused: these take 256 MB, and as much a copy
+_MANY_PIXELS = 2**24  # beyond, pictures are decoded one at a time
+_ONE_AT_A_TIME = threading.Lock()
+_FLIP = Image.Transpose
+_TURNS = {  # what EXIF's orientations ask for
+    2: _FLIP.FLIP_LEFT_RIGHT, 3: _FLIP.ROTATE_180, 4: _FLIP.FLIP_TOP_BOTTOM, 5: _FLIP.TRANSPOSE,
+    6: _FLIP.ROTATE_270, 7: _FLIP.TRANSVERSE, 8: _FLIP.ROTATE_90,
+}  # fmt: skip
+
 
 def square(source, size: int) -> np.ndarray:
     """A file, PIL image, tensor or array as uint8 (S, 3, S): upright, RGB, transparency on white, the largest
-    central square, resized with antialiasing."""
+    central square, resized with antialiasing. ValueError for a picture that is too large, or whose numbers do
+    not say what is white."""
     if isinstance(source, (str, Path)):
-        with Image.open(source) as image:
-            image.draft(None, (2 * size, 2 * size))  # a large JPEG is decoded smaller, never below twice S
+        return _square_of(source, size)
+    if isinstance(source, Tensor) and source.is_floating_point():
+        _check_range("float pixels", source.min(), source.max(), 0, 1)
+    image = source if isinstance(source, Image.Image) else to_pil_image(source)
+    _check_pixels(image)
+    with _ONE_AT_A_TIME if image.width * image.height > _MANY_PIXELS else nullcontext():
+        deep = ";16" in str(getattr(image, "tile", ""))  # colours of 16 bits: Pillow takes the upper 8
+        image.load()
+        turn = None
+        with suppress(Exception):  # broken metadata costs no picture
+            turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+        image = image if turn is None else image.transpose(turn)
+        if image.mode in ("I", "F") or image.mode.startswith("I;16"):  # Pillow would clip them to white
+            image = _grey(image)
+        elif deep:
+            brightest = max(high for _, high in image.convert("RGB").getextrema())
+            _check_range("the upper 8 of 16 bits", 0, brightest, 64, 255)
+        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+        side = min(image.size)
+        left, top = ((length - side) / 2 for length in image.size)
+        image = image if image.mode == "RGB" else image.convert("RGB")
+        image = image.resize((size, size), Image.Resampling.BILINEAR, (left, top, left + side, top + side))
+    pixels = np.asarray(image).transpose(0, 2, 1)  # (S, S, 3) -> (S, 3, S), as views.py works
+    return np.ascontiguousarray(pixels)
+
+
+def _square_of(path: str | Path | io.BytesIO, size: int) -> np.ndarray:
+    """`square` of a file. A PNG that cannot be read is tried again without its notes."""
+    with open(path, "rb") if isinstance(path, (str, Path)) else path as file:
+        start = file.read(8)
+        file.seek(0)
+        try:
+            # Pillow calls a large JPEG a bomb before it is drafted: decoded smaller, never below twice S
+            jpeg = start.startswith(b"\xff\xd8\xff")
+            image = JpegImageFile(file) if jpeg else Image.open(file, formats=_FORMATS)
+            if "progression" in image.info:  # is held as a whole all the same
+                _check_pixels(image)
+            image.draft(None, (2 * size, 2 * size))
             return square(image, size)
-    floats = isinstance(source, Tensor) and source.is_floating_point()
-    if floats and not (source.min() >= 0 and source.max() <= 1):  # NaN is refused too
-        raise ValueError("float pixels are not in [0, 1]; leave normalisation out")
-    image = ImageOps.exif_transpose(source if isinstance(source, Image.Image) else to_pil_image(source))
-    if image.mode.startswith("I;16"):  # Pillow would clip 16-bit grey to white
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-    side = min(image.size)
-    left, top = ((length - side) / 2 for length in image.size)
-    box = (left, top, left + side, top + side)
-    pixels = np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR, box=box))
-    return np.ascontiguousarray(pixels.transpose(0, 2, 1))  # (S, S, 3) -> (S, 3, S), as views.py works
+        except (OSError, SyntaxError, ValueError):
+            if file is path or start != b"\x89PNG\r\n\x1a\n":
+                raise
+            file.seek(0)
+            return _square_of(io.BytesIO(_without_notes(file.read())), size)
+
+
+def _without_notes(png: bytes) -> bytes:
+    """A PNG without the chunks that make no pixels, in which Pillow forgives nothing."""
+    at, kept = 8, png[:8]
+    while at < len(png):
+        end = at + 12 + int.from_bytes(png[at : at + 4], "big")
+        kind = png[at + 4 : at + 8]
+        if kind == b"tRNS" or kind[:1].isupper():
+            kept += png[at:end]
+        at = end
+    return kept
+
+
+def _grey(image: Image.Image) -> Image.Image:
+    """8-bit grey of floats in [0, 1], or of 16 bits that are used: 12 bits in 16 would come out black."""
+    values, floats = np.asarray(image), image.mode == "F"
+    what, least, most = ("float pixels", 0, 1) if floats else ("pixels of 16 bits", 2**14, 2**16 - 1)
+    _check_range(what, values.min(), values.max(), least, most)
+    return Image.fromarray(((values * 255).round() if floats else values >> 8).astype(np.uint8))
+
+
+def _check_range(what: str, low: float, high: float, least: float, most: float) -> None:
+    if not (low >= 0 and least <= high <= most):  # NaN is refused too
+        told = f"{what} run from {low:g} to {high:g}, which does not say what is white"
+        raise ValueError(f"{told}; scale them to 8 bits or to floats in [0, 1], and leave normalisation out")
+
+
+def _check_pixels(image: Image.Image) -> None:
+    if image.width * image.height > _MOST_PIXELS:
+        raise ValueError(f"{image.width} x {image.height} pixels are over 64 million; make it smaller")
 
 
 def _cached(store, size: int, source: str, build: Callable, progress: bool, limit=None) -> ImageStore:
@@ -379,13 +586,17 @@ def _cached(store, size: int, source: str, build: Callable, progress: bool, limi
     damaged, or of another `source`."""
     kind = f"{store.split}-{limit}" if limit else store.split
     path = cache_root() / f"{store.name}-{kind}-{size}.safetensors"
+    beside = path.with_name(f"{path.stem}.{source[:8]}.safetensors")
     store = replace(store, files=tuple(store.files[row] for row in _spaced(len(store.files), limit)))
     with FileLock(path.with_name(f".{path.name}.lock")):  # one process builds it, the others wait and read
-        found = _read(path, store, source)
+        found = _read(path, store, source) or _read(beside, store, source)
         if found is None:
             dataset = build()
             _write(path, store, dataset, _spaced(len(dataset), limit), size, source, progress)
-            found = _read(path, store, source)
+            return _read(path, store, source) or _read(beside, store, source)
+        if beside.exists():
+            with suppress(PermissionError):
+                os.replace(beside, path)
     return found
 
 
@@ -399,66 +610,100 @@ def _write(path, store, dataset, rows, size: int, source: str, progress, labels=
             if isinstance(item, dict):
                 item = item["image"], item.get("label")
             picture, label = item if isinstance(item, (tuple, list)) else (item, None)
-            label = label if labels is None else labels[row]
-            return square(picture, size), -1 if label is None else int(label)
+            pixels = square(picture, size)
         except MemoryError:
             raise
         except Exception as error:  # decoders raise nearly anything on a damaged file
-            name = store.files[rows.index(row)] if store.files else f"image {row}"
-            reason = f"{type(error).__name__}: {error}"[:60].replace(" (", ", ")
+            name = _shown(store.files[rows.index(row)]) if store.files else f"image {row}"
+            reason = _shown(f"{type(error).__name__}: {error}")[:160].replace(" (", ", ")
             known = isinstance(error, UnidentifiedImageError)  # whose message names the whole path
             return f"{name} ({'not an image' if known else reason})"  # the name ends at the last " ("
+        return pixels, _class_number(label if labels is None else labels[row], row)
 
     label = f"Decoding {len(rows):,} images of {store.origin} to {size} px:"
     # Windows does not remove a file that is mapped; what is left goes with the next cleaning of the folder.
     inside = {"dir": path.parent, "prefix": f".{path.stem}-", "ignore_cleanup_errors": True}
-    with TemporaryDirectory(**inside) as place:
-        raw, whole = Path(place, "raw"), Path(place, "whole")
-        with open(raw, "wb") as file, ThreadPoolExecutor(workers) as pool:
-            for _, item in zip(_bar(rows, label, progress), pool.map(decoded, rows), strict=True):
-                if isinstance(item, str):
-                    skipped.append(item)
-                else:
-                    numbers.append(item[1])
-                    digest.update(item[0])
-                    file.write(item[0])
-        if not numbers:
-            raise DataError(f"not one of {len(rows)} images of {store.origin} can be decoded: {skipped[:1]}")
-        pixels = np.memmap(raw, np.uint8, "c", shape=(len(numbers), size, 3, size))  # not in memory
-        tensors = {"images": torch.from_numpy(pixels)}
-        if min(numbers) >= 0:  # -1 marks an image without a label, as in torchvision's STL10
-            tensors["labels"] = torch.tensor(numbers)
-            digest.update(tensors["labels"].numpy())
-        about = {"source": source, "origin": store.origin, "fingerprint": digest.hexdigest()}
-        about |= {"classes": json.dumps(store.classes), "skipped": json.dumps(skipped)}
-        save_file(tensors, whole, about)
-        os.replace(whole, path)
+    try:
+        with TemporaryDirectory(**inside) as place:
+            raw, whole = Path(place, "raw"), Path(place, "whole")
+            with open(raw, "wb") as file, ThreadPoolExecutor(workers) as pool:
+                for _, item in zip(_bar(rows, label, progress), pool.map(decoded, rows), strict=True):
+                    if isinstance(item, str):
+                        skipped.append(item)
+                        continue
+                    pixels, number = item
+                    numbers.append(number)
+                    digest.update(pixels)
+                    file.write(pixels)
+            if not numbers:
+                few = ", ".join(skipped[:1])
+                raise DataError(f"not one of {len(rows)} images of {store.origin} can be decoded: {few}")
+            pixels = np.memmap(raw, np.uint8, "c", shape=(len(numbers), size, 3, size))  # not in memory
+            tensors = {"images": torch.from_numpy(pixels)}
+            if max(numbers) >= 0:  # -1 marks an image without a label, as in torchvision's STL10
+                tensors["labels"] = torch.tensor(numbers)
+                digest.update(tensors["labels"].numpy())
+            about = {"source": source, "origin": store.origin, "fingerprint": digest.hexdigest()}
+            about |= {"classes": json.dumps(store.classes), "skipped": json.dumps(skipped)}
+            save_file(tensors, whole, about | {"checksum": _checksum(about)})
+            try:
+                os.replace(whole, path)
+            except PermissionError:  # Windows keeps a file that is mapped: this one lies beside it for now
+                os.replace(whole, path.with_name(f"{path.stem}.{source[:8]}.safetensors"))
+    except (OSError, SafetensorError) as error:
+        way_out = "make room, or let SSL_LESSONS_DATA name a folder"
+        raise DataError(f"could not write {path} ({error}); {way_out}") from error
+
+
+def _class_number(label, row: int) -> int:
+    """A label as an int, -1 for None."""
+    with suppress(TypeError):
+        number = -1 if label is None else operator.index(label)
+        if -1 <= number < 100_000:
+            return number
+    raise DataError(f"the label of image {row} is {label!r}; give the number of a class, from 0 on")
+
+
+def _checksum(about: dict[str, str]) -> str:
+    """Of what a cache file says of its images; their fingerprint is that of the pixels and labels."""
+    return hashlib.sha256(json.dumps(sorted(about.items())).encode()).hexdigest()
 
 
 def _read(path: Path, store: ImageStore, source: str) -> ImageStore | None:
-    """`store` with the images of a cache file, mapped copy-on-write; None if the file is missing, damaged or
-    of another source."""
+    """`store` with the images of a cache file, mapped copy-on-write; None if the file is missing, of another
+    source, or damaged: its checksums are compared each time."""
     if not path.exists():
         return None
     try:
         with safe_open(path, "pt") as file:
-            about, names = file.metadata(), file.keys()
+            about = file.metadata()
             if about["source"] != source:
                 return None
-            images = file.get_tensor("images").transpose(1, 2)  # (N, 3, S, S)
-            labels = file.get_tensor("labels") if "labels" in names else None
-            skipped = tuple(json.loads(about["skipped"]))
+            rows = file.get_tensor("images")
+            labels = file.get_tensor("labels") if "labels" in file.keys() else None  # noqa: SIM118
+        digest = hashlib.sha256(rows.numpy())
+        digest.update(b"" if labels is None else labels.numpy())
+        checksum = about.pop("checksum", None)  # not in an older version's
+        if digest.hexdigest() != about["fingerprint"] or checksum not in (None, _checksum(about)):
+            raise ValueError("its checksum is another")
+        skipped = tuple(json.loads(about["skipped"]))
+        left_out = {one.rpartition(" (")[0] for one in skipped}
+        files = tuple(one for one in store.files if _shown(one) not in left_out)
+        if files and len(files) != len(rows):
+            raise ValueError(f"it has {len(rows)} images of {len(files)} files")
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         warnings.warn(f"the cache file {path} is damaged ({error}) and is built again", stacklevel=5)
         return None
+    skipped += store.skipped
     if skipped:
         few = ", ".join(skipped[:5]) + ", …" * (len(skipped) > 5)
-        part = f"{len(skipped)} of {len(skipped) + len(images)} images"
-        warnings.warn(f"{part} of {store.origin} cannot be decoded and are left out: {few}", stacklevel=5)
-    left_out = {one.rpartition(" (")[0] for one in skipped}
-    files = tuple(one for one in store.files if one not in left_out)
-    found = {"labels": labels, "fingerprint": about["fingerprint"], "skipped": skipped, "files": files}
-    return replace(store, images=images, **found)
+        part = f"{len(skipped)} of {len(skipped) + len(rows)} images"
+        warnings.warn(f"{part} of {store.origin} cannot be used and are left out: {few}", stacklevel=5)
+    classes = store.classes
+    if labels is not None and not classes:
+        classes = tuple(map(str, range(int(labels.max()) + 1)))
+    found = {"labels": labels, "classes": classes, "fingerprint": about["fingerprint"], "skipped": skipped}
+    return replace(store, images=rows.transpose(1, 2), files=files, **found)
 
 
 def _bar(steps: Sequence, label: str, show: bool):
@@ -479,9 +724,11 @@ def data_root() -> Path:
     ssl_lessons/) around the working directory, then around this file; else ~/.cache/ssl-lessons."""
     named = os.environ.get("SSL_LESSONS_DATA")
     if named:
-        root = Path(named).expanduser().absolute()
-        if root.is_file():
-            raise DataError(f"SSL_LESSONS_DATA is {named!r}, which is a file: let it name a folder")
+        root = Path(os.path.expanduser(named))
+        if not root.is_absolute():  # a notebook and the command line do not work in the same folder
+            raise DataError(f"SSL_LESSONS_DATA is {named!r}; give a whole path, as {root.absolute()}")
+        if root.exists() and not root.is_dir():
+            raise DataError(f"SSL_LESSONS_DATA is {named!r}, which is no folder: let it name a folder")
         return root
     for place in (Path.cwd(), *Path.cwd().parents, Path(__file__).resolve().parent.parent):
         if (place / "notebooks").is_dir() and (place / "ssl_lessons").is_dir():
@@ -489,14 +736,19 @@ def data_root() -> Path:
     return Path("~/.cache/ssl-lessons").expanduser()
 
 
+def _cache_roots() -> tuple[Path, Path]:
+    user = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "ssl-lessons"
+    return data_root() / "cache", user
+
+
 def cache_root() -> Path:
     """The folder of decoded images, made if missing: data_root()/cache; where that cannot be written
     (a Kaggle input, a shared disk), ($XDG_CACHE_HOME or ~/.cache)/ssl-lessons."""
-    user = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "ssl-lessons"
-    for place in (data_root() / "cache", user):
+    for place in _cache_roots():
         if _writable(place):
             return place
-    raise DataError(f"neither {data_root()} nor {user} can be written: let SSL_LESSONS_DATA name a folder")
+    places = " nor ".join(map(str, _cache_roots()))
+    raise DataError(f"neither {places} can be written: let SSL_LESSONS_DATA name a folder")
 
 
 def _writable(place: Path) -> bool:
@@ -514,10 +766,8 @@ def find(name: str) -> Path | None:
 
 def fetch(name: str, size: int = 160, *, progress: bool = True, download: bool = True) -> Path:
     """The unpacked folder of a dataset: found, or unpacked from its archive, or downloaded first.
-
-    `size` picks the 160 or 320 px archive and means nothing where there is only one. Raises DataError for an
-    unknown size, a missing network (naming the file and its place), a wrong checksum, an unsafe archive.
-    """
+    `size` picks the 160 or 320 px archive and means nothing where there is only one. DataError: an unknown
+    size, no network (naming the file and its place), a wrong checksum, an unsafe archive."""
     archives = _entry(name).archives
     if not archives:
         return data_root()  # Shapes: nothing to fetch
@@ -563,12 +813,11 @@ def _download(url: str, md5: str, packed: Path, progress: bool, allowed: bool) -
             raise OSError(f"it arrived with md5 {arrived} instead of {md5}, and was set aside as {wrong}")
         part.replace(packed)
     except (OSError, HTTPException) as error:
-        raise DataError(
-            f"could not download {packed.name} ({error}). The next call goes on from what is there. Or get "
-            f"{url} elsewhere and put it at {data_root() / packed.name}, or let SSL_LESSONS_DATA name its "
-            "folder: a file with another md5 is used, and the origin of the images says so. The dataset "
-            "'shapes' needs no download."
-        ) from error
+        told = f"could not download {packed.name} ({error}). The next call goes on from what is there"
+        by_hand = f"get {url} elsewhere and put it at {data_root() / packed.name}"
+        used = "a file with another md5 is used, and the origin of the images says so"
+        elsewhere = f"let SSL_LESSONS_DATA name its folder: {used}. The dataset 'shapes' needs no download"
+        raise DataError(f"{told}. Or {by_hand}, or {elsewhere}.") from error
 
 
 def _unpack(packed: Path, md5: str, home: Path, progress: bool) -> None:
@@ -578,15 +827,29 @@ def _unpack(packed: Path, md5: str, home: Path, progress: bool) -> None:
         print(f"Unpacking {packed.name}")
     found, sha256 = _digests(packed)
     note = {"archive": packed.name, "sha256": sha256, "official": found == md5}
+    room = (1 << 20) + 10 * packed.stat().st_size  # photographs hardly shrink
+
+    def safe(member: tarfile.TarInfo, place: str) -> tarfile.TarInfo | None:
+        nonlocal room
+        room -= member.size + 512
+        if room < 0:
+            raise tarfile.TarError("it unpacks to more than ten times its size")
+        return tarfile.data_filter(member, place)
+
     with TemporaryDirectory(dir=home.parent, prefix=f".{home.name}-") as place:
         try:
             with tarfile.open(packed) as tar:
-                tar.extractall(place, filter="data")
+                tar.extractall(place, filter=safe)
+                while tar.fileobj.read(1 << 20):  # to the end, where the checksum of a gzip file stands
+                    pass
             Path(place, home.name, _MARKER).write_text(json.dumps(note))
         except (tarfile.TarError, EOFError, zlib.error, OSError, TypeError) as error:
             reason = str(error).partition("\n")[0]  # tarfile lists every format it tried
             raise DataError(f"could not unpack {packed} ({reason}); if it is damaged, remove it") from error
         Path(place, home.name).replace(home)
+    if found != md5:
+        told = f"{packed} is not the official file: its md5 is {found}, not {md5}"
+        warnings.warn(f"{told}; it is used, and every record says so", stacklevel=4)
 
 
 def _digests(path: Path) -> tuple[str, str]:
@@ -600,22 +863,10 @@ def _digests(path: Path) -> tuple[str, str]:
 
 
 def _origin(home: Path) -> tuple[str, str]:
-    """Where an unpacked folder came from, in words, and a mark that changes when its files do."""
+    """Where an unpacked folder came from, in words, and its archive's sha256, "" where that is not known."""
     try:
         note = json.loads((home / _MARKER).read_text())
         kind = "the official file" if note["official"] else "not the official file"
         return f"{note['archive']} (sha256 {note['sha256'][:16]}), {kind}", note["sha256"]
     except (OSError, ValueError, KeyError):
-        return f"{home.name}, unpacked by hand and not compared with the official archive", _listing(home)
-
-
-def _listing(root: Path) -> str:
-    """A mark of what lies below a folder: sha256 over names, lengths and times."""
-    mark = hashlib.sha256()
-    for place, inner, files in os.walk(root):
-        inner.sort()
-        mark.update(f"{os.path.relpath(place, root)}\n".encode())  # a class folder may be empty
-        for name in sorted(files):
-            state = os.stat(os.path.join(place, name))
-            mark.update(f"{name}:{state.st_size}:{state.st_mtime_ns}\n".encode())
-    return mark.hexdigest()
+        return f"{home.name}, unpacked by hand and not compared with the official archive", ""

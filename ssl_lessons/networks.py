@@ -16,7 +16,7 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ssl_lessons.parameters import Unknown
+from ssl_lessons.parameters import Unknown, known
 from ssl_lessons.views import unnormalize
 
 
@@ -61,9 +61,7 @@ def resnet18(image_size: int = 224, stem: str | None = None, architecture=torchv
     `stem` is "imagenet" (7×7 stride 2, pooling: the first block sees a quarter of the side) or "small" (3×3
     stride 1, no pooling: SimCLR appendix B.9; 16 times the arithmetic). None: "small" up to 32 pixels.
     """
-    stem = stem or ("small" if image_size <= 32 else "imagenet")
-    if stem not in ("imagenet", "small"):
-        raise ValueError(f"stem {stem!r} is not known; choose one of: imagenet, small")
+    stem = known("stem", stem or ("small" if image_size <= 32 else "imagenet"), ("imagenet", "small"))
     network = architecture(weights=None)
     if stem == "small":
         network.conv1 = nn.Conv2d(3, 64, 3, stride=1, padding=1, bias=False)
@@ -80,12 +78,10 @@ def resnet50(image_size: int = 224, stem: str | None = None) -> nn.Module:
 def slim_resnet(blocks: Sequence[int] = (1, 1, 1, 1), width: int = 32, stem: str = "pool") -> nn.Module:
     """A narrow ResNet for views of 32 to 64 pixels, made of torchvision's blocks; 8 · `width` features.
 
-    `blocks` in each of four stages ((2, 2, 2, 2) is ResNet-18's depth), of 1, 2, 4 and 8 times `width`
-    channels. The stem, a 3×3 convolution, halves the side once, by 2×2 pooling ("pool") or its "stride":
-    behind ImageNet's, which divides the side by four, a view of 32 pixels ends in maps of one pixel.
+    `blocks` in each of four stages, of 1, 2, 4 and 8 times `width` channels. The stem, a 3×3 convolution,
+    halves the side once, by 2×2 pooling ("pool") or its "stride"; ImageNet's would divide it by four.
     """
-    if stem not in ("pool", "stride"):
-        raise ValueError(f"stem {stem!r} is not known to a slim ResNet; choose one of: pool, stride")
+    known("stem of a slim ResNet", stem, ("pool", "stride"))
     block = torchvision.models.resnet.BasicBlock
     network = torchvision.models.ResNet(block, list(blocks))
     network.conv1 = nn.Conv2d(3, width, 3, stride=1 if stem == "pool" else 2, padding=1, bias=False)
@@ -115,21 +111,20 @@ RULERS = {"pixels": nn.Flatten, "colours": Colours}  # no networks: what a metho
 def check_name(name: str, rulers: bool = True) -> None:
     """Raises `Unknown`, a ValueError, with the names that come near, for a network that `build` does not
     know; without `rulers` for those too."""
-    known = near = [*NETWORKS, *(RULERS if rulers else ())]
+    there = near = [*NETWORKS, *(RULERS if rulers else ())]
     if name.startswith("timm/"):
         import timm  # here, because it takes a second to load
 
-        known = [f"timm/{model}" for model in timm.list_models()]
-        near = [*difflib.get_close_matches(name, known), *NETWORKS]
-    if name.split(".")[0] not in known:  # in "timm/resnet18.a1_in1k" the last part only names weights
+        there = [f"timm/{model}" for model in timm.list_models()]
+        near = [*difflib.get_close_matches(name, there), *NETWORKS]
+    if name.split(".")[0] not in there:  # in "timm/resnet18.a1_in1k" the last part only names weights
         raise Unknown(f"network {name!r} is not known; choose one of: {', '.join(near)}, or timm/NAME")
 
 
 def build(name: str, image_size: int, stem: str | None = None) -> nn.Module:
     """A freshly initialised network for square views of `image_size` pixels: a name in NETWORKS or RULERS, or
-    "timm/" and one of `timm.list_models()` ("timm/resnet18"), which gives pooled features and no logits.
-
-    Raises ValueError for another name (the message lists near ones) or a stem that does not fit."""
+    "timm/" and one of `timm.list_models()`, which gives pooled features and no logits. ValueError for another
+    name (the message lists near ones) or a stem that does not fit."""
     check_name(name)
     if name in RULERS:
         return RULERS[name]()
@@ -197,10 +192,8 @@ class Encoder(nn.Module):
         if not getattr(kind, "is_floating_point", False):
             raise ValueError(f"{layer} returns a {kind}; choose a layer that returns one tensor of floats")
         if output.dim() < 2 or len(output) != len(images):
-            shape = tuple(output.shape)
-            raise ValueError(
-                f"{layer} returns {shape}, not a row for each of {len(images)} images; choose another"
-            )
+            rows = f"{tuple(output.shape)}, not a row for each of {len(images)} images"
+            raise ValueError(f"{layer} returns {rows}; choose another")
         wanted = self.training and torch.is_grad_enabled() and not output.requires_grad
         if wanted and any(parameter.requires_grad for parameter in self.parameters()):
             raise ValueError(
@@ -270,17 +263,15 @@ def check_network(network: nn.Module) -> None:
             raise ValueError(f"the network's parameter {name} {fault}")
 
 
-def tap(
-    network: nn.Module, layer: str | int | None = None, image_size: int = 64, channels: int = 3
-) -> Encoder:
+def tap(network: nn.Module, layer: str | int | None = None, image_size=64, channels=3) -> Encoder:
     """Turn any network on float (B, channels, image_size, image_size) into an encoder at one of its layers,
     and find how wide its output is. The network is not copied, and is `unwrapped`.
 
     layer: a name as in `network.named_modules()` ("avgpool", "encoder.layers.3"), or an index into the
-    network's direct children (-2 is the last but one). None: the pooling before an `fc` (torchvision's and
-    timm's ResNets), else the network's own output, with a warning where that comes from a classifier.
-    Raises ValueError for a layer that is not there (the message lists those that are), takes no part or
-    returns no row of floats for each image, and for a network as in `check_network`."""
+    network's direct children. None: the pooling before an `fc` (torchvision's and timm's ResNets), else the
+    network's own output, with a warning where that comes from a classifier. Raises ValueError for a layer
+    that is not there (the message lists those that are), takes no part or returns no row of floats for each
+    image, and for a network as in `check_network`."""
     if not isinstance(network, nn.Module):
         raise ValueError(f"network is {network!r}; give an nn.Module, such as networks.build('conv4', 48)")
     network = unwrapped(network)
@@ -288,13 +279,12 @@ def tap(
     names = {module: name for name, module in network.named_modules()}
     layers = [name for name, _ in network.named_modules() if name]
     children = [name for name, _ in network.named_children()]
-    for pooling in ("avgpool", "global_pool"):
-        if layer is None and pooling in layers and "fc" in layers:
-            layer = pooling
+    if layer is None and "fc" in layers:
+        layer = next((name for name in ("avgpool", "global_pool") if name in layers), None)
     if isinstance(layer, int):
         if not -len(children) <= layer < len(children):
-            known = ", ".join(f"{i} {name}" for i, name in enumerate(children))
-            raise ValueError(f"layer {layer} is out of range; the {len(children)} children: {known}")
+            told = ", ".join(f"{i} {name}" for i, name in enumerate(children))
+            raise ValueError(f"layer {layer} is out of range; the {len(children)} children: {told}")
         layer = children[layer]
     if layer is not None and layer not in layers:
         raise ValueError(f"layer {layer!r} is not in the network; choose one of: {', '.join(layers)}")
@@ -312,27 +302,23 @@ def tap(
             raise
         except Exception as error:  # whatever a network raises
             shape = (channels, image_size, image_size)
-            raise ValueError(
-                f"the network does not take images {shape}: {error}; is image_size right?"
-            ) from error
+            told = f"the network does not take images {shape}: {error}; is image_size right?"
+            raise ValueError(told) from error
         finally:
             handle.remove()
         encoder.axis = _axis(encoder, example, output)
     encoder.width = output.shape[encoder.axis]
 
-    last = max((i for i, part in enumerate(ran) if part._parameters and not part._modules), default=None)
-    if layer is None and last is not None:
-        name, before = (
-            names.get(ran[last], ""),
-            [part for part in ran[:last] if not isinstance(part, nn.Dropout)],
-        )
-        if isinstance(ran[last], nn.Linear) or name.startswith("classifier"):  # SqueezeNet's is a convolution
-            example = f", for example layer={names.get(before[-1])!r}" if before else ""
-            warnings.warn(
-                f"the network is read at its output, {encoder.width} numbers of its layer {name!r}: if they "
-                f"are scores of classes, name a layer before it{example}",
-                stacklevel=2,
-            )
+    weighted = [i for i, part in enumerate(ran) if part._parameters and not part._modules]
+    if layer is None and weighted:
+        last = ran[weighted[-1]]
+        name = names.get(last, "")
+        before = [part for part in ran[: weighted[-1]] if not isinstance(part, nn.Dropout)]
+        if isinstance(last, nn.Linear) or name.startswith("classifier"):  # SqueezeNet's is a convolution
+            way_out = f", for example layer={names.get(before[-1])!r}" if before else ""
+            scores = f"{encoder.width} numbers of its layer {name!r}: if they are scores of classes"
+            told = f"the network is read at its output, {scores}, name a layer before it{way_out}"
+            warnings.warn(told, stacklevel=2)
     return encoder
 
 
@@ -355,15 +341,12 @@ def _axis(encoder: Encoder, example: Tensor, output: Tensor) -> int:
     return output.dim() - 1 if channels_last or output.dim() == 3 else 1
 
 
-def mlp(
-    widths: Sequence[int | None], batch_norm=False, last_batch_norm=False, last_affine=True
-) -> nn.Sequential:
+def mlp(widths: Sequence[int | None], batch_norm=False, last_batch_norm=False, last_affine=True):
     """A projection head g(·): linear layers of the given `widths` with ReLU between them.
 
-    `mlp([512, 512, 128])` is MoCo v2's and SimCLR v1's head; `mlp([512, 128])` MoCo v1's single layer. A
-    width None is that of the input: `mlp([d, None, 128])` is d–d–128. One width alone is no head at all.
-    With `batch_norm` each hidden layer is normalised before its ReLU (and then needs no bias), with
-    `last_batch_norm` the output too, without scale and shift where `last_affine` is False.
+    `mlp([512, 512, 128])` is MoCo v2's and SimCLR v1's head; a width None is that of the input, one width
+    alone no head at all. With `batch_norm` each hidden layer is normalised before its ReLU (and needs no
+    bias), with `last_batch_norm` the output too, without scale and shift where `last_affine` is False.
     """
     widths = [widths[0] if width is None else width for width in widths]
     head = nn.Sequential()
@@ -419,10 +402,8 @@ def split_batchnorm(network: nn.Module, splits: int) -> nn.Module:
 def _refuse_fused(norm: _BatchNorm) -> None:
     """timm has BatchNorms that hold an activation too; it would be lost with the layer, without a word."""
     if type(norm) not in (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm, SplitBatchNorm2d):
-        raise ValueError(
-            f"{type(norm).__name__} is more than a BatchNorm and cannot be replaced; choose another network, "
-            "or a recipe that leaves BatchNorm as it is"
-        )
+        way_out = "choose another network, or a recipe that leaves BatchNorm as it is"
+        raise ValueError(f"{type(norm).__name__} is more than a BatchNorm and cannot be replaced; {way_out}")
 
 
 # Not timm's ScaledStdConv2d: its learnt gain is in no checkpoint of ours, and it has no linear layer.
@@ -443,14 +424,13 @@ def _standardized(weight: Tensor) -> Tensor:
     return (F.layer_norm(kernels, (fan_in,), eps=1e-5) * fan_in**-0.5).view_as(weight)
 
 
-def normalize_by(module: nn.Module, kind: str) -> nn.Module:
+def normalise_by(module: nn.Module, kind: str) -> nn.Module:
     """How a network is normalised throughout, in place: after Richemond et al. 2020 (arXiv:2010.10241).
 
     "batch" leaves it as it is, "none" takes each BatchNorm out, "group" puts GroupNorm of 16 groups for it
-    (fewer where they do not divide the channels, or would leave a vector less than four numbers each) and
-    standardises the weights of convolutions and linear layers. Raises ValueError for another kind."""
-    if kind not in ("batch", "group", "none"):
-        raise ValueError(f"normalisation {kind!r} is not known; choose one of: batch, group, none")
+    (fewer where they do not divide the channels, or leave a vector less than four numbers each) and
+    standardises the weights of convolutions and linear layers."""
+    known("normalisation", kind, ("batch", "group", "none"))
     if kind == "batch":
         return module
     if kind == "group":
@@ -458,7 +438,7 @@ def normalize_by(module: nn.Module, kind: str) -> nn.Module:
         module.__class__ = standardized.get(type(module), type(module))
     for name, child in module.named_children():
         if not isinstance(child, _BatchNorm):
-            normalize_by(child, kind)
+            normalise_by(child, kind)
             continue
         _refuse_fused(child)
         channels, groups = child.num_features, 16
@@ -469,27 +449,21 @@ def normalize_by(module: nn.Module, kind: str) -> nn.Module:
     return module
 
 
-normalise_by = normalize_by  # its name in lesson 05
-
-
 def momentum_copy(network: nn.Module) -> nn.Module:
     """A copy that gradients never reach: the start of a momentum encoder or a target network."""
     for part in network.modules():
         for name, value in list(vars(part).items()):
-            if (
-                isinstance(value, Tensor) and not value.is_leaf
-            ):  # a weight computed from others, as in torch's
-                setattr(part, name, value.detach())  # older weight_norm: computed anew in the next pass
+            if isinstance(value, Tensor) and not value.is_leaf:
+                # a weight computed from others, as in torch's older weight_norm: anew in the next pass
+                setattr(part, name, value.detach())
     return copy.deepcopy(network).requires_grad_(False)
 
 
 @torch.no_grad()
 def ema_update(target: nn.Module, online: nn.Module, momentum: float) -> None:
-    """θ_target ← m·θ_target + (1 − m)·θ_online for every parameter (MoCo eq. 2, BYOL eq. 1), in place.
-
-    Buffers are left alone: BatchNorm statistics of the target come from its own passes, as in the official
-    code of both papers. `momentum` is in [0, 1]; 1 freezes the target, 0 copies the online network.
-    """
+    """θ_target ← m·θ_target + (1 − m)·θ_online for every parameter (MoCo eq. 2, BYOL eq. 1), in place; m in
+    [0, 1]. Buffers are left alone: the target's BatchNorm statistics come from its own passes, as in the
+    official code of both papers."""
     if not 0 <= momentum <= 1:
         raise ValueError(f"momentum {momentum} is not in [0, 1]")
     targets = list(target.parameters())

@@ -1,7 +1,7 @@
 """Several processes as one: W processes with B images each compute what one computes with W·B images.
 
-Each takes the loss of its own images, in rank order a contiguous part of the batch; where an image meets
-others (negatives, batch statistics) they come from all processes, with gradients. The mean of the processes'
+Each takes the loss of its own images, in rank order a part of the batch; where an image meets others
+(negatives, batch statistics) they come from all processes, with gradients. The mean of the processes'
 gradients is then that of one process with the whole batch.
 """
 
@@ -37,18 +37,6 @@ class _Gather(torch.autograd.Function):
         return gradient.chunk(dist.get_world_size(), ctx.dim)[dist.get_rank()], None
 
 
-class _Sum(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
-        x = x.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(x)
-        return x
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> Tensor:
-        return _Sum.apply(gradient)  # every process has used the sum
-
-
 def gathered(z: Tensor, dim: int = 0) -> Tensor:
     """The tensors of all processes, of one shape, joined along `dim` in rank order; gradients flow back to
     the process that each part came from, summed over all that used it. Alone: z itself."""
@@ -66,9 +54,7 @@ def accelerated(device: torch.device, precision: str) -> Iterator[Accelerator]:
     try:
         mixed = "no" if precision == "fp32" else precision
         accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=mixed)
-        accelerator.gradient_accumulation_steps = (
-            1  # `accelerate launch`'s would only divide every loss by it
-        )
+        accelerator.gradient_accumulation_steps = 1  # `accelerate launch`'s would only divide every loss
         yield accelerator
     finally:
         for state, content in zip(states, before, strict=True):
@@ -84,14 +70,19 @@ def from_first(value):
     return shared[0]
 
 
+def of_all(value) -> list:
+    """What each process has, in rank order, on all of them: anything that can be pickled."""
+    size = rank_and_size()[1]
+    values = [value] * size
+    if size > 1:
+        dist.all_gather_object(values, value)
+    return values
+
+
 def mean_of_all(numbers: dict[str, float]) -> dict[str, float]:
     """Each number's mean over the processes, which all have the same names; on all of them."""
-    size = rank_and_size()[1]
-    if size == 1:
-        return numbers
-    everyone: list[dict] = [{}] * size
-    dist.all_gather_object(everyone, numbers)
-    return {name: sum(other[name] for other in everyone) / size for name in numbers}
+    everyone = of_all(numbers)
+    return {name: sum(other[name] for other in everyone) / len(everyone) for name in numbers}
 
 
 def share_weights(module: nn.Module) -> None:
@@ -105,11 +96,8 @@ def share_weights(module: nn.Module) -> None:
 
 
 def average_gradients(module: nn.Module) -> None:
-    """Replace each gradient by its mean over the processes, all in one message.
-
-    DistributedDataParallel does this during the backward pass, but expects one forward pass of one wrapped
-    module for each; our methods call encoder and heads one by one and several times.
-    """
+    """Replace each gradient by its mean over the processes, all in one message. (DistributedDataParallel
+    expects one forward pass of one wrapped module; our methods call encoder and heads several times.)"""
     size = rank_and_size()[1]
     if size == 1:
         return
@@ -131,13 +119,15 @@ class JointBatchNorm(nn.modules.batchnorm._BatchNorm):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return super().forward(x)
+        from torch.distributed.nn.functional import all_reduce  # with gradients; not in every build of torch
+
         dims, shape = (0, *range(2, x.dim())), (1, -1, *[1] * (x.dim() - 2))
         with torch.autocast(x.device.type, enabled=False):
             values = x.to(torch.promote_types(x.dtype, torch.float32))
             count = values.numel() // values.shape[1] * rank_and_size()[1]
-            mean = _Sum.apply(values.sum(dims)) / count  # (C,)
+            mean = all_reduce(values.sum(dims)) / count  # (C,)
             centred = values - mean.view(shape)
-            variance = _Sum.apply(centred.square().sum(dims)) / count  # (C,)
+            variance = all_reduce(centred.square().sum(dims)) / count  # (C,)
             normal = centred * (variance + self.eps).rsqrt().view(shape)
             if self.affine:
                 normal = normal * self.weight.view(shape) + self.bias.view(shape)
@@ -154,10 +144,7 @@ class JointBatchNorm(nn.modules.batchnorm._BatchNorm):
 @contextmanager
 def joint_batchnorm(module: nn.Module, device: torch.device) -> Iterator[None]:
     """Within it every BatchNorm of `module` takes its statistics from all processes; names and tensors stay.
-    (A subclass, such as timm's with an activation inside, keeps those of its own process.)
-
-    Split BatchNorm is left alone: its parts are small on purpose, and each process has its own.
-    """
+    A subclass (timm's with an activation inside, split BatchNorm) keeps those of its own process."""
     layers = []
     if rank_and_size()[1] > 1:
         layers = [m for m in module.modules() if type(m) in (nn.BatchNorm1d, nn.BatchNorm2d)]

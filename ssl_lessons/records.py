@@ -2,27 +2,30 @@
 
     record.json          settings, versions, device, dataset, history, metrics: every quoted number's source
     encoder.safetensors  the network's weights; they load into the plain network with strict=True
-    resume.pt            everything else that a run needs to go on: optimiser, queue, generators, …
+    resume.pt            everything that a run needs to go on: record, all weights, optimiser, generators
 
-One process writes into a folder, and each file is written under a temporary name and renamed, so that whoever
-kills the process leaves the last good version in place. torch is loaded when weights are: a leaderboard of a
-thousand records does not wait for it.
+One process writes into a folder, each file under a temporary name first, then renamed, and resume.pt before
+the others: a kill leaves a good version in place. Each has a checksum; a record or an encoder that is missing
+or damaged is made again from resume.pt. torch is loaded when weights are.
 """
 
 from __future__ import annotations
 
 import ast
+import errno
 import hashlib
 import importlib.metadata
 import inspect
+import io
 import json
 import math
 import os
 import platform
 import sys
 import textwrap
+import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -47,10 +50,12 @@ TITLES = {
     "pixels": "raw pixels",
     "colours": "counted colours",
 }
+_VERSIONED = ("ssl_lessons", "torch", "torchvision", "timm", "builtins")  # packages with a version
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class RecordError(Exception):
-    """A run folder that is missing, damaged, in use, or of a newer version; the message names the file."""
+    """A run folder that is missing, damaged, in use, full or too new; the message names the file."""
 
 
 def results_folder() -> Path:
@@ -94,15 +99,15 @@ def main_process() -> bool:
 
 
 def source_of(kind: type) -> str | None:
-    """A fingerprint of the code of a class and its parents, for the settings of a run or an experiment.
-
-    Functions (those attached later too) and plain attributes count, comments and layout do not. Classes of
-    this package and of PyTorch are left out: a record has their versions. None where nothing is left, or
-    Python has no source for it (code that was typed at a prompt).
-    """
+    """A fingerprint of the code of a class and its parents, or of a function, for the settings of a run.
+    Comments and layout do not count. Classes of this package, PyTorch and its libraries are left out, as a
+    record has their versions. None: nothing is left, or Python has no source (code typed at a prompt)."""
+    members = []
+    for owner in getattr(kind, "__mro__", (kind,)):
+        if owner.__module__.split(".")[0] not in _VERSIONED:
+            members += sorted(vars(owner).items()) if isinstance(owner, type) else [("", owner)]
     parts = []
-    own = [parent for parent in kind.__mro__ if parent.__module__.split(".")[0] not in _VERSIONED]
-    for name, value in [item for parent in own for item in sorted(vars(parent).items())]:
+    for name, value in members:
         function = getattr(value, "__func__", getattr(value, "fget", value))
         if inspect.isroutine(function):
             try:
@@ -117,20 +122,81 @@ def source_of(kind: type) -> str | None:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16] if parts else None
 
 
-_VERSIONED = ("ssl_lessons", "torch", "builtins")
+def digest(value) -> str:
+    """The sha256, in hex, of what tensors and plain values in dictionaries and lists say."""
+    total = hashlib.sha256()
+
+    def feed(value) -> None:
+        if isinstance(value, dict):
+            for key in sorted(value, key=str):
+                feed(str(key))
+                feed(value[key])
+        elif isinstance(value, (list, tuple)):
+            for item in value:
+                feed(item)
+        elif hasattr(value, "detach"):
+            import torch
+
+            feed(f"{value.dtype} {tuple(value.shape)}")
+            total.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        else:
+            total.update(repr(value).encode(errors="backslashreplace"))
+        total.update(b"\n")
+
+    feed(value)
+    return total.hexdigest()
 
 
-def atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Call `write` on a temporary name beside `path`, flush it to disk, and rename it into place."""
+def atomically(path: Path, write: Callable[[Path], object], size: int = 0) -> None:
+    """Call `write` on a temporary name beside `path`, flush it to disk, and rename it into place. `size` in
+    bytes is for the message. RecordError: it cannot be written; the old version is kept."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         write(temporary)
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except OSError as error:
+        needed = f", {size / 1e6:.3g} MB needed" if size else ""
+        reason = f"disk full{needed}" if error.errno in _FULL else error.strerror
+        kept = "the last version is kept; make room, then run it again"
+        raise RecordError(f"{path} cannot be written ({reason}): {kept}") from error
+    finally:
+        with suppress(OSError):  # renamed, if all went well
+            temporary.unlink()
+
+
+def _write_bytes(path: Path, data: bytes | memoryview) -> None:
+    atomically(path, lambda temporary: temporary.write_bytes(data), len(data))
+
+
+def write_state(path: Path, state: dict) -> None:
+    """Tensors and plain values with their checksum, atomically, for `read_state`."""
+    import torch
+
+    file = io.BytesIO()  # torch's own writer does not say that a disk is full
+    torch.save({**state, "checksum": digest(state)}, file)
+    _write_bytes(path, file.getbuffer())
+
+
+def read_state(path: Path) -> dict:
+    """What `write_state` wrote. RecordError: a file that is missing, damaged or another program's."""
+    import torch
+
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)  # runs no code that is in it
+        checksum = state.pop("checksum", None)
+        # an older version's has none, but the checksums of a zip archive, which torch does not look at
+        whole = digest(state) == checksum if checksum else zipfile.ZipFile(path).testzip() is None
+    except FileNotFoundError:
+        raise RecordError(f"{path} is missing: there is nothing to resume") from None
+    except MemoryError:
         raise
+    except Exception:  # of a truncated or foreign file torch raises many kinds, with risky advice
+        whole = False
+    if not whole:
+        raise RecordError(f"{path} is damaged, or not of this package; delete it to start over")
+    return state
 
 
 def _plain(value):
@@ -145,26 +211,73 @@ def _plain(value):
         return _plain(value.tolist())
     if isinstance(value, float) and not math.isfinite(value):
         return None
-    if isinstance(value, Path):
-        return value.name
-    return value
+    return value.name if isinstance(value, Path) else value
 
 
-def _write(path: Path, record: dict) -> None:
-    """A record as a file, atomically."""
-    text = json.dumps(_plain(record), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
-    atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+def _checksum(record: dict) -> str:
+    return digest({name: part for name, part in record.items() if name != "checksum"})
 
 
-def _write_weights(path: Path, network: torch.nn.Module, half: bool = False) -> None:
+def _write(path: Path, record: dict) -> str:
+    """A record as a file, atomically; returns its checksum, which is in it."""
+    plain = _plain(record)
+    plain["checksum"] = _checksum(plain)
+    text = json.dumps(plain, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    # a file's name need not be UTF-8; JSON reads \udc80
+    _write_bytes(path, text.encode(errors="backslashreplace"))
+    return plain["checksum"]
+
+
+def _read(path: Path) -> dict:
+    """The record in a file. RecordError: it is missing, damaged, too new, or lacks a part."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise RecordError(f"no record at {path}; name a run's folder, the one with record.json") from None
+    except (OSError, ValueError, RecursionError) as error:  # no text, no JSON
+        raise RecordError(f"{path} is damaged ({error}); delete its folder and run it again") from None
+    if not isinstance(record, dict) or not isinstance(schema := record.get("schema"), int):
+        raise RecordError(f"{path} is not a run record: it has no schema number")
+    if schema > SCHEMA:
+        raise RecordError(f"{path} has schema {schema}, this version reads up to {SCHEMA}; update it")
+    kinds = {"versions": dict, "seconds": (int, float), "history": list, "metrics": dict}
+    missing = [n for n in REQUIRED if n not in record or not isinstance(record[n], kinds.get(n, object))]
+    if missing:
+        raise RecordError(f"{path} lacks {', '.join(missing)}; delete its folder and run it again")
+    if "checksum" in record and record["checksum"] != _checksum(record):  # an older version's has none
+        raise RecordError(f"{path} is damaged (its checksum is another); delete its folder and run it again")
+    return record
+
+
+def _weights_of(network: torch.nn.Module, half: bool = False) -> dict[str, torch.Tensor]:
+    """A network's state on the CPU, each tensor a copy of its own (tied ones twice)."""
     import torch
-    from safetensors.torch import save_file
 
     tensors = {}
     for name, tensor in network.state_dict().items():
         dtype = torch.float16 if half and tensor.is_floating_point() else tensor.dtype
         tensors[name] = tensor.detach().to("cpu", dtype, copy=True, memory_format=torch.contiguous_format)
-    atomically(path, lambda temporary: save_file(tensors, temporary))
+    return tensors
+
+
+def _write_weights(path: Path, weights: dict[str, torch.Tensor]) -> None:
+    from safetensors.torch import save
+
+    _write_bytes(path, save(weights))
+
+
+def _encoder_in(state: dict) -> dict[str, torch.Tensor]:
+    """The plain network's weights in a checkpoint, as encoder.safetensors has them: no two share memory."""
+    import torch
+
+    tapped = any(name.startswith("encoder.network.") for name in state["method"])
+    prefix = "encoder.network." if tapped else "encoder."
+    inside = {name.removeprefix(prefix): t for name, t in state["method"].items() if name.startswith(prefix)}
+    return {name: t.clone(memory_format=torch.contiguous_format) for name, t in inside.items()}
+
+
+def _say(text: str) -> None:
+    print(f"ssl-lessons: {text}", file=sys.stderr)  # standard output may be a program's JSON
 
 
 class Run:
@@ -172,19 +285,14 @@ class Run:
 
     def __init__(self, folder: Path | None, record: dict):
         self.folder = folder  # None: kept in memory only
+        self.encoder_path = folder and folder / "encoder.safetensors"
+        self.resume_path = folder and folder / "resume.pt"
         self.record = record
-
-    @property
-    def encoder_path(self) -> Path:
-        return self.folder / "encoder.safetensors"
-
-    @property
-    def resume_path(self) -> Path:
-        return self.folder / "resume.pt"
+        self._seen = record.get("checksum")  # of the record as this object last read or wrote it
 
     @classmethod
     def in_memory(cls, *, device: torch.device | str = "cpu", **settings) -> Run:
-        """A run that is kept nowhere: a record with versions, device, time and the given settings."""
+        """A run that is kept nowhere: its record has versions, device, time and the given settings."""
         import torch
 
         started = datetime.now(timezone.utc).isoformat(timespec="seconds")
@@ -195,48 +303,64 @@ class Run:
 
     @classmethod
     def create(cls, folder: str | Path, *, device: torch.device | str = "cpu", **settings) -> Run:
-        """Start a run in `folder` (made if missing) and write its first record. Settings join the record."""
-        run = cls.in_memory(device=device, **settings)
-        run.folder = Path(folder)
-        run.folder.mkdir(parents=True, exist_ok=True)
-        run.save()
+        """Start a run in `folder` (made if missing) and write its first record, over one that is there."""
+        run = cls(Path(folder), cls.in_memory(device=device, **settings).record)
+        try:
+            run.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RecordError(f"{folder} cannot be made ({error.strerror}); name another folder") from None
+        run.save(over=True)
         return run
 
     @classmethod
     def at(cls, folder: str | Path | None, **settings) -> Run:
-        """The run in `folder`, opened or created; None: one in memory. Settings are those of a new one."""
+        """The run in `folder`, opened or created; None: one in memory. Settings are for a run in which
+        nothing has been trained or judged yet."""
         if folder is None:
             return cls.in_memory(**settings)
-        return cls.open(folder) if Path(folder, "record.json").exists() else cls.create(folder, **settings)
+        if not Path(folder, "record.json").exists() and not Path(folder, "resume.pt").exists():
+            return cls.create(folder, **settings)
+        run = cls.open(folder)
+        begun = run.record["history"] or run.record["metrics"] or run.encoder_path.exists()
+        if not begun and not run.resume_path.exists():  # a first try that was refused, or killed
+            fresh = cls.in_memory(**settings).record
+            run.record.update({name: fresh[name] for name in settings})
+        return run
 
     @classmethod
     def open(cls, folder: str | Path) -> Run:
-        """Read a run folder (or a lone record file) and check that its record is whole.
-
-        Raises `RecordError` with the file's name if it is missing, damaged, too new, or lacks a part.
-        """
+        """Read a run folder, or a lone record file. RecordError: the record is missing, damaged, too new, or
+        lacks a part, and a folder has no whole resume.pt to take it from (with a word on stderr)."""
         path = Path(folder)
-        path = path if path.suffix == ".json" else path / "record.json"
+        if path.suffix == ".json":
+            return cls(path.parent, _read(path))
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-        except (FileNotFoundError, NotADirectoryError):
-            raise RecordError(f"no record at {path}; name a run's folder, the one with record.json") from None
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise RecordError(f"{path} is damaged ({error}); delete its folder and run it again") from None
-        if not isinstance(record, dict) or not isinstance(schema := record.get("schema"), int):
-            raise RecordError(f"{path} is not a run record: it has no schema number")
-        if schema > SCHEMA:
-            raise RecordError(f"{path} has schema {schema}, this version reads up to {SCHEMA}; update it")
-        kinds = {"versions": dict, "seconds": (int, float), "history": list, "metrics": dict}
-        missing = [n for n in REQUIRED if n not in record or not isinstance(record[n], kinds.get(n, object))]
-        if missing:
-            raise RecordError(f"{path} lacks {', '.join(missing)}; delete its folder and run it again")
-        return cls(path.parent, record)
+            return cls(path, _read(path / "record.json"))
+        except RecordError as error:
+            run = cls(path, {})
+            state = run.load_resume() if run.resume_path.exists() else {}
+            if state.get("record", {}).get("schema", math.inf) > SCHEMA:  # older versions kept none there
+                raise
+            run.restore(state)
+            _say(f"{error}. It is taken from resume.pt, without what was judged since: judge it again")
+            return run
+
+    def restore(self, state: dict) -> bool:
+        """Make the record that of a checkpoint, without what was judged at another epoch; returns whether it
+        has changed."""
+        before = self.record
+        if len(before.get("history", ())) == len(state["history"]):
+            record = {**state.get("record", {}), **before}
+        else:
+            record = {**before, "metrics": {}, **state.get("record", {})}
+        self.record = {**record, "history": state["history"], "seconds": state["seconds"]}
+        self.record["encoder_checksum"] = digest(_encoder_in(state))
+        return self.record != before or self._seen is None
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Hold the folder: one process writes into it. The system lets go of it when that process ends,
-        killed or not. Raises `RecordError` at once where another process holds it."""
+        """Hold the folder: one process writes into it, and lets go of it when it ends, killed or not.
+        RecordError, at once: another process holds it."""
         if self.folder is None or not main_process():
             yield
             return
@@ -244,77 +368,115 @@ class Run:
         path = self.folder.resolve() / ".lock"
         lock = FileLock(path, timeout=0, is_singleton=True, thread_local=False)
         try:
-            lock.acquire()
+            held = lock.acquire()
         except Timeout:
-            raise RecordError(
-                f"another process is writing into {self.folder}; wait for it to end, or name another folder"
-            ) from None
-        try:
+            way_out = "wait for it to end, or name another folder"
+            raise RecordError(f"another process is writing into {self.folder}; {way_out}") from None
+        except OSError as error:
+            raise RecordError(f"{self.folder} cannot be written ({error.strerror})") from None
+        with held:
             yield
-        finally:
-            lock.release()
+
+    def _others(self) -> dict | None:
+        """The record that another process has written since this object last read or wrote it, if any."""
+        with suppress(RecordError):  # missing or damaged: ours is better
+            record = _read(self.folder / "record.json")
+            if record.get("checksum") != self._seen:
+                return record
+
+    def refresh(self) -> None:
+        """Take over what another process has written since this record was read."""
+        others = self._others() if self.folder is not None else None
+        if others is not None:
+            self.record, self._seen = others, others.get("checksum")
 
     def update(self, **settings) -> None:
         """Set parts of the record and write it."""
         self.record.update(_plain(settings))
         self.save()
 
-    def save(self) -> None:
-        """Write record.json atomically. A run in memory stays there, and of several processes one writes."""
-        if self.folder is not None and main_process():
-            with self.writing():
-                _write(self.folder / "record.json", self.record)
+    def save(self, over: bool = False) -> None:
+        """Write record.json, with what another process has judged meanwhile, unless `over`. A run in memory
+        stays there, and of several processes one writes. RecordError: another has trained on."""
+        if self.folder is None or not main_process():
+            return
+        with self.writing():
+            others = None if over else self._others()
+            if others is not None:
+                if others.get("encoder_checksum") != self.record.get("encoder_checksum"):
+                    told = f"another process has trained on in {self.folder} since its record was read"
+                    raise RecordError(f"{told}; nothing is written: open or judge it again")
+                metrics = {**others["metrics"], **self.record["metrics"]}
+                self.record = {**others, **self.record, "metrics": metrics}
+            self._seen = self.record["checksum"] = _write(self.folder / "record.json", self.record)
 
     def add_metric(self, name: str, value: float, **details) -> None:
-        """Add a judged number with its protocol to the record, and write that; details say how it came."""
+        """Write a judged number into the record; details say how it came."""
         self.record["metrics"][name] = _plain({"value": value, **details})
         self.save()
 
     def save_encoder(self, network: torch.nn.Module) -> None:
-        """Write the network's weights (tied ones twice) as encoder.safetensors, atomically."""
-        _write_weights(self.encoder_path, network)
+        """Write the network's weights as encoder.safetensors, and the record with their checksum."""
+        weights = _weights_of(network)
+        _write_weights(self.encoder_path, weights)
+        self.record["encoder_checksum"] = digest(weights)
+        self.save()
 
-    def load_encoder(self, network: torch.nn.Module) -> None:
-        """Load encoder.safetensors into a network of the same architecture, every name and shape matching.
-
-        Raises `RecordError` if the file is missing, damaged, or holds another network.
-        """
+    def encoder(self) -> dict[str, torch.Tensor]:
+        """The network's weights. An encoder.safetensors that is missing, damaged or another run's is made
+        again from resume.pt, with a word on stderr. RecordError: there is no whole resume.pt either."""
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        if not self.encoder_path.exists():
-            raise RecordError(f"{self.encoder_path} is missing: has the run finished an epoch, or moved?")
         try:
-            network.load_state_dict(load_file(self.encoder_path), strict=True)
-        except SafetensorError as error:
-            raise RecordError(f"{self.encoder_path} is damaged ({error}); run it again") from None
+            weights = load_file(self.encoder_path)
+            if self.record.get("encoder_checksum") in (None, digest(weights)):  # None: an older version's
+                return weights
+            problem = "is not the one of its record"
+        except FileNotFoundError:
+            problem = "is missing"
+        except (SafetensorError, OSError) as error:
+            problem = f"is damaged ({error})"
+        if not self.resume_path.exists():
+            told = f"{self.encoder_path} {problem}, and no resume.pt is there to mend it"
+            raise RecordError(f"{told}: if an epoch has been finished, train the run again")
+        state = self.load_resume()
+        weights = _encoder_in(state)
+        self.restore(state)
+        _say(f"{self.encoder_path} {problem}: it is taken from resume.pt, epoch {len(state['history'])}")
+        with suppress(RecordError), self.writing():  # unless it is trained on at this moment
+            if self._others() is None:
+                _write_weights(self.encoder_path, weights)
+                self.save()
+        return weights
+
+    def load_encoder(self, network: torch.nn.Module) -> None:
+        """Load the weights into a network. RecordError: damaged beyond repair, or another architecture's."""
+        weights = self.encoder()
+        try:
+            network.load_state_dict(weights, strict=True)
         except RuntimeError as error:
             kind = type(network).__name__
             raise RecordError(f"{self.encoder_path} is not of this {kind}, stem included: {error}") from None
 
     def publish(self, folder: str | Path, name: str, network: torch.nn.Module) -> Path:
-        """Write a trained network for others: NAME.safetensors, floats in half precision, and NAME.json
-        beside it, this run's record with the weights' sha256. `evaluate.pretrained` reads them."""
+        """Write a network for `evaluate.pretrained`: NAME.safetensors, floats in half precision, and
+        NAME.json, this run's record with the weights' sha256."""
         path = Path(folder, f"{name}.safetensors")
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write_weights(path, network, half=True)
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        _write(path.with_suffix(".json"), {**self.record, "sha256": digest})
+        _write_weights(path, _weights_of(network, half=True))
+        sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+        _write(path.with_suffix(".json"), {**self.record, "sha256": sha256})
         return path
 
     def save_resume(self, state: dict) -> None:
-        """Write everything needed to go on after this moment, atomically."""
-        import torch
-
-        atomically(self.resume_path, lambda path: torch.save(state, path))
+        """Write everything needed to go on after this moment, and the record's settings."""
+        record = {name: part for name, part in self.record.items() if name not in ("history", "checksum")}
+        write_state(self.resume_path, {**state, "record": _plain(record)})
 
     def load_resume(self) -> dict:
-        """Read resume.pt; only tensors and plain values are accepted (weights_only)."""
-        import torch
-
-        try:
-            return torch.load(self.resume_path, map_location="cpu", weights_only=True)
-        except FileNotFoundError:
-            raise RecordError(f"{self.resume_path} is missing: there is nothing to resume") from None
-        except Exception as error:  # a truncated or foreign file: torch raises many kinds
-            raise RecordError(f"{self.resume_path} is damaged ({error}); delete it to start over") from error
+        """Read resume.pt, see `read_state`: "method", "optimizer", "generators", "history", "seconds", …"""
+        state = read_state(self.resume_path)
+        if not {"method", "optimizer", "generators", "history", "seconds"} <= state.keys():
+            raise RecordError(f"{self.resume_path} is another program's; delete it to start over")
+        return state

@@ -16,7 +16,6 @@ The file goes from the parts to the whole: forms, textures, the random numbers o
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
 
 import numpy as np
 from numpy import ndarray
@@ -46,31 +45,8 @@ def _corners(radii: list[float], count: int) -> ndarray:
     return np.stack([radius * np.sin(angle), -radius * np.cos(angle)], axis=1).astype(np.float32)
 
 
-def _disc(x: ndarray, y: ndarray) -> ndarray:
-    return np.hypot(x, y) - np.float32(0.74)
-
-
-def _ring(x: ndarray, y: ndarray) -> ndarray:
-    return np.abs(np.hypot(x, y) - np.float32(0.78)) - np.float32(0.15)
-
-
-def _square(x: ndarray, y: ndarray) -> ndarray:
-    return _polygon(x, y, _corners([1.2], 4) @ np.float32([[0.7071, 0.7071], [-0.7071, 0.7071]]))
-
-
-def _triangle(x: ndarray, y: ndarray) -> ndarray:
-    return _polygon(x, y, _corners([1.2], 3))
-
-
-def _star(x: ndarray, y: ndarray) -> ndarray:
-    return _polygon(x, y, _corners([1.15, 0.46], 10))
-
-
-def _cross(x: ndarray, y: ndarray) -> ndarray:
-    arm, reach = np.float32(0.36), np.float32(1)
-    across = np.maximum(np.abs(x) - reach, np.abs(y) - arm)
-    down = np.maximum(np.abs(x) - arm, np.abs(y) - reach)
-    return np.minimum(across, down)  # the union of two bars
+def _bar(x: ndarray, y: ndarray) -> ndarray:
+    return np.maximum(np.abs(x) - np.float32(1), np.abs(y) - np.float32(0.36))
 
 
 def _heart(x: ndarray, y: ndarray) -> ndarray:
@@ -81,6 +57,17 @@ def _heart(x: ndarray, y: ndarray) -> ndarray:
     return _polygon(x, y, np.stack([across / 16, -(up + 2.5) / 16], axis=1).astype(np.float32))
 
 
+_DIAGONAL = np.float32([[0.7071, 0.7071], [-0.7071, 0.7071]])  # an eighth of a turn
+_FORMS = {
+    "disc": lambda x, y: np.hypot(x, y) - np.float32(0.74),
+    "ring": lambda x, y: np.abs(np.hypot(x, y) - np.float32(0.78)) - np.float32(0.15),
+    "square": lambda x, y: _polygon(x, y, _corners([1.2], 4) @ _DIAGONAL),
+    "triangle": lambda x, y: _polygon(x, y, _corners([1.2], 3)),
+    "star": lambda x, y: _polygon(x, y, _corners([1.15, 0.46], 10)),
+    "cross": lambda x, y: np.minimum(_bar(x, y), _bar(y, x)),  # the union of two bars
+    "heart": _heart,
+}
+
 # A texture is the share (0 to 1) that is cut away at a point. `pixel` is a pixel's width in local units:
 # edges inside the texture are softened over one pixel, like the outline.
 
@@ -90,22 +77,14 @@ def _soft(distance: ndarray, pixel: ndarray) -> ndarray:
     return np.clip(np.float32(0.5) - distance / pixel, 0, 1)
 
 
-def _wave(x: ndarray, period: float) -> ndarray:
-    """Signed distance to the nearest stripe of a grating with equal bars and gaps."""
+def _stripes(x: ndarray, period: float, pixel: ndarray) -> ndarray:
+    """A grating with equal bars and gaps."""
     period = np.float32(period)
-    return (np.abs(np.mod(x / period, 1) - np.float32(0.5)) - np.float32(0.25)) * period
-
-
-def _plain(x: ndarray, y: ndarray, pixel: ndarray) -> ndarray:
-    return np.zeros_like(x)
-
-
-def _stripes(x: ndarray, y: ndarray, pixel: ndarray) -> ndarray:
-    return _soft(_wave(y, 0.5), pixel)
+    return _soft((np.abs(np.mod(x / period, 1) - np.float32(0.5)) - np.float32(0.25)) * period, pixel)
 
 
 def _checks(x: ndarray, y: ndarray, pixel: ndarray) -> ndarray:
-    across, down = _soft(_wave(x, 0.8), pixel), _soft(_wave(y, 0.8), pixel)
+    across, down = _stripes(x, 0.8, pixel), _stripes(y, 0.8, pixel)
     return across + down - 2 * across * down
 
 
@@ -115,21 +94,18 @@ def _dots(x: ndarray, y: ndarray, pixel: ndarray) -> ndarray:
     return _soft(np.hypot(u, v) - radius, pixel)
 
 
-_Form = Callable[[ndarray, ndarray], ndarray]
-_Texture = Callable[[ndarray, ndarray, ndarray], ndarray]
-_KINDS: dict[str, tuple[_Form, _Texture]] = {
-    "plain disc": (_disc, _plain),
-    "dotted disc": (_disc, _dots),
-    "striped square": (_square, _stripes),
-    "checked square": (_square, _checks),
-    "plain triangle": (_triangle, _plain),
-    "striped triangle": (_triangle, _stripes),
-    "plain ring": (_ring, _plain),
-    "plain star": (_star, _plain),
-    "dotted heart": (_heart, _dots),
-    "checked cross": (_cross, _checks),
+_TEXTURES = {
+    "plain": lambda x, y, pixel: np.zeros_like(x),
+    "striped": lambda x, y, pixel: _stripes(y, 0.5, pixel),
+    "checked": _checks,
+    "dotted": _dots,
 }
-CLASSES: tuple[str, ...] = tuple(_KINDS)
+# fmt: off
+CLASSES: tuple[str, ...] = (  # a texture and a form
+    "plain disc", "dotted disc", "striped square", "checked square", "plain triangle", "striped triangle",
+    "plain ring", "plain star", "dotted heart", "checked cross",
+)
+# fmt: on
 
 # The shared palette, RGB in [0, 1].
 FOREGROUND = np.float32([(0.98, 0.70, 0.22), (0.42, 0.76, 0.98), (0.96, 0.50, 0.52), (0.55, 0.86, 0.52)])
@@ -178,11 +154,12 @@ def _paint(labels: ndarray, chance: ndarray, clouds: ndarray, size: int) -> ndar
     pixel = 2 / (size * scale)  # one pixel in local units
 
     distance, cut = np.empty_like(x), np.empty_like(x)
-    for label, (form, texture) in enumerate(_KINDS.values()):
+    for label, name in enumerate(CLASSES):
+        texture, form = name.split()
         mine = labels == label
         if mine.any():
-            distance[mine] = form(x[mine], y[mine])
-            cut[mine] = texture(x[mine] + phase_x[mine], y[mine] + phase_y[mine], pixel[mine])
+            distance[mine] = _FORMS[form](x[mine], y[mine])
+            cut[mine] = _TEXTURES[texture](x[mine] + phase_x[mine], y[mine] + phase_y[mine], pixel[mine])
     object_share = _soft(distance, pixel) * (1 - cut)
 
     # Light: a gradient over the whole picture, a darker rim on the object, a soft shadow on the ground.
@@ -200,16 +177,6 @@ def _paint(labels: ndarray, chance: ndarray, clouds: ndarray, size: int) -> ndar
     return picture
 
 
-def _whole(name: str, value: int, least: int) -> int:
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} must be a whole number, not {value!r}") from None
-    if number < least:
-        raise ValueError(f"{name} must be at least {least}, not {number}")
-    return number
-
-
 def draw(count: int, size: int = 64, seed: int = 0) -> tuple[ndarray, ndarray]:
     """Draw the first `count` pictures of the endless series that `seed` names.
 
@@ -220,7 +187,13 @@ def draw(count: int, size: int = 64, seed: int = 0) -> tuple[ndarray, ndarray]:
 
     Raises TypeError for arguments that are not whole numbers, ValueError for count < 0, size < 8 or seed < 0.
     """
-    count, size, seed = _whole("count", count, 0), _whole("size", size, 8), _whole("seed", seed, 0)
+    for name, value, least in (("count", count, 0), ("size", size, 8), ("seed", seed, 0)):
+        try:
+            number = operator.index(value)
+        except TypeError:
+            raise TypeError(f"{name} must be a whole number, not {value!r}") from None
+        if number < least:
+            raise ValueError(f"{name} must be at least {least}, not {number}")
     # Three streams, each read row by row, so that the rows of the first images do not depend on `count`.
     order, scene, weather = (np.random.default_rng([seed, stream]) for stream in range(3))
     blocks = -(-count // len(CLASSES))

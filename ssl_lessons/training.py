@@ -6,32 +6,27 @@ method does with its views is not its business; device, mixed precision and proc
 
 import math
 import os
+import signal
+import threading
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from ssl_lessons import processes
 from ssl_lessons.devices import TrainingError, peak_memory, pick_device, pick_precision, prepare
 from ssl_lessons.images import ImageStore, to_device
 from ssl_lessons.methods.base import Method, views_of
 from ssl_lessons.optim import build_optimizer, check_run, learning_rate, set_learning_rate
-from ssl_lessons.processes import (
-    accelerated,
-    average_gradients,
-    from_first,
-    joint_batchnorm,
-    mean_of_all,
-    rank_and_size,
-    share_weights,
-)
+from ssl_lessons.processes import rank_and_size
 from ssl_lessons.records import Run, source_of
 
 Monitor = Callable[[nn.Module], dict[str, float]]
-COLLAPSED = 0.1  # of the largest spread that the run has shown
-COLLAPSED_ALWAYS = 0.01  # of an even spread, whatever the run has shown
+COLLAPSED = 0.1  # of an even spread: embeddings that spread no wider have fallen together
+_monitoring = False  # whether a monitor runs in this process
 
 
 class _Progress:
@@ -39,10 +34,12 @@ class _Progress:
 
     def __init__(self, show: str, start: int, epochs: int):
         from fastprogress import fastprogress  # here, so that the module imports without it
+        from IPython import get_ipython
 
         if show == "auto":
-            show = os.environ.get("SSL_LESSONS_PROGRESS")  # what executes notebooks shows lines
-            show = show or ("bars" if fastprogress.IN_NOTEBOOK else "lines")
+            # fastprogress goes by google.colab, which may be imported outside a notebook
+            notebook = fastprogress.IN_NOTEBOOK and get_ipython() is not None
+            show = os.environ.get("SSL_LESSONS_PROGRESS") or ("bars" if notebook else "lines")
         if show not in ("bars", "lines", "none"):
             raise TrainingError(f"progress {show!r} is not known; choose one of: auto, bars, lines, none")
         self.show, self.epochs, self.outer = show, epochs, range(start, epochs)
@@ -88,42 +85,40 @@ def pretrain(
     stop_on_collapse: bool = True,
 ) -> dict:
     """Train a method on an image store; returns the run's record, `record["history"]` with a row an epoch.
-
-    Started as several processes (`accelerate launch`, `torchrun`, `debug_launcher`), each takes a part of
-    every batch, and together they compute what one would; the first one writes, judges and prints.
+    Several processes (`accelerate launch`, `torchrun`, `debug_launcher`) each take a part of every batch, and
+    together compute what one would; the first one writes, judges and prints.
 
     Args:
         method: trained in place; `method.encoder` is what is kept.
         store: uint8 images, at least one batch of them; the last partial batch of each epoch is left out.
-        epochs, batch_size: the recipe's where None (of a store that is smaller, all images at once). The
-            batch is that of all processes together.
+        epochs, batch_size (of all processes together): the recipe's where None, or all images, if fewer.
         seed: of the order of the images, of the views, and of whatever the method draws.
-        run: a folder (or `Run`) to keep the run in. With it, each epoch ends in a checkpoint, and calling
-            again after an interruption goes on from the last one; on a CPU with the same numbers.
+        run: a folder (or `Run`) to keep the run in. Each epoch ends in a checkpoint, from which the same call
+            goes on after an interruption; on a CPU with the same numbers.
         device, precision: see `pick_device` and `pick_precision`.
         monitor: called with the encoder every `monitor_every` epochs and after the last; what it returns
-            joins the history, and "knn" is drawn. It runs in the first process alone, so it must not train.
+            joins the history, and "knn" is drawn. One of several processes calls it: it must not train there.
         on_epoch: called with each row of the history (for TensorBoard and the like), as `monitor`.
         progress: "auto", "bars" (notebook), "lines" (terminal) or "none".
         stop_on_collapse: raise when the embeddings fall together; False for experiments on collapse.
-    Raises:
-        TrainingError: nothing to train on, NaN, collapse, out of memory; a folder that holds a run of other
-            settings or of other code of the method. The last good checkpoint is kept.
-        RecordError: another process writes into the folder, or what is in it is damaged.
+    TrainingError: nothing to train on, NaN, collapse, out of memory; a folder with a run of other settings or
+    code; the last good checkpoint is kept. RecordError: another process writes, or the folder is damaged.
     """
     recipe = method.recipe
     epochs = recipe.epochs if epochs is None else epochs
     batch_size = min(recipe.batch_size, len(store)) if batch_size is None else batch_size  # a small folder
     target = pick_device(device)
     precision = pick_precision(precision, target)
+    if "MASTER_ADDR" not in os.environ:
+        _refuse_alone()
     with ExitStack() as stack:
-        accelerator = stack.enter_context(accelerated(target, precision))
+        accelerator = stack.enter_context(processes.accelerated(target, precision))
         rank, size = rank_and_size()
         target = accelerator.device if size > 1 else target  # each process has a GPU of its own
         _check(method, store, epochs, batch_size, size)
         torch.manual_seed(seed)
         method.to(target, memory_format=torch.channels_last).train()
-        share_weights(method)
+        processes.share_weights(method)
         if target.type == "cuda":
             torch.cuda.reset_peak_memory_stats(target)  # the history's is this run's
         prepare(target)
@@ -131,32 +126,28 @@ def pretrain(
         optimizer = accelerator.prepare_optimizer(build_optimizer(method), device_placement=False)
         generator = torch.Generator().manual_seed(seed)
 
-        settings = {
-            "method": type(method).__name__,
-            "source": source_of(type(method)),
-            "recipe": recipe,
-            "views": views_of(method),
-            "dataset": store.facts,
-            "view_size": method.image_size,
-            "epochs": epochs,
-            "batch_size": batch_size,
-            "precision": precision,
-            "seed": seed,
-        }
+        kind = type(method)
+        settings = {"method": kind.__name__, "source": source_of(kind), "parts": _parts(method)}
+        settings |= {"recipe": recipe, "views": views_of(method), "dataset": store.facts}
+        settings |= {"view_size": method.image_size, "epochs": epochs, "batch_size": batch_size}
+        settings |= {"precision": precision, "seed": seed}
+        for name, value in settings.items():
+            if any(other != value for other in processes.of_all(value)):
+                raise TrainingError(f"the processes differ in {name} ({value!r} here); give all the same")
         if not isinstance(run, Run):
             run = Run.at(run if rank == 0 else None, device=target)
         stack.enter_context(run.writing())
+        stack.enter_context(_ended_by_signals(run))
         state = _earlier_state(run, settings) if rank == 0 else None
-        run.record, state = from_first((run.record, state))
+        run.record, state = processes.from_first((run.record, state))
         kept = {"method": method, "optimizer": optimizer, "scaler": accelerator.scaler}
         if state is not None:
             _restore(state, run, kept, generator, target)
-        history: list[dict] = run.record["history"]
-        stack.enter_context(joint_batchnorm(method, target))
+        stack.enter_context(processes.joint_batchnorm(method, target))
         steps = len(store) // batch_size
         method.run_steps = epochs * steps
         check_run(method, len(store), batch_size, epochs)
-        shown = _Progress(progress if rank == 0 else "none", len(history), epochs)
+        shown = _Progress(progress if rank == 0 else "none", len(run.record["history"]), epochs)
         for epoch in shown.outer:
             started, totals = time.perf_counter(), {}
             if rank:  # what a method or a user's augmentation draws is not the same in every process
@@ -168,14 +159,12 @@ def pretrain(
                     moment = epoch + step / steps
                     set_learning_rate(optimizer, recipe, batch_size, moment, epochs)
                     views = method.augment(store.batch(rows, target), generator)  # V times (B, C, S, S)
-                    labels = {}
-                    if method.supervised:
-                        labels["labels"] = to_device(store.labels[rows], target)
+                    labels = {"labels": to_device(store.labels[rows], target)} if method.supervised else {}
                     with accelerator.autocast():
                         loss, diagnostics = method(views, **labels)
                     optimizer.zero_grad(set_to_none=True)
                     accelerator.backward(loss)
-                    average_gradients(method)
+                    processes.average_gradients(method)
                     optimizer.step()
                     method.after_step((moment + 1 / steps) / epochs)
                     # Summed on the device and read once an epoch: reading a number makes a GPU wait.
@@ -185,94 +174,173 @@ def pretrain(
                 _explain(error, batch_size, method.image_size, target)
                 raise
 
-            means = mean_of_all({name: float(total) / steps for name, total in totals.items()})
+            means = processes.mean_of_all({name: float(total) / steps for name, total in totals.items()})
             row = {"epoch": epoch + 1, **means, "lr": learning_rate(recipe, batch_size, moment, epochs)}
             row |= {"seconds": time.perf_counter() - started, "peak_memory": peak_memory(target)}
-            _check_health(row, history, method, run, stop_on_collapse)
+            _check_health(row, method, run, stop_on_collapse and batch_size > size)  # one image has no spread
             due = (epoch + 1) % monitor_every == 0 or epoch + 1 == epochs
             if rank == 0 and monitor is not None and due:
-                # plain numbers: resume.pt is loaded with weights_only, which refuses NumPy's
-                row |= {name: float(value) for name, value in monitor(method.encoder).items()}
-                method.train()
-            row = from_first(row)
-            history.append(row)
+                row |= _watched(monitor, method)
+            row = processes.from_first(row)
             run.record["seconds"] += time.perf_counter() - started
+            _checkpoint(row, run, kept, generator, target)
             if rank == 0:
-                _checkpoint(run, kept, generator, target)
-                shown.report(row, history)
+                shown.report(row, run.record["history"])
                 if on_epoch is not None:
                     on_epoch(row)
     return run.record
 
 
 def _check(method: Method, store: ImageStore, epochs: int, batch_size: int, size: int) -> None:
+    """Raise where there is nothing to train on, or where processes cannot share it."""
+    name, count = type(method).__name__, len(store)
     if epochs < 1 or batch_size < 1:
         raise TrainingError(f"epochs {epochs} and batch_size {batch_size} must both be at least 1")
-    count = len(store)
     if count < batch_size:
         raise TrainingError(f"{store.name} has {count} images, less than batch_size {batch_size}; lower it")
     if batch_size % size:
         raise TrainingError(f"batch_size {batch_size} is not a multiple of the {size} processes; change it")
+    if size == 1:
+        _refuse_alone()
+    elif _monitoring:
+        raise TrainingError("a monitor runs in the first of several processes alone: it cannot train")
     if method.supervised and store.labels is None:
-        raise TrainingError(f"{type(method).__name__} needs labels; {store.name} {store.split} has none")
+        raise TrainingError(f"{name} needs labels; {store.name} {store.split} has none")
+    classes = getattr(method, "classes", None) if method.supervised else None
+    if classes is not None and not 0 <= store.labels.min() <= store.labels.max() < classes:
+        low, high = store.labels.aminmax()
+        raise TrainingError(f"{name} has {classes} classes; {store.name} has labels from {low} to {high}")
+
+
+def _refuse_alone() -> None:
+    """Raise where this process, alone, is told that it is one of several: each would train for itself."""
+    count = os.environ.get("WORLD_SIZE") or "1"
+    if count != "1":
+        told = f"WORLD_SIZE is {count}, but this process knows no others"
+        raise TrainingError(f"{told}: start all with `accelerate launch` or `torchrun`, or unset WORLD_SIZE")
+
+
+def _parts(method: Method) -> dict[str, str]:
+    """Fingerprints of the user's own code that a method calls: classes of its modules, augmentations."""
+    things = [type(module) for module in method.modules() if module is not method]
+    things += [p if hasattr(p, "__qualname__") else type(p) for p in method.policies]
+    return {thing.__qualname__: source for thing in things if (source := source_of(thing))}
+
+
+@contextmanager
+def _ended_by_signals(run: Run) -> Iterator[None]:
+    """SIGTERM (Slurm, Colab, a container) and SIGHUP (a closed terminal) end the process with one line. Who
+    handles them already, or ignores them (nohup), goes on doing so."""
+
+    def end(number: int, frame) -> None:
+        name = signal.Signals(number).name
+        line = f"ssl-lessons: ended by {name}; {_kept(run)}, and the same command goes on"
+        if rank_and_size()[0] == 0:
+            os.write(2, f"{line}\n".encode(errors="backslashreplace"))  # print may be in the middle of a line
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)  # as it would have ended: in a notebook's kernel, an exception would not
+
+    known = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    main = threading.current_thread() is threading.main_thread()  # only there may handlers be set
+    numbers = [number for number in known if main and signal.getsignal(number) is signal.SIG_DFL]
+    try:
+        for number in numbers:
+            signal.signal(number, end)
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _kept(run: Run) -> str:
+    epochs = len(run.record["history"])
+    return f"checkpoint {epochs} is kept in {run.folder}" if run.folder and epochs else "none is kept"
+
+
+def _watched(monitor: Monitor, method: Method) -> dict[str, float]:
+    """What a monitor says, as plain numbers: resume.pt is loaded with weights_only, which refuses NumPy's."""
+    global _monitoring
+    _monitoring = True
+    try:
+        return {name: float(value) for name, value in monitor(method.encoder).items()}
+    finally:
+        _monitoring = False
+        method.train()
 
 
 def _earlier_state(run: Run, settings: dict) -> dict | None:
     """The state to go on from, where the run's folder has one of the same settings; else the run is new."""
+    run.refresh()
     if run.folder is None or not run.resume_path.exists():
-        if run.record["history"]:  # without its resume.pt: what was judged then is another run's
+        if run.record["history"]:  # what was trained and judged then is another run's
             run.record["metrics"] = {}
+            run.record.pop("encoder_checksum", None)
+            if run.folder is not None:
+                print(f"{run.folder} has no resume.pt: the run starts over, without its earlier numbers")
+                run.encoder_path.unlink(missing_ok=True)
         run.update(**settings, history=[], seconds=0.0)
         return None
+    state = run.load_resume()
+    records = [record for record in (run.record, state.get("record", {})) if record.get("method")]
+    for record in records or [run.record]:
+        _compare(record, settings, run.folder)
+    for litter in run.folder.glob("*.tmp"):  # what a kill in the middle of a write left
+        litter.unlink()
+    return state
+
+
+def _compare(record: dict, settings: dict, folder: Path) -> None:
+    """Raise `TrainingError` unless a record is of these settings; what an older version did not note is
+    added."""
     fresh = Run.in_memory(**settings).record
-    recipe, known = settings["recipe"], run.record.get("recipe") or {}
-    for name, value in fresh["recipe"].items():  # an older version's lacks the fields that have come since
+    recipe, known = settings["recipe"], record.get("recipe") or {}
+    for name, value in fresh["recipe"].items():  # a field that has come since is at its default
         if name not in known and getattr(recipe, name) == getattr(type(recipe), name, None):
             known[name] = value
-    if not run.record.get("source") or not fresh["source"]:  # an older version's, or nothing to compare
-        run.record["source"] = fresh["source"] = run.record.get("source") or fresh["source"]
-    run.record.setdefault("views", fresh["views"])  # not in an older version's
+    for name in ("views", "parts", "source"):
+        record.setdefault(name, fresh[name])
+    if not record["source"] or not fresh["source"]:  # nothing to compare
+        record["source"] = fresh["source"] = record["source"] or fresh["source"]
     for name in settings:
-        old, new = run.record.get(name), fresh[name]
+        old, new = record.get(name), fresh[name]
         if name == "dataset":  # the same images, wherever they lie
             keys = ("fingerprint", "images", "size")
             old, new = ({key: side.get(key) for key in keys} for side in (old or {}, new))
-        if name == "source" and old != new:
-            raise TrainingError(
-                f"the code of {fresh['method']} is not the one that {run.folder} was trained with; its "
-                "history is kept as it is: name another folder for the new code, or delete this one"
-            )
         if isinstance(old, dict) and isinstance(new, dict):  # of a recipe or dataset, only what differs
             old, new = ({k: v for k, v in a.items() if b.get(k) != v} for a, b in ((old, new), (new, old)))
+        if old != new and name in ("source", "parts"):
+            code = fresh["method"] if name == "source" else ", ".join({**old, **new})
+            told = f"the code of {code} is not the one that {folder} was trained with"
+            way_out = "name another folder for the new code, or delete this one"
+            raise TrainingError(f"{told}; its history is kept as it is: {way_out}")
         if old != new:
-            raise TrainingError(
-                f"{run.folder} holds a run with another {name}: {old!r}, not {new!r}; "
-                "repeat its settings to go on with it, or name another folder"
-            )
-    for litter in run.folder.glob("*.tmp"):  # what a kill in the middle of a write left
-        litter.unlink()
-    return run.load_resume()
+            told = f"{folder} holds a run with another {name}: {old!r}, not {new!r}"
+            raise TrainingError(f"{told}; repeat its settings to go on with it, or name another folder")
 
 
-def _checkpoint(run: Run, kept: dict, generator: torch.Generator, device: torch.device) -> None:
-    if run.folder is None:
-        return
-    state = {name: part.state_dict() if part is not None else {} for name, part in kept.items()}
-    state["generators"] = {"views": generator.get_state(), "cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        state["generators"]["cuda"] = torch.cuda.get_rng_state(device)
-    state |= {"history": run.record["history"], "seconds": run.record["seconds"]}
-    run.save_resume(state)  # first: from it the other two can be written again
-    _save(run, kept["method"])
+def _checkpoint(row: dict, run: Run, kept: dict, generator: torch.Generator, device: torch.device) -> None:
+    """Add an epoch's row to the record, and write all that is needed to go on after it."""
+    history, write = run.record["history"], run.folder is not None and rank_and_size()[0] == 0
+    if write:
+        state = {name: part.state_dict() if part is not None else {} for name, part in kept.items()}
+        state["generators"] = {"views": generator.get_state(), "cpu": torch.get_rng_state()}
+        if device.type == "cuda":
+            state["generators"]["cuda"] = torch.cuda.get_rng_state(device)
+        state |= {"history": [*history, row], "seconds": run.record["seconds"]}
+        run.save_resume(state)  # first: from it the other two can be written again
+    history.append(row)
+    if write:
+        encoder = kept["method"].encoder
+        run.save_encoder(getattr(encoder, "network", encoder))
 
 
 def _restore(state: dict, run: Run, kept: dict, generator: torch.Generator, device: torch.device) -> None:
-    """Put everything back as `_checkpoint` found it."""
+    """Put everything back as `_checkpoint` found it, and mend what else is in the folder."""
     try:
         kept["method"].load_state_dict(state["method"])
-    except RuntimeError as error:
+        kept["optimizer"].load_state_dict(state["optimizer"])
+    except (RuntimeError, ValueError, KeyError) as error:
         raise TrainingError(f"{run.folder} holds another network; name another folder") from error
-    kept["optimizer"].load_state_dict(state["optimizer"])
     for group in kept["optimizer"].param_groups:
         group.setdefault("scale", 1.0)  # not in an older version's
     if kept["scaler"] is not None:
@@ -281,35 +349,25 @@ def _restore(state: dict, run: Run, kept: dict, generator: torch.Generator, devi
     torch.set_rng_state(state["generators"]["cpu"])
     if device.type == "cuda" and "cuda" in state["generators"]:
         torch.cuda.set_rng_state(state["generators"]["cuda"], device)
-    behind = len(run.record["history"]) < len(state["history"])
-    run.record |= {"history": state["history"], "seconds": state["seconds"]}
-    if behind and rank_and_size()[0] == 0:  # the kill fell between resume.pt and the two other files
-        _save(run, kept["method"])
+    if run.restore(state):
+        run.save()
+    if run.folder is not None and rank_and_size()[0] == 0:
+        run.encoder()
 
 
-def _save(run: Run, method: Method) -> None:
-    run.save_encoder(getattr(method.encoder, "network", method.encoder))
-    run.save()
-
-
-def _check_health(row: dict, history: list[dict], method: Method, run: Run, stop_on_collapse: bool) -> None:
+def _check_health(row: dict, method: Method, run: Run, stop_on_collapse: bool) -> None:
     """Raise on NaN, and on embeddings that have fallen together, before anything is saved."""
-    kept = f"checkpoint {len(history)} is kept in {run.folder}" if run.folder and history else "none is kept"
     broken = "" if math.isfinite(row["loss"]) else f"the loss is {row['loss']}"
     if not broken and not all(p.isfinite().all() for p in method.parameters()):
         broken = "a weight is NaN or infinite"  # only the last step can leave that behind a finite loss
     if broken:
         advice = "try a lower lr, a longer warm-up, or precision fp32"
-        raise TrainingError(f"{broken} in epoch {row['epoch']} ({kept}); {advice}")
-    spread = row.get("embedding_std")
-    if spread is None or not history or not stop_on_collapse:
-        return
-    widest = max(past["embedding_std"] for past in history)
-    if spread < max(COLLAPSED * widest, COLLAPSED_ALWAYS):
-        raise TrainingError(
-            f"the embeddings collapse in epoch {row['epoch']}: their spread is {spread:.4f} of an even one, "
-            f"after up to {widest:.4f} ({kept}); see lesson 06, or pass stop_on_collapse=False to watch it"
-        )
+        raise TrainingError(f"{broken} in epoch {row['epoch']} ({_kept(run)}); {advice}")
+    spread = row.get("embedding_std", 1.0)
+    if stop_on_collapse and not spread > COLLAPSED:
+        told = f"the embeddings collapse in epoch {row['epoch']}: their spread is {spread:.4f} of an even one"
+        way_out = "see lesson 06, or pass stop_on_collapse=False to watch it"
+        raise TrainingError(f"{told}, and {COLLAPSED} or less is a collapse ({_kept(run)}); {way_out}")
 
 
 def _explain(error: Exception, batch_size: int, image_size: int, device: torch.device) -> None:
@@ -321,7 +379,6 @@ def _explain(error: Exception, batch_size: int, image_size: int, device: torch.d
     memory = "the memory of this machine"
     if device.type == "cuda":
         memory = f"{torch.cuda.get_device_properties(device).total_memory / 2**30:.0f} GiB of {device}"
-    raise TrainingError(
-        f"a batch of {batch_size} at {image_size} pixels does not fit in {memory}; "
-        f"try batch_size={max(2, batch_size // 2)}, in a new folder if this one has finished epochs"
-    ) from error
+    told = f"a batch of {batch_size} at {image_size} pixels does not fit in {memory}"
+    smaller = f"batch_size={max(2, batch_size // 2)}, in a new folder if this one has finished epochs"
+    raise TrainingError(f"{told}; try {smaller}") from error

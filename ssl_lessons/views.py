@@ -1,14 +1,11 @@
 """Views: what augmentation does to a batch of images, every image with its own random draw.
 
 `views()` draws from a paper's `Policy` (policies.py) and applies it in the order of MoCo v2's official code:
-crop and resize, colour jitter, greyscale, blur, solarize (BYOL), flip, normalise. No Python call per image:
-crop, antialiased resize and flip are separable linear maps, `down @ image @ across.T` with two matrices an
-image; brightness, contrast and saturation are all `clamp(a·x + b·grey(x) + c)` with numbers of the image.
-(The papers flip last. It only moves pixels, so that the place makes no difference.)
-
-Blur is linear too, but follows the colours, which clamp: folded into the two matrices it moved 8 % of the
-blurred values by more than 1/255 (512 photographs, MoCo v2, 64 px). Colour arithmetic is torchvision's on
-floats; the originals of SimCLR and BYOL (TensorFlow, JAX) differ a little, as all PyTorch versions do.
+crop and resize, colour jitter, greyscale, blur, solarize (BYOL), flip (earlier here, which moves no value),
+normalise. No Python call per image: crop, antialiased resize and flip are `down @ image @ across.T` with two
+matrices an image; brightness, contrast and saturation are `clamp(a·x + b·grey(x) + c)`. Blur is linear too,
+but follows the colours, which clamp: folded into the matrices it moved 8 % of the blurred values by more than
+1/255 (512 photographs, 64 px). Colours are torchvision's on floats.
 
 Letters: B images (b in a piece), H x W stored, S side of a view. A name that ends in `_` works in place.
 """

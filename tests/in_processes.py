@@ -57,7 +57,7 @@ def work(folder: str, name: str, norms: list[str]) -> None:
     torch.set_num_threads(1)
     rank, size = processes.rank_and_size()
     rows, gradients = [], []
-    read, average = ImageStore.batch, training.average_gradients
+    read, average = ImageStore.batch, processes.average_gradients
 
     def batch(store, indices, device=None):
         rows.append(torch.as_tensor(indices).tolist())
@@ -68,7 +68,7 @@ def work(folder: str, name: str, norms: list[str]) -> None:
         named = module.named_parameters()
         gradients.append({n: p.grad.clone() for n, p in named if p.grad is not None})
 
-    ImageStore.batch, training.average_gradients = batch, averaged
+    ImageStore.batch, processes.average_gradients = batch, averaged
     for kind in METHODS:
         for norm in norms:
             rows.clear(), gradients.clear()
@@ -81,7 +81,7 @@ def work(folder: str, name: str, norms: list[str]) -> None:
             end = {"rows": rows, "gradients": gradients, "losses": losses(record)}
             end["state"] = method.state_dict()
             torch.save(end, Path(folder, f"{kind.__name__}-{norm}-{name}-{rank}.pt"))
-    ImageStore.batch, training.average_gradients = read, average
+    ImageStore.batch, processes.average_gradients = read, average
 
 
 def own_alone(z, dim=0):
@@ -99,7 +99,7 @@ FAULTS = {
         for name, alone in (("gathered", lambda z, dim=0: z), ("rank_and_size", lambda: (0, 1)))
     ],
     "own draws": [(base, "rank_and_size", lambda: (0, 1))],
-    "gradients not averaged": [(training, "average_gradients", lambda module: None)],
+    "gradients not averaged": [(processes, "average_gradients", lambda module: None)],
 }
 
 

@@ -256,7 +256,7 @@ def test_a_momentum_that_is_named_sets_the_recipes_lag_aside_and_a_lag_is_a_shar
     m = BYOL(networks.conv4(), image_size=SIDE, recipe="short", momentum=0.5)
     assert (m.recipe.lag, m.recipe.momentum) == (None, 0.5)
     for lag in (0.0, -0.1, 1.5):
-        with pytest.raises(ValueError, match=f"lag is {lag}; it must be a share of the run"):
+        with pytest.raises(ValueError, match=f"lag is {lag}; it must be a number above 0 and at most 1"):
             method(lag=lag)
 
 
@@ -284,7 +284,7 @@ def test_unknown_schedules_and_impossible_momenta_are_refused():
     with pytest.raises(ValueError, match="'linear'; it must be one of: cosine, constant"):
         method(momentum_schedule="linear")
     for momentum in (-0.1, 1.1):
-        with pytest.raises(ValueError, match=rf"momentum is {momentum}; it must be in \[0, 1\]"):
+        with pytest.raises(ValueError, match=rf"momentum is {momentum}; it must be a number from 0 to 1"):
             method(momentum=momentum)
 
 

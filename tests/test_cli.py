@@ -32,6 +32,7 @@ def somewhere_else(tmp_path, monkeypatch):
     """Each test in an empty folder, with a data root of its own and no profile set."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SSL_LESSONS_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("SSL_LESSONS_RUNS", str(tmp_path / "runs"))
     monkeypatch.delenv("SSL_LESSONS_PROFILE", raising=False)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # tiny tensors: threads would only wait for each other
@@ -218,7 +219,7 @@ def test_run_keeps_what_a_failing_lesson_reached(tmp_path):
 
 def test_run_survives_a_kernel_that_dies(tmp_path):
     notebook = write_notebook(tmp_path / "x.ipynb", PARAMETERS, "print('half way')", "import os; os._exit(9)")
-    state = grid.carry_out(grid.planned(notebook, {}, "x"), tmp_path / "kept")
+    state = grid.carry_out(grid.planned(notebook, {}, {}, "x"), tmp_path / "kept")
     assert "died" in state["error"] and state["attempts"] == 2, (
         "it may have lost its port to another: once more"
     )

@@ -133,7 +133,7 @@ def test_knn_does_not_overflow_and_works_through_blocks():
     assert (evaluate.knn(train_x, train_y, test_x, k=5, t=1e-4) == test_y).float().mean() > 0.95
 
 
-@pytest.mark.parametrize(("k", "t", "message"), [(0, 1, "k 0"), (51, 1, "k 51.* 50 training"), (5, 0, "t 0")])
+@pytest.mark.parametrize(("k", "t", "message"), [(0, 1, "k 0"), (-1, 1, "k -1"), (5, 0, "t 0")])
 def test_knn_refuses_numbers_without_a_meaning(k, t, message):
     train_x, train_y = clusters(50)
     with pytest.raises(ValueError, match=message):
@@ -310,7 +310,7 @@ def test_features_are_kept_by_the_fingerprint_of_weights_images_and_size(tmp_pat
     assert torch.equal(first, evaluate.features(f, images, 16, "cpu"))
     (kept,) = tmp_path.glob("*.pt")
     marked = first + 1
-    torch.save(marked, kept)
+    records.write_state(kept, {"features": marked})
     assert torch.equal(cached(), marked)  # read, not computed again
     others = [cached(encoder=encoder(1)), cached(images=store(30, seed=1)), cached(size=20)]
     others.append(cached(encoder=networks.tap(f.network, "blocks.1", 16)))  # the same weights, another layer

@@ -191,25 +191,19 @@ def test_a_damaged_record_is_a_failed_run(tmp_path):
 def test_each_slot_has_its_gpu_or_its_share_of_the_cores(monkeypatch):
     import torch
 
-    def environments(jobs) -> tuple[int, list[dict]]:
-        def look() -> dict:
-            time.sleep(0.2)  # so that each thread takes one
-            return grid._SLOT.env
-
-        with grid._here(jobs) as (pool, chosen):
-            return chosen, sorted((f.result() for f in [pool.submit(look) for _ in range(chosen)]), key=str)
-
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert environments(None) == (2, [{"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "1"}])
+    assert grid.slots(None, 9) == [{"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "1"}]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,GPU-7")
-    assert environments(3) == (3, [{"CUDA_VISIBLE_DEVICES": each} for each in ("5", "5", "GPU-7")])
+    assert grid.slots(3, 9) == [{"CUDA_VISIBLE_DEVICES": each} for each in ("5", "GPU-7", "5")]
+    assert grid.slots(3, 1) == [{"CUDA_VISIBLE_DEVICES": "5"}], "no more than there are runs"
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    assert environments(None) == (1, [{}])
-    assert environments(2) == (2, [{}, {}]), "OMP_NUM_THREADS is the user's"
+    assert grid.slots(None, 9) == [{}]
+    assert grid.slots(2, 9) == [{}, {}], "OMP_NUM_THREADS is the user's"
     monkeypatch.delenv("OMP_NUM_THREADS")
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(7), raising=False)
-    assert environments(3) == (3, [{"OMP_NUM_THREADS": "2"}] * 3)
+    assert grid.slots(3, 9) == [{"OMP_NUM_THREADS": "2"}] * 3
+    assert grid.slots(10**9, 9) == [{"OMP_NUM_THREADS": "1"}] * 9
 
 
 # ---- By Dask -----------------------------------------------------------------------------------------------

@@ -165,7 +165,7 @@ def test_any_dataset_becomes_a_store():
 
 
 def test_items_that_are_no_images_are_named():
-    pixels = [(picture(0), 0), ("no such file.jpg", 1), (picture(2), "dog")]
+    pixels = [(picture(0), 0), ("no such file.jpg", 1), (torch.full((3, 8, 8), 2.0), 0)]
     with pytest.warns(UserWarning, match=r"2 of 3 images of dataset list .*image 1 .*image 2 \(ValueError"):
         assert len(images.from_dataset(pixels, 16, progress=False)) == 1
     for nothing in ([], [{"img": picture()}], pixels[1:]):
@@ -261,9 +261,11 @@ def test_hidden_files_depth_and_images_without_classes(tmp_path):
     (tmp_path / "zoo" / "__MACOSX").mkdir()
     (tmp_path / "zoo" / "deep" / "._0.jpg").write_text("left by another system")
     assert read(tmp_path / "zoo").classes == ("deep",) and len(read(tmp_path / "zoo")) == 3
-    picture().save(tmp_path / "zoo" / "here.png")
-    store = read(tmp_path / "zoo")
-    assert store.labels is None and store.classes == () and len(store) == 4
+    for name in ("a.png", "b.png", "c.png", "d.png"):
+        picture().save(tmp_path / "zoo" / name)
+    with pytest.warns(UserWarning, match="no labels: 4 lie directly in it, 3 in folders"):
+        store = read(tmp_path / "zoo")
+    assert store.labels is None and store.classes == () and len(store) == 7
 
 
 def test_a_changed_folder_is_decoded_again_and_a_limit_is_spread(tmp_path):
@@ -312,7 +314,7 @@ def test_wrong_names_and_numbers_are_answered_with_the_right_ones(ask, answer):
 def test_data_root(tmp_path, monkeypatch, root):
     assert images.data_root() == root
     monkeypatch.setenv("SSL_LESSONS_DATA", __file__)
-    with pytest.raises(DataError, match="which is a file"):
+    with pytest.raises(DataError, match="which is no folder"):
         images.data_root()
     monkeypatch.delenv("SSL_LESSONS_DATA")
     for name in ("notebooks/grids", "ssl_lessons"):

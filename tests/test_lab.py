@@ -123,7 +123,7 @@ def test_parameters_replace_settings_and_empty_ones_do_not(capsys):
         ({"epochs": 0}, "parameter epochs is 0; it must be a whole number above 0"),
         ({"lr": "warm"}, "parameter lr is 'warm'; it must be a number"),
         ({"symmetric": 1}, "parameter symmetric is 1; it must be True or False"),
-        ({"seed": "one"}, "parameter seed is 'one'; it must be a whole number$"),
+        ({"seed": "one"}, "parameter seed is 'one'; it must be a whole number of 64 bits$"),
     ],
 )
 def test_a_wrong_parameter_is_named_with_what_is_right(wrong, message):
@@ -425,6 +425,12 @@ def test_a_run_is_opened_again_and_a_judgement_is_written_and_printed(capsys):
     assert "no difference" in lab.gap(parts[0]["knn"], parts[0]["knn"], "a", "b")
     kept = Run.open(run.folder).record["metrics"]
     assert kept["knn"]["value"] == 0.5 and kept["linear_10_supervised"]["value"] == 0.75
+
+
+def test_the_last_line_says_what_was_learnt_beside_the_yardsticks():
+    metrics = {"knn": {"value": 0.529}, "knn_random": {"value": 0.346}, "knn_colours": {"value": 0.45}}
+    assert lab.beside(metrics) == "kNN 52.9 % beside random encoder 34.6, counted colours 45.0"
+    assert lab.beside({}) == "kNN: not judged"
 
 
 def case(seed):

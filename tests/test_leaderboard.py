@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 import warnings
@@ -25,6 +26,7 @@ from ssl_lessons import cli, figures
 from ssl_lessons.batch import leaderboard
 
 ROOT = Path(__file__).resolve().parent.parent
+README = runpy.run_path(str(ROOT / "notebooks" / "readme.py"))
 START, END = "<!-- results -->", "<!-- /results -->"
 PROBE = "linear probe (L-BFGS, L2 {l2} chosen on train), 10% of the labels, seed {seed}, backbone, 32 px"
 
@@ -436,20 +438,17 @@ def test_readme_has_the_leaderboard_first_and_the_lessons_runs_after_it(tmp_path
     for name in ("knn_random", "linear_10_random"):
         own["metrics"][name] = {"value": 0.2, "protocol": "x"}
     (tmp_path / "03-toys-class.json").write_text(json.dumps({**own, "epochs": 3}))
-    lessons = leaderboard.readme(tmp_path)
-    assert (
-        lessons == leaderboard.lessons_table(tmp_path)
-        and "| 03-toys-class | MoCo v2 | toys, 32 px |" in lessons
-    )
+    lessons = README["own_runs"](tmp_path)
+    assert "| 03-toys-class | MoCo v2 | toys, 32 px |" in lessons
     (tmp_path / "leaderboard").mkdir()
     for seed in (0, 1):
         (tmp_path / "leaderboard" / f"simclr-toys-{seed}.json").write_text(json.dumps(record(seed=seed)))
-    whole = leaderboard.readme(tmp_path)
+    whole = README["methods_tables"](tmp_path)
     assert whole.startswith("### toys train: 1000 images") and whole.endswith(lessons)
     assert "| 1 | SimCLR | 3 | 2 | 50.0 ± 0.0 |" in whole and "built by hand" not in whole
     (tmp_path / "leaderboard" / "byol-toys-0.json").write_text("{")
     with pytest.raises(Exception, match="byol-toys-0.json is damaged"):
-        leaderboard.readme(tmp_path)
+        README["methods_tables"](tmp_path)
 
 
 def test_the_time_to_half_is_counted_to_the_first_epoch_that_reaches_it(tmp_path):
@@ -461,12 +460,12 @@ def test_the_time_to_half_is_counted_to_the_first_epoch_that_reaches_it(tmp_path
     unwatched = record("MoCo", dataset=images, epochs=3)
     for name, each in (("quick", quick), ("slow", slow), ("unwatched", unwatched)):
         (tmp_path / f"{name}.json").write_text(json.dumps(each), encoding="utf-8")
-    _, _, *lines = leaderboard.time_table(tmp_path).splitlines()
+    _, _, *lines = README["time_table"](tmp_path).splitlines()
     assert lines == [
         "| SimCLR | 3 | 2 epochs | 2 | 1.0 | 0 | CPU, 2 cores, bf16 |",  # 2 · 7 batches of 128
         "| BYOL | 3 | not; 40.0% | – | – | 0 | CPU, 2 cores, bf16 |",
     ]
-    assert leaderboard.time_table(tmp_path, "imagewoof") == ""
+    assert README["time_table"](tmp_path, "imagewoof") == ""
 
 
 # ---- The chart ---------------------------------------------------------------------------------------------

@@ -71,7 +71,7 @@ def test_unknown_stem_and_network_name_the_known_ones():
     with pytest.raises(ValueError, match="'resnet19' is not known; choose one of: conv4, resnet10_half"):
         networks.build("resnet19", 64)
     with pytest.raises(
-        ValueError, match="'imagenet' is not known to a slim ResNet; choose one of: pool, str"
+        ValueError, match="stem of a slim ResNet 'imagenet' is not known; choose one of: pool, str"
     ):
         networks.resnet10_half(32, "imagenet")
 

@@ -28,7 +28,7 @@ def quiet(monkeypatch):
         ({"grid": None}, "grid: None must be names with values"),
         ({"grid": {"method": []}}, "method [] must be a list of values"),
         ({"grid": {"seed": 3}}, "seed 3 must be a list of values, or a range such as 0-2"),
-        ({"grid": {"seed": "2-0"}}, "seed [] must be a list of values"),
+        ({"grid": {"seed": "2-0"}}, "seed '2-0' must be a list of values"),
         (
             {"grid": {"sede": [0]}},
             "parameter of toy.ipynb in grid 'sede' is not known; choose one of: profile",
@@ -50,7 +50,7 @@ def quiet(monkeypatch):
         ({"parameters": {"lr": "small"}}, "lr is 'small'; it must be a number"),
         ({"parameters": {"focal": 1}}, "focal is 1; it must be True or False"),
         ({"grid": {"method": ["simclr"], "seed": [0, 0]}}, "are the same"),
-        ({"exclude": {"method": "moco"}}, "exclude: 'method' must be names with values"),
+        ({"exclude": {"method": "moco"}}, "exclude: {'method': 'moco'} must be a list of names with values"),
         ({"exclude": [{"methd": "moco"}]}, "parameter of toy.ipynb in exclude 'methd' is not known"),
         (
             {"exclude": [{"method": ["moco", "simsiam"]}]},
@@ -94,7 +94,7 @@ def test_other_things_asked_for_in_vain(tmp_path, capsys, monkeypatch):
 
     assert "methods_on_shapes.yaml" in refused(tmp_path / "nosuch.yaml")
     file = write(tmp_path)
-    assert "at least 1" in refused(file, "--jobs", "0")
+    assert "jobs is '0'; it must be a whole number above 0" in refused(file, "--jobs", "0")
     assert "number of its workers" in refused(file, "--jobs", "2", "--scheduler", "tcp://127.0.0.1:1")
     assert "an address like tcp://host:8786" in refused(file, "--scheduler", "somewhere")
     monkeypatch.setitem(sys.modules, "distributed", None)  # as if it were not installed

@@ -31,7 +31,7 @@ ORDER = ["parameters", "shapes", "images", "policies", "views", "networks", "pro
 ORDER += ["methods.base", "methods.recipes", "methods.*", "devices", "optim", "records"]
 ORDER += ["training", "evaluate"]
 ORDER += ["diagnose", "figures.palette", "figures.plots"]
-ORDER += ["figures.pictures", "lab.checks", "lab.experiments", "lab.lesson"]
+ORDER += ["figures.pictures", "lab.checks", "lab.evidence", "lab.experiments", "lab.lesson"]
 ORDER += ["batch.leaderboard", "batch.grid", "cli"]
 ORDER += ["__main__"]
 
@@ -250,11 +250,12 @@ def test_every_lesson_has_a_colab_link_in_the_readme():
 
 def test_readme_shows_what_the_lessons_and_the_records_say():
     script = runpy.run_path(str(ROOT / "notebooks" / "readme.py"))
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    for name, section in script["SECTIONS"].items():
-        shown = text.split(f"<!-- {name} -->")[1].split(f"<!-- /{name} -->")[0].strip()
-        assert shown == section(), "run `python notebooks/readme.py`"
-        assert len(shown.splitlines()) > 10, name
+    for page, sections in script["SECTIONS"].items():
+        text = (ROOT / page).read_text(encoding="utf-8")
+        for name, section in sections.items():
+            shown = text.split(f"<!-- {name} -->")[1].split(f"<!-- /{name} -->")[0].strip()
+            assert shown == section(), "run `python notebooks/readme.py`"
+            assert len(shown.splitlines()) > 10, name
 
 
 def test_local_links_lead_somewhere():

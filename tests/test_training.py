@@ -173,10 +173,10 @@ def test_unknown_devices_and_precisions_are_answered_with_the_known(monkeypatch)
     with pytest.raises(TrainingError, match="'fp16' needs a GPU; choose fp32 or bf16 on a CPU"):
         pick_precision("fp16", cpu)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    with pytest.raises(TrainingError, match="'cuda' is a GPU, and PyTorch sees none; choose auto or cpu"):
+    with pytest.raises(TrainingError, match="PyTorch sees no cuda for device 'cuda'; choose auto or cpu"):
         pick_device("cuda")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(TrainingError, match="'cuda:3' is a GPU, and PyTorch sees 1"):
+    with pytest.raises(TrainingError, match="PyTorch sees 1 cuda for device 'cuda:3'"):
         pick_device("cuda:3")
     assert pick_device("cuda:0") == torch.device("cuda:0")
     with pytest.raises(
@@ -362,7 +362,7 @@ def test_a_notebook_gets_bars_and_curves(monkeypatch):
     for every in (1, 2):  # with a first epoch judged, and without
         settings = {
             **CPU,
-            "progress": "auto",
+            "progress": "bars",
             "monitor": lambda encoder: {"knn": 0.25},
             "monitor_every": every,
         }

@@ -23,16 +23,16 @@ import contextlib
 import hashlib
 import itertools
 import json
+import math
 import os
 import platform
-import queue
 import re
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,11 +41,13 @@ import yaml
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from ssl_lessons.parameters import Unknown, check, known, of_notebook
+from ssl_lessons.batch.leaderboard import for_csv
+from ssl_lessons.parameters import Parameter, Unknown, check, known, of_notebook, printable
 from ssl_lessons.records import TITLES, RecordError, Run, atomically
 
 PACKAGE = Path(__file__).resolve().parent.parent
 KEYS = ("notebook", "profile", "parameters", "grid", "exclude", "override")
+MOST_RUNS = 10_000  # of one grid
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ def find_lesson(name: str) -> Path:
         return Path(name).resolve()
     lessons = {path.stem: path for path in sorted(notebooks().glob("[0-9][0-9]_*.ipynb"))}
     for stem, path in lessons.items():
-        if name in (stem, path.name) or (name.isdigit() and int(name) == int(stem[:2])):
+        if name in (stem, path.name) or (name.isdecimal() and int(name) == int(stem[:2])):
             return path.resolve()
     return lessons[known("lesson", name, lessons)]
 
@@ -88,97 +90,120 @@ def dataset(name: str, here: Path) -> str:
     """A name of the catalogue as it is, a folder of images (its path from `here`) as an absolute path."""
     from ssl_lessons import images
 
-    folder = here / Path(name).expanduser()
-    if name not in images.CATALOGUE and folder.is_dir():
-        return str(folder.resolve())
+    path = here / os.path.expanduser(name)
+    if name not in images.CATALOGUE and path.is_dir():
+        return str(path.resolve())
     return known("dataset", name, [*images.CATALOGUE, "the path of a folder"])
 
 
-def checked(notebook: Path, parameters: dict, here: Path) -> dict:
-    """Parameters as a notebook's annotations say, its profile, dataset, method, … among the known ones.
-
-    Args:
-        here: where the path of a folder of images starts.
-    Raises:
-        Unknown: a name or a value that does not exist; the message lists what does.
-    """
+def meant(parameters: dict, here: Path) -> dict:
+    """Checked parameters, with a profile in place of "auto" and the whole path (from `here`) of a folder of
+    images. `Unknown` for a name that does not exist, and for a rate or temperature that a method lacks."""
     from ssl_lessons import lab, networks
 
-    values = check(parameters, of_notebook(notebook), f"parameter of {notebook.name}")
+    values = {name: value for name, value in parameters.items() if value not in (None, "")}
+    method, changed = lab.METHODS.get(values.get("method")), {}
     if "profile" in values:  # which one "auto" means is part of what is run
-        values["profile"] = lab.pick_profile(values["profile"])
-    if values.get("dataset"):  # empty, like those below: the profile's own
-        values["dataset"] = dataset(values["dataset"], here)
-    methods = [values["method"]] if values.get("method") in lab.METHODS else lab.METHODS
-    recipes = []
-    for method in methods:
-        recipes += sys.modules[lab.METHODS[method].__module__].RECIPES
-    there = {"method": TITLES, "recipe": dict.fromkeys(recipes)}
-    for name in there.keys() & values.keys():
-        if values[name]:
-            known(name, values[name], there[name])
-    if values.get("network"):
+        changed["profile"] = lab.pick_profile(values["profile"])
+    if "dataset" in values:
+        changed["dataset"] = dataset(values["dataset"], here)
+    if "network" in values:
         networks.check_name(values["network"], rulers=False)
+    if "method" in values:
+        known("method", values["method"], TITLES)
+    if "recipe" in values:
+        methods = [method] if method else lab.METHODS.values()
+        known("recipe", values["recipe"], dict.fromkeys(name for one in methods for name in one.recipes))
     for name in {"lr", "temperature"} & values.keys():
-        if values[name] is not None and "method" in values:
-            kind = lab.METHODS.get(values["method"])
-            if kind is None or not hasattr(next(iter(kind.recipes.values())), name):
-                raise Unknown(f"method {values['method']!r} has no {name}; leave one of the two out")
-    return values
+        if "method" in values and not (method and hasattr(next(iter(method.recipes.values())), name)):
+            raise Unknown(f"method {values['method']!r} has no {name}; leave one of the two out")
+    return parameters | changed
 
 
-def planned(notebook: Path, parameters: dict, name: str) -> Planned:
-    """A run of a notebook with parameters that are `checked`."""
-    values = {key: one.default for key, one in of_notebook(notebook).items()} | parameters
+def planned(notebook: Path, declared: dict[str, Parameter], parameters: dict, name: str) -> Planned:
+    """A run of a notebook: what it declares, and the checked parameters that it is given."""
+    values = {key: one.default for key, one in declared.items()} | parameters
     values.pop("run_dir", None)
     text = json.dumps([notebook.name, values], sort_keys=True, default=str)
     fingerprint = hashlib.sha256(text.encode()).hexdigest()[:16]
-    return Planned(re.sub(r"[^\w.+=-]+", "_", name)[:100], notebook, parameters, fingerprint)
+    name = re.sub(r"[^\w.+=-]+", "_", name)[:100].encode()[:200].decode(errors="ignore")  # a folder's name
+    return Planned(name, notebook, parameters, fingerprint)
 
 
 # ---- The plan ----------------------------------------------------------------------------------------------
 
 
-def read(file: str | Path) -> list[Planned]:
-    """The runs of a grid's YAML file, in the order of its values, every name and value in it checked.
+class _Loader(yaml.SafeLoader):
+    """YAML in which nothing stands twice: aliases may grow without end, and of two equal keys one is lost."""
 
-    Raises:
-        Unknown: a key, notebook, parameter or value that does not exist, a rule that matches no run, two runs
-            alike; the message names it, and what there is.
-    """
+    def compose_node(self, parent, index):
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError(f"*{self.peek_event().anchor} is an alias; write the values out")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node, deep=False):
+        keys = [key.value for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.YAMLError(f"the key {key!r} stands there twice")
+        return super().construct_mapping(node, deep)
+
+
+def read(file: str | Path) -> list[Planned]:
+    """The runs of a grid's YAML file, in the order of its values. `Unknown` names what does not exist or fit,
+    and what there is; so it does for a rule that matches no run, two runs alike, more than `MOST_RUNS`."""
     file = Path(file)
     asked, here = _load(file), file.resolve().parent
-    notebook = _notebook(str(asked.get("notebook")), here)
+    notebook = here / str(asked.get("notebook"))
+    if notebook.suffix == ".ipynb":
+        known("notebook", notebook.name, sorted(other.name for other in notebook.parent.glob("*.ipynb")))
+    else:
+        notebook = find_lesson(str(asked.get("notebook")))
     declared = of_notebook(notebook)
     if "run_dir" not in declared:
         raise Unknown(f"{notebook.name} has no parameter run_dir: its records would lie in one place")
-    del declared["run_dir"]
-    profile = {"profile": asked["profile"]} if "profile" in asked else {}
-    fixed = _named(asked.get("parameters") or {}, "parameters", notebook, declared)
-    axes = _named(asked.get("grid"), "grid", notebook, declared)
+    settable = {name: one for name, one in declared.items() if name != "run_dir"}
+
+    def fitted(names, where: str, lists: bool = False) -> dict:
+        """{name: value} as annotated; with `lists` {name: values}, and a rule's one value is a list of it."""
+        if not isinstance(names, dict) or (lists and not names):
+            raise Unknown(f"{where}: {names!r:.200} must be names with values")
+        what = f"parameter of {notebook.name} in {where}"
+        if not lists:
+            return check(names, settable, what)
+        found = {}
+        for name, values in names.items():
+            several = _listed(name, values) if where == "grid" or isinstance(values, list) else [values]
+            found[name] = [check({name: value}, settable, what)[name] for value in several]
+        return found
+
+    profile = fitted({"profile": asked["profile"]} if "profile" in asked else {}, "profile")
+    fixed = fitted(asked.get("parameters") or {}, "parameters")
+    axes = fitted(asked.get("grid"), "grid", lists=True)
     for name in (fixed.keys() & axes.keys()) | (profile.keys() & {*fixed, *axes}):
         raise Unknown(f"parameter {name!r} is set in two places of {file}")
-    common = {"profile": "auto"} if "profile" in declared else {}
-    common |= profile | fixed
-    values = [_values(name, value) for name, value in axes.items()]
-    runs = [{**common, **dict(zip(axes, each, strict=True))} for each in itertools.product(*values)]
+    count = math.prod(len(values) for values in axes.values())
+    if count > MOST_RUNS:
+        raise Unknown(f"{file} asks for {count:,} runs; a grid has at most {MOST_RUNS:,}: split it")
+    common = ({"profile": "auto"} if "profile" in declared else {}) | profile | fixed
+    runs = [common | dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
 
-    excluded = []
+    excluded = set()
     for rule in asked.get("exclude") or []:
-        excluded += _matching(_named(rule, "exclude", notebook, declared), runs, declared)
-    runs = [run for run in runs if run not in excluded]
+        excluded.update(map(id, _matching(fitted(rule, "exclude", lists=True), runs, declared)))
+    runs = [run for run in runs if id(run) not in excluded]
     if not runs:
         raise Unknown(f"{file}: every run is excluded")
     for rule in asked.get("override") or []:
         if not isinstance(rule, dict) or set(rule) != {"when", "set"}:
-            raise Unknown(f"override {rule!r} must be {{when: {{name: value}}, set: {{name: value}}}}")
-        for run in _matching(_named(rule["when"], "override", notebook, declared), runs, declared):
-            run.update(_named(rule["set"], "override", notebook, declared))
+            raise Unknown(f"override {rule!r:.200} must be {{when: {{name: value}}, set: {{name: value}}}}")
+        for run in _matching(fitted(rule["when"], "override", lists=True), runs, declared):
+            run.update(fitted(rule["set"], "override"))
 
     plan: dict[str, Planned] = {}
     for run in runs:
-        run = checked(notebook, run, here)
-        one = planned(notebook, run, "-".join(Path(str(run[name])).name for name in axes))
+        run = meant(run, here)
+        one = planned(notebook, declared, run, "-".join(Path(str(run[name])).name for name in axes))
         if one.fingerprint in plan:
             raise Unknown(f"two runs of {file} are the same: {plan[one.fingerprint].parameters} and {run}")
         plan[one.fingerprint] = one
@@ -187,58 +212,53 @@ def read(file: str | Path) -> list[Planned]:
 
 def _load(file: Path) -> dict:
     try:
-        asked = yaml.safe_load(file.read_text(encoding="utf-8"))
+        text = file.read_text(encoding="utf-8")
+        levels = itertools.accumulate((c in "[{") - (c in "]}") for c in text)
+        if len(text) > 100_000 or max(levels, default=0) > 50:  # PyYAML takes seconds for either
+            raise Unknown(f"{file} is longer than 100,000 characters or has brackets over 50 levels deep")
+        asked = yaml.load(text, _Loader)
+    except Unknown:
+        raise
     except (FileNotFoundError, IsADirectoryError):
         there = ", ".join(map(str, sorted((notebooks() / "grids").glob("*.yaml"))))
         raise Unknown(f"there is no file {file}; a grid is, for example: {there}") from None
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
+    except RecursionError:
+        raise Unknown(f"{file} cannot be read as YAML: it is too many levels deep") from None
+    except (ValueError, yaml.YAMLError) as error:  # no UTF-8, the 31st of February
         raise Unknown(f"{file} cannot be read as YAML: {error}") from None
     if not isinstance(asked, dict):
         raise Unknown(f"{file} must be a mapping with the keys {', '.join(KEYS)}")
     for key in asked:
         known(f"key of {file.name}", key, KEYS)
+        if key in ("exclude", "override") and not isinstance(asked[key] or [], list):
+            raise Unknown(f"{key}: {asked[key]!r:.200} must be a list of names with values")
     return asked
 
 
-def _notebook(name: str, here: Path) -> Path:
-    path = here / name
-    if path.suffix != ".ipynb":
-        return find_lesson(name)
-    known("notebook", path.name, sorted(other.name for other in path.parent.glob("*.ipynb")))
-    return path.resolve()
-
-
-def _named(value, where: str, notebook: Path, declared: dict) -> dict:
-    if not isinstance(value, dict) or (where == "grid" and not value):
-        raise Unknown(f"{where}: {value!r} must be names with values")
-    for name in value:
-        known(f"parameter of {notebook.name} in {where}", name, declared)
-    return value
-
-
-def _values(name: str, value) -> list:
+def _listed(name: str, values) -> list | range:
     """The values of an axis: a list, or a range of whole numbers as "0-2"."""
-    if isinstance(value, str) and (ends := re.fullmatch(r"(\d+)-(\d+)", value)):
-        value = list(range(int(ends[1]), int(ends[2]) + 1))
-    if not isinstance(value, list) or not value:
-        raise Unknown(f"grid: {name} {value!r} must be a list of values, or a range such as 0-2")
-    return value
+    ends = re.fullmatch(r"(\d{1,9})-(\d{1,9})", values) if isinstance(values, str) else None
+    numbers = range(int(ends[1]), int(ends[2]) + 1) if ends else values
+    if not isinstance(numbers, list | range) or not numbers:
+        raise Unknown(f"grid: {name} {values!r:.200} must be a list of values, or a range such as 0-2")
+    if len(numbers) > MOST_RUNS:
+        raise Unknown(f"grid: {name} has {len(numbers):,} values; a grid has at most {MOST_RUNS:,} runs")
+    return numbers
 
 
-def _matching(rule: dict, runs: list[dict], declared: dict) -> list[dict]:
+def _matching(rule: dict[str, list], runs: list[dict], declared: dict) -> list[dict]:
     """The runs that a rule is for: each of its values must be some run's, and one run must fit all."""
-    found = runs
+    matching = runs
     for name, wanted in rule.items():
-        wanted = wanted if isinstance(wanted, list) else [wanted]
         there = [run.get(name, declared[name].default) for run in runs]
         for value in wanted:
             if value not in there:
                 listed = ", ".join(dict.fromkeys(map(repr, there)))
-                raise Unknown(f"{rule!r}: {name} {value!r} is no run's; there are: {listed}")
-        found = [run for run in found if run.get(name, declared[name].default) in wanted]
-    if not found:
-        raise Unknown(f"{rule!r} matches no run: none has all of these")
-    return found
+                raise Unknown(f"{rule!r:.200}: {name} {value!r} is no run's; there are: {listed:.1000}")
+        matching = [run for run in matching if run.get(name, declared[name].default) in wanted]
+    if not matching:
+        raise Unknown(f"{rule!r:.200} matches no run: none has all of these")
+    return matching
 
 
 # ---- One run -----------------------------------------------------------------------------------------------
@@ -250,48 +270,45 @@ def carry_out(
     env: dict[str, str] | None = None,
     alive: Path | None = None,
     say: Callable[[str], object] | None = None,
+    minutes: float | None = None,
 ) -> dict:
     """Execute one run's notebook in a papermill process, and keep it, with an HTML copy, whatever happens.
 
     The working directory is the notebook's own, as in Jupyter; a parameter `run_dir` is set to `folder`. A
     process or kernel that dies is started once more; a cell that fails would fail again, and is not repeated.
 
-    Args:
-        env: replaces variables of the environment. alive: a file; once it is gone, the run is stopped.
-        say: is given what the notebook prints.
-    Returns:
-        job.json as it is then: "status" is "done" or "failed", "error" says why; a stopped run is "running".
+    `env` replaces variables of the environment; `say` is given what the notebook prints. Once the file
+    `alive` is gone, the run is stopped; after `minutes` it is ended as failed. Returns job.json: "status" is
+    "done" or "failed", "error" says why; a stopped run is "running".
     """
     from nbconvert import HTMLExporter
 
     folder.mkdir(parents=True, exist_ok=True)
-    executed = folder / one.notebook.name
-    state = {
-        **vars(one),
-        "notebook": str(one.notebook),
-        "attempts": 0,
-        **read_state(folder),
-        "status": "running",
-    }
+    before, executed = read_state(folder), folder / one.notebook.name
+    state = {**vars(one), "notebook": str(one.notebook), "attempts": before.get("attempts", 0)}
     try:  # on a cluster an earlier grid's run may be about to stop
         lock = FileLock(folder / "job.lock").acquire(timeout=10)
     except Timeout:
         error = f"another process works in {folder}: wait for it, or end it"
         return {**state, "status": "failed", "error": error}
     with lock:
-        _end_stray(state, folder)
-        for last_try in (False, True):
+        if before.get("host") == platform.node():
+            _end(before.get("pid"), folder)
+        for _ in range(2):
             begun = time.monotonic()
-            state |= {"attempts": state["attempts"] + 1, "host": platform.node()}
-            code = _papermill(one, folder, state, env or {}, alive, say)
+            state |= {"status": "running", "attempts": state["attempts"] + 1, "host": platform.node()}
+            code = _papermill(one, folder, state, env or {}, alive, say, minutes)
             if code and alive and not alive.exists():
                 return state
             state |= {"status": "done", "error": None, "seconds": time.monotonic() - begun}
             if code == 0:
                 break
-            error, died = _error(executed, code, folder / "papermill.log")
+            if code is None:
+                error, died = f"ended after {minutes:g} minutes, its limit", False
+            else:
+                error, died = _error(executed, code, folder / "papermill.log")
             state |= {"status": "failed", "error": error}
-            if last_try or not died:
+            if not died:
                 break
         if executed.exists():
             page, _ = HTMLExporter().from_filename(str(executed))
@@ -299,40 +316,45 @@ def carry_out(
         return write_state(folder, state)
 
 
-def _papermill(one: Planned, folder: Path, state: dict, env: dict, alive: Path | None, say) -> int:
-    """The process of a run, from its start to its end; returns its exit code, negative for a signal."""
+def _papermill(one: Planned, folder: Path, state: dict, env: dict, alive, say, minutes) -> int | None:
+    """The process of a run, to its end: its exit code, negative for a signal, None where it took too long."""
     executed, log = folder / one.notebook.name, folder / "run.log"
     executed.unlink(missing_ok=True)  # of an earlier try
     place = {"run_dir": str(folder)} if "run_dir" in of_notebook(one.notebook) else {}
     (folder / "parameters.yaml").write_text(yaml.safe_dump({**place, **one.parameters}), encoding="utf-8")
     command = [sys.executable, "-m", "papermill", one.notebook, executed, "-f", folder / "parameters.yaml"]
     command += ["--cwd", one.notebook.parent, "--no-progress-bar", "--stdout-file", "-", "--stderr-file", "-"]
-    env = {**os.environ, "PYTHONUNBUFFERED": "1", "SSL_LESSONS_PROGRESS": "lines", **env}
+    standard = {
+        "PYTHONIOENCODING": "utf-8",  # what cells print is read from run.log, whatever the terminal
+        "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # else every kernel starts with a warning
+    }
     if one.notebook.is_relative_to(PACKAGE):  # what lessons share does not belong into the installed package
-        env.setdefault("SSL_LESSONS_RUNS", str(folder.parent))
-    env.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")  # else every kernel starts with a warning
+        standard["SSL_LESSONS_RUNS"] = str(folder.parent)
+    env = {**standard, **os.environ, "PYTHONUNBUFFERED": "1", "SSL_LESSONS_PROGRESS": "lines", **env}
+    deadline = time.monotonic() + 60 * minutes if minutes else math.inf
     with (
         open(log, "ab") as cells,
         open(folder / "papermill.log", "ab") as own,
         open(log, encoding="utf-8", errors="replace") as printed,
     ):
         printed.seek(0, os.SEEK_END)
-        streams = {"stdin": subprocess.DEVNULL, "stdout": cells, "stderr": own}
+        # in a session of its own: a ctrl-C is for this process, which then ends the run
+        streams = {"stdin": subprocess.DEVNULL, "stdout": cells, "stderr": own, "start_new_session": True}
         process = subprocess.Popen([*map(str, command)], env=env, **streams)
         try:
             write_state(folder, {**state, "pid": process.pid})
-            while process.poll() is None and (alive is None or alive.exists()):
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(0.3)
+            while alive is None or alive.exists():
+                ended = process.poll() is not None
                 if say:
                     say(printed.read())
-            if say:
-                say(printed.read())  # what came in its last moment
+                if ended:
+                    break
+                if time.monotonic() > deadline:
+                    return None
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(0.3)
         finally:  # stopped, or a ctrl-C: its kernel ends with it
-            process.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(10)
-            process.kill()
+            _end(process.pid, folder)
             process.wait()
     return process.returncode
 
@@ -346,26 +368,24 @@ def _error(executed: Path, code: int, log: Path) -> tuple[str, bool]:
     for cell in cells:
         for output in cell.get("outputs", []):
             if output["output_type"] == "error":
-                first = output["evalue"].strip().split("\n")[0]
+                first = printable(output["evalue"].strip().split("\n")[0])
                 return f"cell [{cell['execution_count']}] failed with {output['ename']}: {first}", False
     if code < 0:
         return f"the process was killed by {signal.Signals(-code).name}", True
     lines = log.read_text(encoding="utf-8", errors="replace").strip().split("\n")
-    return lines[-1], True
+    return printable(lines[-1]), True
 
 
-def _end_stray(state: dict, folder: Path) -> None:
-    """End a process that outlived its grid (kill -9): two must never write into a folder."""
+def _end(pid: int | None, folder: Path) -> None:
+    """End a run's process and its kernel where they are still there, as after the kill -9 of a grid."""
     import psutil
 
-    if state.get("host") != platform.node():
-        return
-    with contextlib.suppress(psutil.Error, KeyError):
-        process = psutil.Process(state["pid"])
+    with contextlib.suppress(psutil.Error, TypeError, ValueError):
+        process = psutil.Process(pid)
         if str(folder / "parameters.yaml") in process.cmdline():
             family = [process, *process.children(recursive=True)]
-            for each in family:
-                each.kill()
+            for member in family:
+                member.kill()
             psutil.wait_procs(family, timeout=10)
 
 
@@ -373,9 +393,11 @@ def read_state(folder: Path) -> dict:
     """What a run's folder says of it in job.json; {} where that is missing or damaged."""
     try:
         state = json.loads((folder / "job.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, UnicodeDecodeError, json.JSONDecodeError):
+        kinds = {"name": str, "status": str, "parameters": dict, "attempts": int}
+        whole = all(isinstance(state.get(key, kind()), kind) for key, kind in kinds.items())
+    except (OSError, ValueError, AttributeError, RecursionError):
         return {}
-    return state if isinstance(state, dict) else {}
+    return state if whole else {}
 
 
 def write_state(folder: Path, state: dict) -> dict:
@@ -389,26 +411,23 @@ def write_state(folder: Path, state: dict) -> dict:
 
 
 def results(out: str | Path, plan: list[Planned] | None = None) -> pd.DataFrame:
-    """A row for each run: its name, status, parameters, metrics, minutes, error and folder.
-
-    Args:
-        plan: whose runs to look at, in this order; None: all that are in the folder.
-    """
+    """A row for each run of a plan, or else of a folder: name, status, parameters, metrics, minutes, …"""
     if plan is None:
-        folders = {path.parent: read_state(path.parent) for path in sorted(Path(out).glob("*/job.json"))}
+        asked = {path.parent: {} for path in sorted(Path(out).glob("*/job.json"))}
     else:
-        folders = {}
-        for one in plan:
-            waiting = {"name": one.name, "parameters": one.parameters, "status": "waiting"}
-            folders[one.folder(out)] = {**waiting, **read_state(one.folder(out))}
+        asked = {one.folder(out): {"name": one.name, "parameters": one.parameters} for one in plan}
     rows = []
-    for folder, state in folders.items():
-        row = {"name": state["name"], "status": state["status"], **state["parameters"]}
+    for folder, waiting in asked.items():
+        state = {**waiting, **read_state(folder)}
+        if not state:
+            continue
+        row = {"name": state.get("name"), "status": state.get("status", "waiting")}
+        row |= state.get("parameters", {})
         error, seconds = state.get("error"), state.get("seconds")
-        if state["status"] == "done":
+        if row["status"] == "done":
             try:
-                metrics = Run.open(folder).record["metrics"]
-                row |= {name: metric["value"] for name, metric in metrics.items()}
+                for name, metric in Run.open(folder).record["metrics"].items():
+                    row.setdefault(name, metric["value"])
             except RecordError as problem:
                 row["status"], error = "failed", str(problem)
         rows.append({**row, "minutes": seconds and seconds / 60, "error": error, "folder": str(folder)})
@@ -417,46 +436,25 @@ def results(out: str | Path, plan: list[Planned] | None = None) -> pd.DataFrame:
 
 # ---- Where runs are carried out ----------------------------------------------------------------------------
 
-_SLOT = threading.local()  # of a thread: the environment of the runs that it waits for
 
-
-def _carry_out(one: Planned, folder: Path, alive: Path) -> dict:
-    return carry_out(one, folder, getattr(_SLOT, "env", None), alive)
-
-
-@contextlib.contextmanager
-def _here(jobs: int | None) -> Iterator[tuple[cf.Executor, int]]:
-    """On this machine: threads that wait for processes, each with a GPU, or with a share of the cores."""
-    gpus = _gpus()
-    jobs = jobs or len(gpus) or 1
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    free = gpus or jobs == 1 or "OMP_NUM_THREADS" in os.environ
-    environments = queue.SimpleQueue()
-    for slot in range(jobs):
-        gpu = {"CUDA_VISIBLE_DEVICES": gpus[slot % len(gpus)]} if gpus else {}
-        environments.put(gpu if free else {"OMP_NUM_THREADS": str(max(1, cores // jobs))})
-
-    def take() -> None:
-        _SLOT.env = environments.get()
-
-    pool = cf.ThreadPoolExecutor(jobs, initializer=take)
-    try:
-        yield pool, jobs
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _gpus() -> list[str]:
-    """The GPUs that may be used, as CUDA_VISIBLE_DEVICES names them."""
+def slots(jobs: int | None, most: int) -> list[dict[str, str]]:
+    """The environment of each of `jobs` runs side by side on this machine, but of `most` at most: a GPU, or a
+    share of the cores. None: a run for each GPU, else one."""
     import torch
 
     count, named = torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES")
-    return named.split(",")[:count] if named else [str(gpu) for gpu in range(count)]
+    gpus = named.split(",")[:count] if named else [str(gpu) for gpu in range(count)]
+    jobs = max(1, min(jobs or len(gpus), most))
+    if gpus:
+        return [{"CUDA_VISIBLE_DEVICES": gpus[slot % len(gpus)]} for slot in range(jobs)]
+    if jobs == 1 or "OMP_NUM_THREADS" in os.environ:
+        return [{}] * jobs
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return [{"OMP_NUM_THREADS": str(max(1, cores // jobs))}] * jobs
 
 
-@contextlib.contextmanager
-def _dask(address: str) -> Iterator[tuple[cf.Executor, int]]:
-    """On the workers of a Dask scheduler; one started with `--nthreads 1` carries out one run at a time."""
+def _dask(address: str):
+    """A client of a Dask scheduler; a worker started with `--nthreads 1` carries out one run at a time."""
     try:
         from distributed import Client
     except ImportError:
@@ -464,43 +462,27 @@ def _dask(address: str) -> Iterator[tuple[cf.Executor, int]]:
     if not re.fullmatch(r"(tcp|tls|ucx|ws|wss)://\S+:\d+", address):
         raise Unknown(f"scheduler {address!r} is not an address like tcp://host:8786")
     try:
-        client = Client(address, timeout=60, set_as_default=False)
+        return Client(address, timeout=60, set_as_default=False)
     except (OSError, cf.TimeoutError, asyncio.TimeoutError) as error:  # two classes before Python 3.11
         raise Unknown(f"no Dask scheduler answers at {address!r} ({type(error).__name__}: {error})") from None
-    with client:
-        pool = client.get_executor(pure=False)  # two tasks of one name would be one
-        try:
-            yield pool, max(1, sum(client.nthreads().values()))
-        finally:
-            pool.shutdown(wait=False)
-
-
-def _ended(future: cf.Future, one: Planned, folder: Path) -> dict:
-    """What came of a run, written into its job.json where its process could not."""
-    try:
-        return future.result()
-    except Exception as error:  # a worker that died again and again, a scheduler that was lost
-        folder.mkdir(parents=True, exist_ok=True)
-        asked = {**vars(one), "notebook": str(one.notebook)}
-        told = {"status": "failed", "error": f"{type(error).__name__}: {error}"}
-        return write_state(folder, {**asked, **read_state(folder), **told})
 
 
 def run(
-    plan: list[Planned], out: str | Path, jobs: int | None = None, scheduler: str | None = None
+    plan: list[Planned],
+    out: str | Path,
+    jobs: int | None = None,
+    scheduler: str | None = None,
+    minutes: float | None = None,
 ) -> pd.DataFrame:
     """Carry out what is not finished of a plan, and print how it goes; `results`, kept as grid.csv too.
 
-    Args:
-        plan: from `read`. out: the folder of the runs' folders, made if missing; one grid at a time.
-        jobs: how many side by side; None: one for each GPU, else one.
-        scheduler: address of a Dask scheduler, whose workers then carry out the runs.
-    Raises:
-        Unknown: no Dask, or no scheduler at that address. BlockingIOError: another grid writes into `out`.
+    `jobs` side by side (None: one for each GPU, else one), or on the workers of a Dask `scheduler`; a run of
+    more than `minutes` is ended as failed. `Unknown`: no Dask, or no scheduler at that address;
+    BlockingIOError: another grid writes into `out`.
     """
     out = Path(out).resolve()
     with contextlib.ExitStack() as stack:
-        pool, jobs = stack.enter_context(_dask(scheduler) if scheduler else _here(jobs))
+        client = stack.enter_context(_dask(scheduler)) if scheduler else None
         out.mkdir(parents=True, exist_ok=True)
         try:  # held by this process: kill -9 lets go of it too
             stack.enter_context(FileLock(out / "grid.lock", timeout=0))
@@ -508,23 +490,49 @@ def run(
             raise BlockingIOError(
                 f"another grid writes into {out} and holds its grid.lock: wait for it, or name another folder"
             ) from None
-        alive = out / f"{os.getpid()}-{time.time_ns()}.alive"
         for stale in out.glob("*.alive"):  # of a grid that was killed
             stale.unlink()
+        alive = out / f"{os.getpid()}-{time.time_ns()}.alive"
         alive.touch()
         before = results(out, plan)
         waiting = [one for one, status in zip(plan, before["status"], strict=True) if status != "done"]
-        print(f"{len(plan) - len(waiting)} of {len(plan)} done; {jobs} side by side", flush=True)
-        futures = {pool.submit(_carry_out, one, one.folder(out), alive): one for one in waiting}
+        if client:
+            side_by_side, carry = max(1, sum(client.nthreads().values())), carry_out
+            pool = client.get_executor(pure=False)  # two tasks of one name would be one
+            stack.callback(pool.shutdown, wait=False)
+        else:
+            environments, own = slots(jobs, len(waiting)), threading.local()
+            side_by_side = len(environments)
+
+            def begin() -> None:  # of each thread
+                own.environment = environments.pop()
+
+            def carry(one: Planned, folder: Path, **options) -> dict:
+                return carry_out(one, folder, own.environment, **options)
+
+            pool = stack.enter_context(cf.ThreadPoolExecutor(side_by_side, initializer=begin))
+
+        print(f"{len(plan) - len(waiting)} of {len(plan)} done; {side_by_side} side by side", flush=True)
+        options = {"alive": alive, "minutes": minutes}
+        futures = {pool.submit(carry, one, one.folder(out), **options): one for one in waiting}
         try:
             bar = tqdm(cf.as_completed(futures), total=len(futures), unit="run")  # tells the time left
             for future in bar:
                 one = futures[future]
-                state = _ended(future, one, one.folder(out))
-                said = f": {state['error']}" if state["status"] == "failed" else ""
-                bar.write(f"{state['name']} {state['status']}{said}")
+                try:
+                    state = future.result()
+                except Exception as error:  # a worker that died too often, a scheduler lost, a full disk
+                    folder = one.folder(out)
+                    folder.mkdir(parents=True, exist_ok=True)
+                    state = {**vars(one), "notebook": str(one.notebook), **read_state(folder)}
+                    state |= {"status": "failed", "error": printable(f"{type(error).__name__}: {error}")}
+                    write_state(folder, state)
+                reason = f": {state['error']}" if state["status"] == "failed" else ""
+                bar.write(f"{state['name']} {state['status']}{reason}")
         finally:  # after a ctrl-C they are in the middle
             alive.unlink(missing_ok=True)
+            for future in futures:
+                future.cancel()
     rows = results(out, plan)
-    atomically(out / "grid.csv", lambda path: rows.to_csv(path, index=False))
+    atomically(out / "grid.csv", lambda path: for_csv(rows).to_csv(path, index=False))
     return rows

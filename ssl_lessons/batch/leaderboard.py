@@ -8,12 +8,15 @@ import html
 import json
 import math
 import re
+import statistics
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
+from ssl_lessons.parameters import printable
 from ssl_lessons.records import TITLES, RecordError, Run, atomically, results_folder
 
 FACTS = ["images", "stored", "number", "fingerprint", "views", "ssl-lessons", "torch", "torchvision"]
@@ -23,12 +26,6 @@ LABELS |= {"finetune_100": "fine-tuned", "finetune_10": "fine-tuned 10 %", "fine
 # What fields of a recipe that older records lack stood for: seeds of before and after are of one row
 NEUTRAL = {"recipe predictor_lr": "1.0"}
 WHY = "numbers from other images, other versions or by another protocol are not averaged or ranked together"
-LEVEL = 0.5  # kNN accuracy of the time table
-CAVEAT = (
-    "- watched after each epoch, with at most 4,000 training and 4,000 test images, in the midst of a "
-    "schedule whose rate has yet to fall: a run that was meant to end there would stand higher; nothing was "
-    "chosen by it"
-)
 
 
 @dataclass
@@ -48,28 +45,24 @@ class Table:
 def read(places: Iterable[str | Path]) -> tuple[pd.DataFrame, list[str]]:
     """A row for each run record at some places, and what is wrong with those that cannot be used.
 
-    Args:
-        places: record files, or folders, which are searched for *.json records (but not for the small
-            experiments that a lesson keeps in trials/). A file found twice counts once.
-    Returns:
-        What a run was on (`FACTS`), its settings (the recipe's own as "recipe lr", text), "seed", "device",
-        "minutes", "images/s", "memory" (bytes, the most of any epoch), and each metric with its
-        "protocol of …"; and the problems, a line each.
+    A place is a record file, or a folder that is searched for *.json (but not for the experiments that a
+    lesson keeps in trials/). Columns: what a run was on (`FACTS`), its settings (the recipe's own as "recipe
+    lr", text), "seed", "device", "minutes", "images/s", "memory" (bytes, the most of any epoch), and each
+    metric with its "protocol of …". Text is `printable`.
     """
-    rows, problems, seen = [], [], set()
+    paths = {}
     for place in map(Path, places):
         for path in _records_in(place) if place.is_dir() else [place]:
-            if path.resolve() in seen:
-                continue
-            seen.add(path.resolve())
-            try:
-                if path.suffix != ".json":
-                    raise RecordError(f"{path} is no record; name a .json file, or a folder that holds some")
-                rows.append(_row_of(path.as_posix(), Run.open(path).record))
-            except RecordError as error:
-                problems.append(str(error))
-            except (AttributeError, KeyError, TypeError, ValueError) as error:
-                problems.append(f"{path} is damaged ({type(error).__name__}: {error}); run it again")
+            paths.setdefault(path.resolve(), path)
+    rows, problems = [], []
+    for path in paths.values():
+        try:
+            if path.suffix != ".json":
+                raise RecordError(f"{path} is no record; name a .json file, or a folder that holds some")
+            rows.append(_row_of(path.as_posix(), Run.open(path).record))
+        except Exception as error:  # whatever an odd record may hold, the others are shown
+            reason = f"{path} is damaged ({type(error).__name__}: {error!s:.100}); run it again"
+            problems.append(printable(str(error) if isinstance(error, RecordError) else reason))
     runs = pd.DataFrame(rows)
     same = runs[settings(runs)].astype(object)
     runs[same.columns] = same.where(same.notna(), "")
@@ -77,29 +70,32 @@ def read(places: Iterable[str | Path]) -> tuple[pd.DataFrame, list[str]]:
 
 
 def _records_in(folder: Path) -> Iterator[Path]:
+    """Its JSON files, but for whole ones that never were records: a benchmark's, a grid's own notes."""
     for path in sorted(folder.rglob("*.json")):
         inside = path.relative_to(folder).parts[:-1]
-        if "trials" in inside or any(part.startswith(".") for part in inside):
+        if "trials" in inside or any(part.startswith(".") for part in inside) or not path.is_file():
             continue
-        if path.name == "record.json" or not _another_kind(path):
-            yield path
-
-
-def _another_kind(path: Path) -> bool:
-    """Whether a file is whole JSON that never was a record: a benchmark's, a grid's own notes."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return not (isinstance(content, dict) and "schema" in content)
+        with suppress(OSError, ValueError, RecursionError):  # damaged: who reads it says so
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if path.name != "record.json" and not (isinstance(content, dict) and "schema" in content):
+                continue
+        yield path
 
 
 def _row_of(path: str, record: dict) -> dict:
-    data, versions, network = record["dataset"] or {}, record["versions"], record.get("network") or {}
-    recipe, history = record["recipe"] or {}, record["history"]
-    seconds = pd.Series([row["seconds"] for row in history if "seconds" in row], dtype=float)
-    memory = [row["peak_memory"] for row in history if row.get("peak_memory")]
-    row = {
+    def need(name: str, value, *kinds: type):
+        if type(value) not in kinds or (isinstance(value, float) and not math.isfinite(value)):
+            raise RecordError(f"{path} is damaged: {name} is {value!r:.80}; run it again")
+        return value
+
+    number, none, versions = (int, float), type(None), record["versions"]
+    parts = ("dataset", "network", "recipe")
+    data, network, recipe = (need(part, record.get(part), dict, none) or {} for part in parts)
+    history = [need("a row of the history", row, dict) for row in record["history"]]
+    epochs = [need("epoch", row.get("epoch"), *number) for row in history]
+    seconds = [need("seconds", row["seconds"], *number) for row in history if "seconds" in row]
+    memory = [need("peak_memory", row["peak_memory"], *number) for row in history if row.get("peak_memory")]
+    told = {
         "record": path,
         "images": f"{data.get('name')} {data.get('split')}",
         "stored": f"{data.get('size')} px",
@@ -109,32 +105,34 @@ def _row_of(path: str, record: dict) -> dict:
         **{package: str(versions.get(package)) for package in FACTS[-3:]},
         "method": str(record.get("method")),
         "recipe": recipe.get("name"),
-        "epochs": history[-1]["epoch"] if history else 0,  # those it has finished
-        "batch size": _text(record.get("batch_size")),
+        "batch size": record.get("batch_size"),
         "network": network.get("name"),
-        "stem": network.get("stem"),
-        "layer": _text(network.get("layer")),
+        **{part: network.get(part) for part in ("stem", "layer")},
         "precision": record.get("precision"),
         **NEUTRAL,
         **_flat(recipe),
-        "device": record["device"],
-        "seed": record["seed"],
+        "device": need("device", record["device"], str),
         "started": str(record.get("started")),
-        "minutes": record["seconds"] / 60,
-        "images/s": math.nan,
-        "memory": max(memory, default=math.nan),
     }
-    if len(seconds):
-        row["images/s"] = data["images"] / seconds.median()  # a disturbed epoch counts little
+    row = {name: _text(value) for name, value in told.items()}
+    row["epochs"] = epochs[-1] if epochs else 0  # those it has finished
+    row["seed"] = need("seed", record["seed"], int, none)
+    row["minutes"] = need("seconds", record["seconds"], *number) / 60
+    row["memory"] = max(memory, default=math.nan)
+    median = statistics.median(seconds) if seconds else 0  # a disturbed epoch counts little
+    row["images/s"] = need("images", data.get("images"), *number) / median if median > 0 else math.nan
     for name, metric in record["metrics"].items():
-        if metric["value"] is not None:  # a NaN was written as null
-            row[name] = float(metric["value"])
-            row[f"protocol of {name}"] = stable(str(metric.get("protocol", "")))
+        if name in row:
+            raise RecordError(f"{path} is damaged: a metric is called {name!r}; run it again")
+        value = need(f"metric {name}", metric, dict)["value"]
+        if value is not None:  # a NaN was written as null
+            row[printable(name)] = float(need(f"the value of {name}", value, *number))
+            row[f"protocol of {printable(name)}"] = stable(_text(str(metric.get("protocol", ""))))
     return row
 
 
-def _flat(recipe: dict) -> dict[str, str | None]:
-    """A recipe's values as text, its policies opened up: {"recipe policy jitter": …}."""
+def _flat(recipe: dict) -> dict[str, object]:
+    """A recipe's values, its policies opened up: {"recipe policy jitter": …}."""
     flat = {}
     for key, value in recipe.items():
         if key in ("name", "epochs", "batch_size"):  # columns of their own; the run may have had others
@@ -142,12 +140,14 @@ def _flat(recipe: dict) -> dict[str, str | None]:
         parts = value if isinstance(value, dict) else {"": value}
         for name, part in parts.items():
             if "source" not in (key, name):
-                flat[f"recipe {key} {name}".strip()] = _text(part)
+                flat[printable(f"recipe {key} {name}".strip())] = part
     return flat
 
 
 def _text(value) -> str | None:
-    return value if value is None or isinstance(value, str) else json.dumps(value)
+    if value is None:
+        return None
+    return printable(value if isinstance(value, str) else json.dumps(value))
 
 
 def stable(protocol: str) -> str:
@@ -169,15 +169,11 @@ def metrics(runs: pd.DataFrame) -> list[str]:
 
 
 def tables(runs: pd.DataFrame, metric: str = "knn") -> list[Table]:
-    """Runs added up over seeds, in tables of what may be compared, each ranked by one metric.
-
-    Raises:
-        ValueError: no record has the metric (the message lists what they have).
-    """
+    """Runs added up over seeds, in tables of what may be compared, each ranked by one metric; ValueError if
+    no record has the metric (the message lists what they have)."""
     if metric not in metrics(runs):
-        raise ValueError(
-            f"no record has a metric {metric!r}; they have: {', '.join(metrics(runs)) or 'none'}"
-        )
+        there = ", ".join(metrics(runs)) or "none"
+        raise ValueError(f"no record has a metric {metric!r}; they have: {there}")
     found = []
     for _, alike in runs[runs[metric].notna()].groupby(FACTS):
         # A protocol decides only where there are two of it: a run judged in fewer ways is of the same kind
@@ -185,12 +181,14 @@ def tables(runs: pd.DataFrame, metric: str = "knn") -> list[Table]:
         apart = [name for name in protocols if alike[name].nunique() > 1]
         for _, group in alike.fillna(dict.fromkeys(apart, "not measured")).groupby([*FACTS, *apart]):
             found.append(_table(group, [*FACTS, *apart], metric))
+    shared = ("images", "number", "stored", "views")
+    more = [key for key in differences(found) if key not in shared]
     for table in found:
-        facts = table.facts
-        table.title = f"{facts['images']}: {facts['number']} stored at {facts['stored']}, "
-        table.title += f"views of {facts['views']}"
-        more = [key for key in differences(found) if key not in ("images", "number", "stored", "views")]
-        table.title = "; ".join([table.title, *(f"{key}: {facts[key]}" for key in more if key in facts)])
+        images, number, stored, views = (table.facts[key] for key in shared)
+        title = f"{images}: {number} stored at {stored}, views of {views}"
+        table.title = "; ".join(
+            [title, *(f"{key}: {table.facts[key]}" for key in more if key in table.facts)]
+        )
     return found
 
 
@@ -204,10 +202,10 @@ def _table(runs: pd.DataFrame, facts: list[str], metric: str) -> Table:
     rows = rows.sort_values([f"{metric} mean", "title"], ascending=[False, True], ignore_index=True)
     rows.insert(0, "rank", rows.index + 1)
     _tell_apart(rows, same)
-    notes = [
-        f"{row.title}: {row.more} more of seeds that are there already; of each seed the latest counts, once"
-        for row in rows[rows["more"] > 0].itertuples()
-    ]
+    notes = []
+    for row in rows[rows["more"] > 0].itertuples():
+        again = f"{row.more} more of seeds that are there already"
+        notes.append(f"{row.title}: {again}; of each seed the latest counts, once")
     if latest["device"].nunique() > 1:
         notes.append("devices differ: their minutes, images a second and memory do not compare the methods")
     if (rows["devices"].str.len() > 1).any():
@@ -276,6 +274,18 @@ def why_apart(found: Sequence[Table]) -> str:
     return f"{len(found)} tables, because the records differ in {', '.join(told)}: {WHY}."
 
 
+def for_csv(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows without formulas for a spreadsheet: a cell or head that starts like one gets an apostrophe."""
+
+    def safe(cell):
+        if not isinstance(cell, str) or not cell.startswith(("=", "+", "-", "@", "\t", "\r")):
+            return cell
+        is_number = re.fullmatch(r"[+-][\d.]+(e[+-]?\d+)?", cell)
+        return cell if is_number else f"'{cell}"
+
+    return rows.map(safe).rename(columns=safe)
+
+
 # ---- In print ----------------------------------------------------------------------------------------------
 
 
@@ -338,36 +348,38 @@ def text(found: Sequence[Table], metric: str = "knn") -> str:
     return "\n".join(parts).rstrip()
 
 
+def _escaped(text) -> str:
+    """Text of a record for Markdown: no HTML, no link, and no new cell of a table starts in it."""
+    return html.escape(str(text), quote=False).replace("|", "\\|").replace("](", "]\\(")
+
+
 def as_markdown(rows: pd.DataFrame) -> str:
     """A table of text for a page; words stand on the left, numbers on the right."""
     words = ("method", "device", "record", "images", "network")
-    lines = [
-        f"| {' | '.join(rows)} |",
-        "|" + "|".join("---" if head in words else "--:" for head in rows) + "|",
-    ]
-    for row in rows.itertuples(index=False):
-        lines.append("| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |")
+    lines = [f"| {' | '.join(map(_escaped, line))} |" for line in [list(rows), *rows.to_numpy().tolist()]]
+    lines.insert(1, f"|{'|'.join('---' if head in words else '--:' for head in rows)}|")
     return "\n".join(lines)
 
 
 def markdown(found: Sequence[Table], metric: str = "knn") -> str:
     """For a page: a heading, a table and small print for each table."""
-    parts = [why_apart(found)] if why_apart(found) else []
+    parts = [_escaped(why_apart(found))] if why_apart(found) else []
     for table in found:
-        notes = "\n".join(f"- {line}" for line in below(table, metric))
-        parts += [f"### {table.title}", as_markdown(shown(table, metric)), notes]
+        notes = "\n".join(f"- {_escaped(line)}" for line in below(table, metric))
+        parts += [f"### {_escaped(table.title)}", as_markdown(shown(table, metric)), notes]
     return "\n\n".join(parts)
 
 
 def page(found: Sequence[Table], metric: str = "knn") -> str:
-    """A whole HTML page, without anything from elsewhere."""
+    """A whole HTML page, without anything from elsewhere, in ASCII: it is right in any encoding."""
     parts = ['<meta charset="utf-8"><title>Leaderboard</title><style>body{font-family:sans-serif}</style>']
     parts.append(f"</head>\n<body>\n<p>{html.escape(why_apart(found))}</p>")
     for table in found:
         parts.append(f"<h2>{html.escape(table.title)}</h2>")
         parts.append(shown(table, metric).to_html(index=False, escape=True, border=0, justify="left"))
         parts += ["<ul>", *(f"<li>{html.escape(line)}</li>" for line in below(table, metric)), "</ul>"]
-    return "\n".join(['<!DOCTYPE html>\n<html lang="en">\n<head>', *parts, "</body>\n</html>"])
+    whole = "\n".join(['<!DOCTYPE html>\n<html lang="en">\n<head>', *parts, "</body>\n</html>"])
+    return whole.encode("ascii", "xmlcharrefreplace").decode()
 
 
 def as_json(found: Sequence[Table], metric: str = "knn", problems: Sequence[str] = ()) -> str:
@@ -376,7 +388,7 @@ def as_json(found: Sequence[Table], metric: str = "knn", problems: Sequence[str]
     for table in found:
         rows = json.loads(table.rows.to_json(orient="records", double_precision=15))
         whole["tables"].append({**vars(table), "rows": rows})
-    return json.dumps({**whole, "left_out": list(problems)}, indent=1, ensure_ascii=False)
+    return json.dumps({**whole, "left_out": list(problems)}, indent=1)
 
 
 def as_csv(found: Sequence[Table], metric: str = "knn") -> str:
@@ -386,13 +398,10 @@ def as_csv(found: Sequence[Table], metric: str = "knn") -> str:
     rows.insert(0, "table", rows.pop("table"))
     for name in ("seeds", "devices", "records"):
         rows[name] = rows[name].map(lambda values: "; ".join(map(str, values)))
-    return rows.to_csv(index=False, lineterminator="\n").rstrip("\n")
+    return for_csv(rows).to_csv(index=False, lineterminator="\n").rstrip("\n")
 
 
 FORMS = {"text": text, "markdown": markdown, "html": page, "json": as_json, "csv": as_csv}
-
-
-# ---- The committed records ---------------------------------------------------------------------------------
 
 
 def put_into(file: str | Path, content: str, name: str = "results") -> None:
@@ -402,75 +411,13 @@ def put_into(file: str | Path, content: str, name: str = "results") -> None:
         ValueError: the file does not have each marker once, in this order.
     """
     start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
-    whole = Path(file).read_text(encoding="utf-8")
-    before, _, rest = whole.partition(start)
-    old, _, after = rest.partition(end)
-    if whole != before + start + old + end + after or start in rest or end in before + after:
+    parts = re.split(f"({start}|{end})", Path(file).read_text(encoding="utf-8"))
+    if parts[1::2] != [start, end]:
         raise ValueError(f"{file} must have the line {start} once and, after it, {end} once")
-    new = f"{before}{start}\n{content}\n{end}{after}"
-    atomically(Path(file), lambda path: path.write_text(new, encoding="utf-8"))
+    whole = f"{parts[0]}{start}\n{content}\n{end}{parts[-1]}"
+    atomically(Path(file), lambda path: path.write_text(whole, encoding="utf-8"))
 
 
-def committed(folder: Path | None = None) -> Path:
-    """The committed records of the leaderboard: data/results/leaderboard, else all of data/results."""
-    folder = folder or results_folder()
-    return folder / "leaderboard" if (folder / "leaderboard").is_dir() else folder
-
-
-def readme(folder: Path | None = None) -> str:
-    """What stands between the markers: the leaderboard, the time to half, the lessons' own single runs.
-
-    Args:
-        folder: of the committed records; those for the leaderboard are in its leaderboard/.
-    Raises:
-        RecordError: one of them is damaged.
-    """
-    folder = folder or results_folder()
-    if committed(folder) == folder:
-        return lessons_table(folder)
-    runs, problems = read([committed(folder)])
-    if problems:
-        raise RecordError("; ".join(problems))
-    parts = [markdown(tables(runs))]
-    if watched := time_table(committed(folder)):
-        parts += [f"### Time to {100 * LEVEL:g} % kNN on Imagenette", watched, CAVEAT]
-    return "\n\n".join([*parts, "### The lessons' own runs, one seed each", lessons_table(folder)])
-
-
-def time_table(folder: Path, dataset: str = "imagenette") -> str:
-    """When the committed runs on a dataset first reach `LEVEL`, as a Markdown table; empty without any.
-
-    Of records whose history has kNN, as `trained` with a monitor makes them (row.ipynb); see `CAVEAT`.
-    """
-    lines = []
-    for path in sorted(folder.glob("*.json")):
-        record = Run.open(path).record
-        history = pd.DataFrame(record["history"])
-        if "knn" not in history or record["dataset"]["name"] != dataset or record["method"] == "Supervised":
-            continue
-        line = {"method": TITLES[record["method"].lower()], "epochs of the run": record["epochs"]}
-        reached = history["epoch"][history["knn"] >= LEVEL].min()
-        if reached == reached:  # NaN where none has
-            images = record["dataset"]["images"] // record["batch_size"] * record["batch_size"] * reached
-            minutes = history["seconds"][history["epoch"] <= reached].sum() / 60
-            line |= {"reached after": f"{reached} epochs", "images, k": f"{images / 1000:.0f}"}
-            line["minutes"] = f"{minutes:.1f}"
-        else:
-            line |= {"reached after": f"not; {history['knn'].max():.1%}", "images, k": "–", "minutes": "–"}
-        lines.append({**line, "seed": record["seed"], "device": f"{record['device']}, {record['precision']}"})
-    return as_markdown(pd.DataFrame(lines)) if lines else ""
-
-
-def lessons_table(folder: Path | None = None) -> str:
-    """The committed records of lessons 02 to 06 as a Markdown table."""
-    lines = []
-    for path in sorted((folder or results_folder()).glob("0[2-6]-*.json")):
-        row = Run.open(path).record
-        line = [path.stem, TITLES[row["method"].lower().removeprefix("my")]]
-        line += [f"{row['dataset']['name']}, {row['view_size']} px", row["network"]["name"], row["epochs"]]
-        line.append(f"{row['seconds'] / 60:.1f}")
-        for name in ("knn", "knn_random", "linear_10", "linear_10_random"):
-            line.append(f"{row['metrics'][name]['value']:.1%}")
-        lines.append([*line, f"{row['device']}, {row['precision']}"])
-    heads = ["record", "method", "images", "network", "epochs", "minutes", "kNN", "random", "10 %", "random"]
-    return as_markdown(pd.DataFrame(lines, columns=[*heads, "device"]))
+def committed() -> Path:
+    """The folder of the leaderboard's committed records."""
+    return results_folder() / "leaderboard"

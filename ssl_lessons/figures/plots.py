@@ -64,8 +64,8 @@ def learning_curves(
         axis.annotate(f"{label} {100 * value:.1f}", (1.01, 100 * value), color=GREY, fontsize=9, **where)
     axis.set(xlabel="epoch", ylabel="kNN accuracy (%)", title=title)
     axis.xaxis.get_major_locator().set_params(integer=True)
-    if runs:
-        axis.legend(frameon=False, loc="lower right", fontsize=9)
+    if runs:  # below the axes: no corner is free of curves and levels
+        figure.legend(frameon=False, loc="outside lower center", ncols=len(runs), fontsize=9)
     return figure
 
 

@@ -10,12 +10,23 @@ from ssl_lessons.parameters import Unknown
 from ssl_lessons.records import Run, results_folder
 
 SEEDS = 3  # fewer have no verdict
+YARDSTICKS = {"random": "random encoder", "pixels": "raw pixels", "colours": "counted colours"}
+YARDSTICKS["supervised"] = "supervised, all labels"
 
 
 def standard_error(metric: dict) -> float:
     """Of an accuracy on the test images, in [0, 1]: √(p (1 − p) / n), n being the test images."""
     count = sum(map(sum, metric["confusion"]))
     return math.sqrt(metric["value"] * (1 - metric["value"]) / count)
+
+
+def beside(metrics: dict[str, dict]) -> str:
+    """What was learnt, in a line: a record's kNN accuracy beside those of the yardsticks that it has."""
+    if "knn" not in metrics:
+        return "kNN: not judged"
+    others = {text: metrics[f"knn_{kind}"] for kind, text in YARDSTICKS.items() if f"knn_{kind}" in metrics}
+    shown = [f"{text} {100 * metric['value']:.1f}" for text, metric in others.items()]
+    return f"kNN {100 * metrics['knn']['value']:.1f} %" + (" beside " + ", ".join(shown) if shown else "")
 
 
 def mean_error(values: Sequence[float]) -> tuple[float, float]:

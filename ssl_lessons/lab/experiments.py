@@ -16,6 +16,7 @@ from torch import nn
 
 from ssl_lessons import evaluate, networks
 from ssl_lessons.images import ImageStore
+from ssl_lessons.lab.evidence import YARDSTICKS
 from ssl_lessons.methods.base import Method, views_of
 from ssl_lessons.methods.byol import BYOL
 from ssl_lessons.methods.moco import MoCo
@@ -176,9 +177,6 @@ def trial(
 def knn_of(encoder: nn.Module, train: ImageStore, test: ImageStore, view: int) -> float:
     """kNN accuracy of an encoder, in [0, 1], on views of `view` pixels."""
     return evaluate.judge(encoder, train, test, view, fractions=())["knn"]["value"]
-
-
-YARDSTICKS = ("random", "pixels", "colours", "supervised")
 
 
 def baselines(lab: SimpleNamespace, train: ImageStore, test: ImageStore) -> dict[str, dict]:

@@ -16,7 +16,7 @@ import yaml
 
 from ssl_lessons import images
 from ssl_lessons.devices import PRECISIONS, pick_device, pick_precision, prepare
-from ssl_lessons.lab.evidence import standard_error
+from ssl_lessons.lab.evidence import YARDSTICKS, beside, standard_error
 from ssl_lessons.lab.experiments import add_judgement, runs_folder
 from ssl_lessons.methods.base import Recipe
 from ssl_lessons.networks import build, check_name
@@ -155,25 +155,26 @@ def _declared(known: set[str]) -> dict[str, Parameter]:
     """What this notebook's own cell of parameters declares; none outside a notebook.
 
     Stops at a parameter that the lesson does not have: papermill only warns, and goes on without it.
-    Parameters are what two cells assign: the notebook's own, known by `profile`, and papermill's after it.
+    Parameters are what two cells assign, as they were last run: the notebook's own, known by `profile`, and
+    papermill's after it.
     """
     try:
         from IPython import get_ipython
     except ImportError:
         return {}
-    declared, shell = {}, get_ipython()
+    declared, assigned_names, shell = {}, [], get_ipython()
     for source in shell.user_ns.get("In", []) if shell else []:
         try:
-            found = assigned(source)
+            names = assigned(source)
         except SyntaxError:
             continue
-        if "profile" in found:
-            declared = found
-        if "profile" in found or source.startswith("# Parameters"):
-            for name in found:
-                if name not in known:
-                    listed = ", ".join(sorted(known))
-                    raise LessonError(f"parameter {name!r} is not known; this lesson has: {listed}")
+        if "profile" in names and not source.startswith("# Parameters"):
+            declared, assigned_names = names, []
+        if "profile" in names or source.startswith("# Parameters"):
+            assigned_names += names
+    for name in assigned_names:
+        if name not in known:
+            raise LessonError(f"parameter {name!r} is not known; this lesson has: {', '.join(sorted(known))}")
     return declared
 
 
@@ -195,8 +196,8 @@ def judgement(
     errors is called no difference.
     """
     add_judgement(run, metrics, beside)
-    labels = {"random": "random encoder", "pixels": "raw pixels", "colours": "counted colours", "own": title}
-    labels["supervised"] = "supervised, all labels"
+    labels = {**YARDSTICKS, "own": title}
+    labels["supervised"] = labels.pop("supervised")  # last
     everything = {**beside, "own": metrics}
     columns = {"knn": "kNN", "linear_100": "linear", "linear_10": "linear, 10 %"}
     print(f"{'accuracy on the test images, %':<32}" + "".join(f"{text:>15}" for text in columns.values()))
@@ -317,6 +318,9 @@ def finish(lab: SimpleNamespace, run: Run) -> None:
     whole, training = (run.record[name] / 60 for name in ("lesson_seconds", "seconds"))
     print(f"minutes   {whole:.1f} for the lesson, {training:.1f} of them training")
     for name, metric in run.record["metrics"].items():
+        if name.endswith(tuple(f"_{kind}" for kind in YARDSTICKS)):
+            continue  # they stand in the last line
         value = metric["value"]
         text = f"{value:.1%}" if value is not None and abs(value) <= 1 else str(value)
         print(f"{name:<24} {text}   {metric.get('protocol', '')}")
+    print(beside(run.record["metrics"]))

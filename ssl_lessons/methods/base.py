@@ -8,13 +8,13 @@ import random
 import warnings
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
-from typing import NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from ssl_lessons.networks import eval_mode, tap
-from ssl_lessons.parameters import check, of_recipe
+from ssl_lessons.parameters import Parameter, Unknown, fit, known
 from ssl_lessons.processes import rank_and_size
 from ssl_lessons.views import Policy, centre, in_channels, normalize, several
 
@@ -36,48 +36,14 @@ class Objective(NamedTuple):
     diagnostics: dict[str, Tensor]
 
 
-_ABOVE_0 = ("above 0", lambda value: 0 < value < math.inf)
-_FROM_0 = ("0 or more", lambda value: 0 <= value < math.inf)
-_SHARE = ("in [0, 1]", lambda value: 0 <= value <= 1)
-_COUNT = ("a whole number above 0", lambda value: type(value) is int and value > 0)
-
-
-def _one_of(*names: str):
-    return f"one of: {', '.join(names)}", lambda value: value in names
-
-
-def _widths(values: Sequence[int | None]) -> bool:
-    return all(width is None or _COUNT[1](width) for width in values)
-
-
-# What a field of a recipe may hold, by its name or else by its type: what it must be, in words and as a test.
-FIELDS = {
-    "optimizer": _one_of("sgd", "lars", "adam", "adamw"),
-    "schedule": _one_of("cosine", "step", "constant"),
-    "momentum_schedule": _one_of("cosine", "constant"),
-    "normalisation": _one_of("batch", "group", "none"),
-    "views": ("a whole number above 1, since a pair needs two", lambda value: _COUNT[1](value) and value > 1),
-    "head": ("a list of widths, whole numbers above 0 or None for the encoder's", _widths),
-    "lag": ("a share of the run, above 0 and at most 1", lambda value: 0 < value <= 1),
-    **dict.fromkeys(("lr", "temperature"), _ABOVE_0),
-    **dict.fromkeys(("weight_decay", "predictor_weight_decay", "predictor_lr", "warmup", "gamma"), _FROM_0),
-    **dict.fromkeys(("sgd_momentum", "momentum", "final_lr", "alpha"), _SHARE),
-    int: _COUNT,
-    int | None: _COUNT,
-    bool: ("True or False", lambda value: isinstance(value, bool)),
-    str: ("text", lambda value: isinstance(value, str)),
-    Policy: ("a Policy, such as views.SIMCLR", lambda value: isinstance(value, Policy) or callable(value)),
-}
-
-
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How a method is optimised: published values under a name, each recipe with its source; ValueError for a
-    value that is not as in `FIELDS`."""
+    """How a method is optimised: published values under a name, each recipe with its source; `Unknown`, a
+    ValueError, for a value that does not fit its annotation or is out of its range."""
 
     name: str
     source: str
-    optimizer: str = "sgd"  # "sgd" and "lars" (both with `sgd_momentum`), "adam" or "adamw"
+    optimizer: Literal["sgd", "lars", "adam", "adamw"] = "sgd"  # the first two with `sgd_momentum`
     lr: float = 0.03  # at `lr_batch` images a batch; it scales linearly with the batch
     lr_batch: int | None = 256  # None: `lr` as it stands
     sgd_momentum: float = 0.9
@@ -86,7 +52,7 @@ class Recipe:
     predictor_weight_decay: float | None = None  # the predictor's; None: that of the others
     # biases and normalisation layers: no weight decay, and no layer-wise rate (LARS)
     plain_norms: bool = False
-    schedule: str = "cosine"  # "cosine", "step" (a tenth at 60 % and again at 80 %) or "constant"
+    schedule: Literal["cosine", "step", "constant"] = "cosine"  # step: a tenth at 60 % and again at 80 %
     warmup: float = 0.0  # epochs
     final_lr: float = 0.0  # what a cosine ends at, as a share of the peak
     batch_size: int = 256
@@ -95,20 +61,14 @@ class Recipe:
     def __post_init__(self):
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            meaning, fits = FIELDS.get(field.name) or FIELDS.get(field.type) or ("", lambda value: True)
-            optional = "None" in str(field.type) and field.name != "head"
-            try:
-                right = (value is None and optional) or fits(value)
-                right = right and (field.type is bool or not isinstance(value, bool))
-            except TypeError:  # cannot be compared, or walked through
-                right = False
-            if not right:
-                raise ValueError(f"recipe {self.name!r}: {field.name} is {value!r}; it must be {meaning}")
+            if field.type is Policy and not callable(value) and not isinstance(value, Policy):
+                raise Unknown(f"{field.name} is {value!r}; it must be a Policy, such as views.SIMCLR")
+            fitted = fit(field.name, value, Parameter(field.type, field.default))
+            object.__setattr__(self, field.name, fitted)  # text as what it stands for
 
     def override(self: R, **fields) -> R:
-        """A copy with some fields replaced by name; ValueError for an unknown name (with the known ones) and
-        for a value that does not fit. `projection_size` and `projection_hidden_size` stand for the last and
-        for the other widths of `head`."""
+        """A copy with some fields replaced; ValueError for an unknown name or a value that does not fit.
+        `projection_size` and `projection_hidden_size` are the last and the other widths of `head`."""
         size, hidden = fields.pop("projection_size", None), fields.pop("projection_hidden_size", None)
         if size is not None or hidden is not None:
             head = fields.get("head", getattr(self, "head", ()))
@@ -116,19 +76,16 @@ class Recipe:
                 raise ValueError(f"recipe {self.name!r} has no projector; leave projection_size out")
             hidden_widths = [width if hidden is None else hidden for width in head[:-1]]
             fields["head"] = (*hidden_widths, head[-1] if size is None else size)
-        known = ", ".join(field.name for field in dataclasses.fields(self))
-        for field in fields:
-            if not hasattr(self, field):
-                raise ValueError(f"recipe {self.name!r} has no field {field!r}; choose from: {known}")
-        return dataclasses.replace(self, **check(fields, of_recipe(self), f"field of recipe {self.name!r}"))
+        there = [field.name for field in dataclasses.fields(self)]
+        for name in fields.keys() - there:
+            raise ValueError(f"recipe {self.name!r} has no field {name!r}; choose from: {', '.join(there)}")
+        return dataclasses.replace(self, **fields)
 
 
 def choose(recipes: dict[str, R], recipe: str | R, **overrides) -> R:
     """The recipe meant by a name (or a recipe itself), with fields overridden."""
     if isinstance(recipe, str):
-        if recipe not in recipes:
-            raise ValueError(f"recipe {recipe!r} is not known; choose one of: {', '.join(recipes)}")
-        recipe = recipes[recipe]
+        recipe = recipes[known("recipe", recipe, recipes)]
     kind = type(next(iter(recipes.values())))
     if not isinstance(recipe, kind):
         raise ValueError(f"recipe is {recipe!r}; give a name or a {kind.__name__}")
@@ -164,10 +121,8 @@ def checked(dims: int = 2):
             for name, value in tensors.items():
                 if not _in_a_method.get() and not value.isfinite().all():
                     raise ValueError(f"{loss.__name__}: {name} has values that are NaN or infinite")
-                if name == "targets" and not _in_a_method.get() and not ((value >= 0) & (value <= 1)).all():
-                    raise ValueError(
-                        f"{loss.__name__}: targets lie outside of [0, 1]; 1 is a positive, 0 not"
-                    )
+                if name == "targets" and not _in_a_method.get() and (value != value.clamp(0, 1)).any():
+                    raise ValueError(f"{loss.__name__}: targets lie outside of [0, 1]; 1 is a positive")
                 given[name] = value if value.dtype == torch.float64 else value.float()
             with torch.autocast(value.device.type, enabled=False):
                 return loss(**given)
@@ -191,14 +146,12 @@ class Method(nn.Module):
         layer: where the representation is read, see `networks.tap`; None for a ResNet's `avgpool`.
         image_size: the side S of the views, pixels. channels: 3, or 1 for a network on grey images.
         recipe: a name in `recipes` (None: `default_recipe`), or a `Recipe`; `overrides` are its fields.
-        augment, augment2: augmentations of one's own in place of the recipe's policy, see `Augmentation`:
-            `augment` makes every view, `augment2` every second one.
+        augment, augment2: an `Augmentation` in place of the recipe's policy, of every (second) view.
     Raises:
         ValueError: an unknown recipe, field or layer (the message lists the known ones), a bad value.
 
     `method(views)` is the objective; `method(images)`, with one tensor of images, makes the views itself and
-    returns the loss alone, for a loop of one's own. Queues, pointers and averaged networks are buffers or
-    submodules, so that `state_dict` is complete.
+    returns the loss alone. Queues, pointers and averaged networks are in the `state_dict`.
     """
 
     recipes: dict[str, Recipe]
@@ -279,10 +232,9 @@ class Method(nn.Module):
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise
-            raise ValueError(
-                "a batch of one image leaves BatchNorm no variance to divide by; give at least 2 images, or "
-                "a network and a recipe without BatchNorm"
-            ) from error
+            told = "BatchNorm no variance to divide by"
+            way_out = "give at least 2 images, or a network and a recipe without BatchNorm"
+            raise ValueError(f"a batch of one image leaves {told}; {way_out}") from error
         finally:
             _in_a_method.reset(token)
         return objective.loss if alone else objective
@@ -294,21 +246,15 @@ class Method(nn.Module):
         weights = sum(parameter.double().sum() for parameter in self.parameters() if parameter.requires_grad)
         if self._weights is not None and weights != self._weights:
             self.needs_after_step = False
-            warnings.warn(
-                f"the weights have moved, but {type(self).__name__}'s averaged network has not: call "
-                "method.after_step() after each optimizer.step()",
-                stacklevel=3,
-            )
+            moved = f"the weights have moved, but {type(self).__name__}'s averaged network has not"
+            warnings.warn(f"{moved}: call method.after_step() after each optimizer.step()", stacklevel=3)
         self._weights = weights
 
     @torch.no_grad()
     def augment(self, images: Tensor, generator: torch.Generator | None = None) -> list[Tensor]:
-        """One view for each of `policies`, normalised float (B, C, S, S).
-
-        images: uint8, or float in [0, 1] (rounded to 8 bits first), (B, 3 or 1, H, W). generator: of the
-        policies' draws, on the CPU; None is the global one. ValueError for other images, and for a user's
-        augmentation that returns something else than (B, C, S, S) floats in [0, 1].
-        """
+        """One view for each of `policies`, normalised float (B, C, S, S), of images uint8 or float in [0, 1],
+        (B, 3 or 1, H, W). `generator` on the CPU draws; None: the global one. ValueError for other images,
+        and for an augmentation of one's own that returns anything but (B, C, S, S) floats in [0, 1]."""
         images = as_bytes(images)
         papers = [policy for policy in self.policies if isinstance(policy, Policy)]
         # all in one pass of the engine; of several processes with one generator, each draws for all and takes
@@ -327,16 +273,12 @@ class Method(nn.Module):
         wanted = (len(images), self.channels, self.image_size, self.image_size)
         shape = tuple(view.shape) if isinstance(view, Tensor) else type(view).__name__
         if shape != wanted:
-            raise ValueError(
-                f"{name} returned {shape}, not {wanted}; let it end with a crop or resize to "
-                f"{self.image_size} pixels, or build the method with another image_size"
-            )
+            told = f"{name} returned {shape}, not {wanted}; let it end with a crop or resize to "
+            raise ValueError(f"{told}{wanted[-1]} pixels, or build the method with another image_size")
         low, high = view.aminmax()
         if not (low >= -1e-3 and high <= 1 + 1e-3):  # NaN is refused too
-            raise ValueError(
-                f"{name} returned values from {low:.3g} to {high:.3g}; return values in [0, 1] and leave "
-                "normalisation out: it is done afterwards, as for judging"
-            )
+            told = f"{name} returned values from {low:.3g} to {high:.3g}; return values in [0, 1]"
+            raise ValueError(f"{told} and leave normalisation out: it is done afterwards, as for judging")
         if augmentation not in self._tried:
             self._tried.append(augmentation)
             self._try(augmentation, images[:1], name)
@@ -352,11 +294,8 @@ class Method(nn.Module):
         random.setstate(state)
         equal = all(torch.allclose(view, view[:1].expand_as(view), atol=1e-5) for view in views)
         if equal and not all(torch.allclose(view, views[0], atol=1e-5) for view in views):
-            warnings.warn(
-                f"{name} draws once for the whole batch (as torchvision's do): every image gets "
-                "the same crop, flip or colour; draw for each image",
-                stacklevel=4,
-            )
+            told = f"{name} draws once for the whole batch (as torchvision's do): every image gets the same "
+            warnings.warn(f"{told}crop, flip or colour; draw for each image", stacklevel=4)
 
     @torch.no_grad()
     def represent(self, images: Tensor) -> Representation:
@@ -376,18 +315,16 @@ def as_bytes(images: Tensor) -> Tensor:
     if images.dtype != torch.uint8:
         low, high = (float(value) for value in images.aminmax())
         if not images.is_floating_point() or not (low >= 0 and high <= 1):  # NaN is refused too
-            raise ValueError(
-                f"images are {images.dtype} from {low:.3g} to {high:.3g}; give uint8, or floats in [0, 1], "
-                "not normalised yet"
-            )
+            found = f"{images.dtype} from {low:.3g} to {high:.3g}"
+            raise ValueError(f"images are {found}; give uint8, or floats in [0, 1], not normalised yet")
         images = (images * 255).round().to(torch.uint8)
     return images.expand(-1, 3, -1, -1)
 
 
 def views_of(method: Method) -> list[str]:
     """The names of what makes a method's views: of its policies, or of the user's own augmentations."""
-    unnamed = [getattr(policy, "__qualname__", type(policy).__name__) for policy in method.policies]
-    return [getattr(policy, "name", name) for policy, name in zip(method.policies, unnamed, strict=True)]
+    plain = [getattr(policy, "__qualname__", type(policy).__name__) for policy in method.policies]
+    return [getattr(policy, "name", name) for policy, name in zip(method.policies, plain, strict=True)]
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from torch import Tensor
 from ssl_lessons.methods.base import Method, Objective, checked, embedding_std
 from ssl_lessons.methods.recipes import BYOL as RECIPES
 from ssl_lessons.methods.recipes import BYOLRecipe
-from ssl_lessons.networks import ema_update, mlp, momentum_copy, normalize_by
+from ssl_lessons.networks import ema_update, mlp, momentum_copy, normalise_by
 from ssl_lessons.views import Policy
 
 
@@ -52,7 +52,7 @@ class BYOL(Method):
         self.projector = mlp(widths, batch_norm=True)  # g
         self.predictor = mlp([dim, r.predictor_hidden, dim], batch_norm=True)  # q
         for part in (self.encoder.network, self.projector, self.predictor):
-            normalize_by(part, r.normalisation)
+            normalise_by(part, r.normalisation)
         self.needs_after_step = r.momentum is not None
         if self.needs_after_step:
             self.target_encoder = momentum_copy(self.encoder)

@@ -4,6 +4,7 @@ Each recipe names its source. Apart from the methods' files, so that those hold 
 """
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from ssl_lessons import views as v
 from ssl_lessons.methods.base import Recipe
@@ -153,8 +154,8 @@ class BYOLRecipe(Recipe):
     momentum: float | None = 0.996  # τ at the start; None: no target, the online network with stop-gradient
     # the target's memory 1 / (1 − τ) as a share of the run's steps, for runs of any length; None: `momentum`
     lag: float | None = None
-    momentum_schedule: str = "cosine"  # to 1 at the end, or "constant"
-    normalisation: str = "batch"  # "group" (with weight standardisation) or "none", in every part
+    momentum_schedule: Literal["cosine", "constant"] = "cosine"  # to 1 at the end
+    normalisation: Literal["batch", "group", "none"] = "batch"  # in every part; group: weights standardised
 
     def override(self, **fields):
         if "momentum" in fields:

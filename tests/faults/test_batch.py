@@ -1,0 +1,500 @@
+"""Values on the way in, odd records and places: what grids, tables and the command line make of them."""
+
+import csv
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from html.parser import HTMLParser
+from pathlib import Path
+
+import nbformat
+import psutil
+import pytest
+
+from ssl_lessons import cli, lab
+from ssl_lessons.batch import grid, leaderboard
+from ssl_lessons.methods.recipes import BYOL, MOCO
+from ssl_lessons.parameters import Parameter, Unknown, assigned, fit, of_notebook
+
+ROOT = Path(__file__).resolve().parents[2]
+COMMITTED = ROOT / "data" / "results" / "leaderboard"
+VALUES, YAML, DATA, RECORDS, PLACES, STOPS = (
+    "values on the way in",
+    "YAML of a grid",
+    "names are data",
+    "odd records",
+    "places",
+    "ctrl-C and time",
+)
+
+
+def process(*arguments, **env) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "ssl_lessons", *map(str, arguments)]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **env}
+    return subprocess.run(command, env=env, capture_output=True, text=True, errors="replace", timeout=600)
+
+
+def command_of(pid: int) -> str:
+    try:
+        return " ".join(psutil.Process(pid).cmdline())
+    except psutil.Error:
+        return ""
+
+
+def notebook(path: Path, *sources: str) -> Path:
+    cells = [nbformat.v4.new_code_cell(source) for source in sources]
+    cells[0].metadata["tags"] = ["parameters"]
+    own = nbformat.v4.new_notebook(cells=cells)
+    own.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(own, path)
+    return path
+
+
+# ---- Values ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "default", "given", "value"),
+    [
+        ("int", 3, 2.0, 2),
+        ("int", 3, "2.0", 2),
+        ("int", 3, "1e2", 100),
+        ("int", 3, " 7 ", 7),
+        ("int", 0, "-1", -1),  # an own notebook's: its default is no number above 0 either
+        ("int | None", None, "8", 8),
+        ("int | None", 3, None, None),
+        ("Optional[int]", 3, "None", None),
+        ("typing.Union[int, None]", 3, "4", 4),
+        ("'Optional[float]'", 0.9, "1e-3", 0.001),
+        ("bool", True, "false", False),
+        ("bool | None", None, "FALSE", False),
+        ("NoneType", None, "false", False),
+        ("NoneType", None, "1e2", 100),
+        ("str", "a=b", "c=d", "c=d"),
+        ("float | str", 0.1, "auto", "auto"),
+        ("float | str", 0.1, "0.5", 0.5),
+        ("tuple[int | None, ...]", (None, 64), "(None, 32)", (None, 32)),
+        ("Optional[tuple[int, int]]", None, [1, "2"], (1, 2)),
+        ("list[int]", [1], ["3", 4.0], [3, 4]),
+        ("Literal['a', 'b']", "a", "b", "b"),
+        ("Path", None, "x", "x"),
+    ],
+)
+def test_a_value_is_read_as_its_annotation_says(fault, kind, default, given, value):
+    got = (
+        fit("thing", given, Parameter(kind, default))
+        if kind != "None"
+        else fit("thing", given, Parameter("str", ""))
+    )
+    fault(VALUES).right(got == value and type(got) is type(value), message=repr(got))
+
+
+def test_a_long_seed_keeps_all_its_digits(fault):
+    fault(VALUES).right(fit("seed", "12345678901234567", Parameter("int", 0)) == 12345678901234567)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "default", "given"),
+    [
+        ("epochs", "int", 3, 0),
+        ("epochs", "int", 3, -3),
+        ("epochs", "int", 3, "two"),
+        ("epochs", "int", 3, True),
+        ("epochs", "int", 3, 2.5),
+        ("epochs", "int", 3, ""),
+        ("epochs", "int", 3, "1e999999999"),
+        ("seed", "int", 0, 1e30),
+        ("warmup", "float", 0.0, -1),
+        ("lr", "float", 0.1, "nan"),
+        ("lr", "float", 0.1, "1e400"),
+        ("lr", "float", 0.1, 10**400),
+        ("lr", "float", 0.1, -0.1),
+        ("temperature", "float", 0.2, 0),
+        ("momentum", "float", 0.9, 1.5),
+        ("focal", "bool", False, "no"),
+        ("focal", "bool", False, 1),
+        ("head", "tuple[int | None, ...]", (None, 64), ("a", 64)),
+        ("head", "tuple[int | None, ...]", (None, 64), [0, 64]),
+        ("head", "tuple[int | None, ...]", (None, 64), "64"),
+        ("head", "tuple[int, int]", (1, 2), [1, 2, 3]),
+        ("head", "tuple[int, ...]", (1, 2), "(" * 5000),
+        ("sizes", "list[int]", [1], 3),
+        ("which", "Literal['a', 'b']", "a", "c"),
+        ("name", "str", "a", 3),
+        ("name", "str", "a", None),
+    ],
+)
+def test_a_value_that_does_not_fit_is_named(fault, name, kind, default, given):
+    with fault(VALUES).refused(Unknown, says=(name, repr(given)[:20], "must be")):
+        fit(name, given, Parameter(kind, default))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"warmup": -1},
+        {"lr_batch": "abc"},
+        {"momentum": 2},
+        {"final_lr": -0.1},
+        {"head": [64, "x"]},
+        {"plain_norms": 1},
+    ],
+    ids=str,
+)
+def test_override_refuses_by_the_same_check(fault, fields):
+    (name,) = fields
+    with fault(VALUES).refused(Unknown, says=(name, "must be")):
+        BYOL["paper"].override(**fields)
+
+
+def test_a_field_may_be_none_where_that_is_documented(fault):
+    recipe = MOCO["moco_v2"].override(lr_batch=None, head=(None, 32), warmup="0", weight_decay="1e-4")
+    fault(VALUES).right((recipe.lr_batch, recipe.head, recipe.warmup) == (None, (None, 32), 0.0))
+
+
+@pytest.mark.parametrize("code", ["1 +", "%pip install x", "x = '\0'", "x = " + "(" * 500], ids=repr)
+def test_a_cell_that_is_no_python(fault, code, tmp_path):
+    with fault(VALUES).refused(SyntaxError):
+        assigned(code)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", '{"cells": 3}', '{"cells": [{}]}', "[" * 9999, "\xff"], ids=lambda t: t[:9]
+)
+def test_a_file_that_is_no_notebook(fault, text, tmp_path):
+    path = tmp_path / "own.ipynb"
+    path.write_text(text, encoding="latin-1")
+    with fault(VALUES).refused(Unknown, says="own.ipynb"):
+        of_notebook(path)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "--epochs 0",
+        "--epochs -3",
+        "--epochs 1.5",
+        "--batch-size none",
+        "--limit 0",
+        "--crop x",
+        "--seed 1e30",
+        "-p warmup -1",
+        "-p lr_batch abc",
+        "-p head 64",
+        "--device meta",
+        "--device mps",
+        "--device xpu",
+        "--device cuda:99",
+        "--device toaster",
+        "--dataset ~nouser/photos",
+        "--out ~nouser/runs",
+    ],
+)
+def test_the_command_line_refuses_before_anything_is_made(fault, arguments, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code = cli.main(["pretrain", "--out", "x", *arguments.split()])
+    said = capsys.readouterr().err
+    option, value = arguments.split()[-2:]
+    fault(VALUES).right(code in (1, 2) and value in said and said.count("\n") == 1, message=said)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_hint_is_itself_accepted(fault, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cli.main(["pretrain", "--out", "x", "-p", "momentum", "abc", "--recipe", "none such"])
+    recipes = capsys.readouterr().err.split("choose one of: ")[1].strip().split(", ")
+    fault(VALUES).right(set(recipes) == set(MOCO))
+
+
+def test_a_corrected_cell_in_a_live_kernel(fault, monkeypatch):
+    """The first attempt stays in the kernel's history; what counts is the cell as it is now."""
+    wrong = 'profile: str = "smoke"\nepocs: int = 1'
+    right = 'profile: str = "smoke"\nepochs: int = 1\nrun_dir: str = ""'
+    shell = type("Shell", (), {"user_ns": {"In": ["", wrong, right]}})()
+    monkeypatch.setattr("IPython.get_ipython", lambda: shell)
+    settings = {"smoke": {"dataset": "shapes", "epochs": 3, "seed": 0}}
+    fault(VALUES).right(lab.setup("03", settings, profile="smoke", run_dir="x", epochs="2").epochs == 2)
+    shell.user_ns["In"] = ["", right, wrong]
+    with fault(VALUES).refused(Unknown, says="epocs"):
+        lab.setup("03", settings, profile="smoke", run_dir="x", epochs=2)
+
+
+# ---- YAML --------------------------------------------------------------------------------------------------
+
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{new}: &{new} [{', '.join(['*' + old] * 9)}]\n" for old, new in zip("abcdefgh", "bcdefghi", strict=True)
+)
+HEAD = "notebook: own.ipynb\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (BOMB, "alias"),
+        (HEAD + "grid: &g {method: *g}", "alias"),
+        (HEAD + "grid: {seed: [0]}\nexclude: &x [*x]", "alias"),
+        ("[" * 20_000, "levels deep"),
+        ("{a: " * 20_000, "levels deep"),
+        ("- " * 20_000, "levels deep"),
+        ("? " * 20_000, "levels deep"),
+        (HEAD + "grid: {seed: [" + "0, " * 99_999 + "]}", "100,000 characters"),
+        (HEAD + f"grid: {{a: {list(range(1, 501))}, seed: 1-500}}", "250,000 runs"),
+        (HEAD + "grid: {seed: 0-999999999}", "1,000,000,000 values"),
+        (HEAD + "grid: {seed: 0-99999999999999999999}", "must be a list"),
+        (HEAD + "grid: {seed: [0]}\ngrid: {seed: [1]}", "'grid' stands there twice"),
+        (HEAD + "grid: {seed: [0], seed: [1]}", "'seed' stands there twice"),
+        (HEAD + "grid: {seed: 2026-02-31}", "cannot be read"),
+        (HEAD + "grid: {seed: [[0]]}", "seed is [0]"),
+        (HEAD + "grid: {seed: [0]}\nexclude: 5", "exclude: 5"),
+        (HEAD + "grid: {seed: [0]}\noverride: true", "override: True"),
+        (HEAD + "grid: {seed: [0]}\noverride: [{when: 3, set: {a: 1}}]", "override: 3"),
+        (HEAD + "grid: {seed: [0]}\nparameters: [a]", "parameters: ['a']"),
+        (HEAD + "grid: {seed: [.nan]}", "seed is nan"),
+        ("!!python/object/apply:os.system [exit]", "cannot be read"),
+        ("\x00", "cannot be read"),
+    ],
+    ids=lambda text: re.sub(r"\W+", "-", text)[:24],
+)
+def test_yaml_ends_in_a_sentence_within_two_seconds(fault, text, says, tmp_path):
+    notebook(tmp_path / "own.ipynb", 'a: int = 1\nseed: int = 0\nrun_dir: str = ""')
+    (tmp_path / "plan.yaml").write_text(text)
+    begun = time.monotonic()
+    with fault(YAML).refused(Unknown, says=says):
+        grid.read(tmp_path / "plan.yaml")
+    assert time.monotonic() - begun < 2
+
+
+def test_values_are_compared_by_what_they_mean(fault, tmp_path):
+    notebook(tmp_path / "own.ipynb", 'a: int | None = None\nb: str = "x=y"\nseed: int = 0\nrun_dir: str = ""')
+    text = HEAD + 'grid: {seed: ["0", 1.0], a: [null, "2"]}\nexclude: [{seed: "1", a: 2.0}]'
+    (tmp_path / "plan.yaml").write_text(text)
+    got = [(run.parameters["seed"], run.parameters["a"]) for run in grid.read(tmp_path / "plan.yaml")]
+    fault(YAML).right(got == [(0, None), (0, 2), (1, None)], message=str(got))
+
+
+def test_thousands_of_runs_are_planned_in_seconds(fault, tmp_path):
+    notebook(tmp_path / "own.ipynb", 'a: int = 1\nseed: int = 0\nrun_dir: str = ""')
+    (tmp_path / "plan.yaml").write_text(HEAD + "grid: {a: 1-50, seed: 1-50}\nexclude: [{a: 7}]")
+    fault(YAML).right(len(grid.read(tmp_path / "plan.yaml")) == 2450)
+
+
+# ---- Records -----------------------------------------------------------------------------------------------
+
+
+def record(**parts) -> dict:
+    whole = json.loads(next(COMMITTED.glob("simclr-imagenette-0.json")).read_text(encoding="utf-8"))
+    return {**whole, **parts}
+
+
+def read(folder: Path, *records) -> tuple:
+    for number, each in enumerate(records):
+        text = each if isinstance(each, str) else json.dumps(each)
+        (folder / f"{number}.json").write_text(text, encoding="utf-8")
+    return leaderboard.read([folder])
+
+
+ODD = {
+    "device": {"device": {}},
+    "seed": {"seed": [1]},
+    "seconds": {"seconds": "long"},
+    "dataset": {"dataset": "shapes"},
+    "images": {"dataset": {**record()["dataset"], "images": "many"}},
+    "network": {"network": "conv4"},
+    "recipe": {"recipe": ["lesson"]},
+    "history": {"history": [1, 2]},
+    "epoch": {"history": [{"epoch": "last"}]},
+    "peak_memory": {"history": [{"epoch": 1, "peak_memory": "much"}]},
+    "knn": {"metrics": {"knn": 0.5}},
+    "value": {"metrics": {"knn": {"protocol": "p"}}},
+    "0.5": {"metrics": {"knn": {"value": "0.5"}}},
+    "inf": {"metrics": {"knn": {"value": float("inf")}}},
+    "minutes": {"metrics": {"knn": {"value": 0.5}, "minutes": {"value": 0.5}}},
+    "versions": {"versions": 3},
+}
+
+
+@pytest.mark.parametrize("named", ODD)
+def test_an_odd_record_is_named_and_the_others_are_shown(fault, named, tmp_path):
+    runs, problems = read(tmp_path, record(), {**record(), **ODD[named]}, record(seed=1))
+    (table,) = leaderboard.tables(runs)
+    right = list(table.rows["n"]) == [2] and len(problems) == 1
+    fault(RECORDS).right(right and "1.json" in problems[0] and named in problems[0], message=str(problems))
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 99_999, "\x00", '{"schema": 1e999}', "[]", '{"schema": true}'], ids=lambda t: t[:9]
+)
+def test_a_file_that_is_no_record_breaks_nothing(fault, text, tmp_path):
+    runs, _ = read(tmp_path, record(), text)
+    fault(RECORDS).right(len(runs) == 1)
+
+
+def test_a_folder_a_pipe_and_a_dangling_link_are_passed_over(fault, tmp_path):
+    (tmp_path / "record.json").mkdir()
+    os.mkfifo(tmp_path / "pipe.json")
+    (tmp_path / "link.json").symlink_to(tmp_path / "nowhere")
+    runs, problems = read(tmp_path, record())
+    fault(RECORDS).right(len(runs) == 1 and not problems)
+
+
+@pytest.mark.parametrize("seconds", [0, 0.0])
+def test_a_run_of_no_seconds_has_no_speed(fault, seconds, tmp_path):
+    runs, problems = read(
+        tmp_path, record(seconds=0, history=[{"epoch": 1, "loss": 1.0, "seconds": seconds}])
+    )
+    (table,) = leaderboard.tables(runs)
+    shown = leaderboard.shown(table).iloc[0]
+    fault(RECORDS).right(shown["images/s"] == "–" and shown["minutes"] == "0.0" and not problems)
+
+
+def test_a_job_that_is_odd_is_begun_anew(fault, tmp_path):
+    for number, text in enumerate(("[]", "{}", '{"name": 3}', '{"parameters": []}', "[" * 99_999)):
+        (tmp_path / f"{number}").mkdir()
+        (tmp_path / f"{number}" / "job.json").write_text(text)
+    fault(RECORDS).right(len(grid.results(tmp_path)) == 0)
+
+
+# ---- Records and file names are data -----------------------------------------------------------------------
+
+EVIL = [
+    "<script>alert(1)</script>",
+    "[x](javascript:alert(1))",
+    "a | b",
+    "a\n# b",
+    "\x1b[31mred",
+    "\u202etxt",
+    "a\x00b",
+]
+PARTS = {
+    "method": lambda text: {"method": text},
+    "device": lambda text: {"device": text},
+    "dataset": lambda text: {"dataset": {**record()["dataset"], "name": text}},
+    "protocol": lambda text: {"metrics": {"knn": {"value": 0.5, "protocol": text}}},
+}
+
+
+class Tags(HTMLParser):
+    def handle_starttag(self, tag, attrs):
+        self.tags = [*getattr(self, "tags", []), tag]
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("evil", EVIL, ids=ascii)
+def test_text_of_a_record_does_nothing_in_any_form(fault, part, evil, tmp_path):
+    runs, _ = read(tmp_path, record(**PARTS[part](evil)))
+    found = leaderboard.tables(runs)
+    plain = leaderboard.text(found)
+    fault(DATA).right(all(c.isprintable() or c == "\n" for c in plain), message=repr(plain))
+    page = Tags()
+    page.feed(leaderboard.page(found))
+    fault(DATA).right("script" not in page.tags and leaderboard.page(found).isascii())
+    lines = leaderboard.markdown(found).split("\n")
+    cells = {len(re.findall(r"(?<!\\)\|", line)) for line in lines if line.startswith("|")}
+    safe = not any("<script" in line or "](" in line or line.startswith("# ") for line in lines)
+    fault(DATA).right(len(cells) == 1 and safe, message="\n".join(lines))
+
+
+@pytest.mark.parametrize(
+    "evil", ["=1+1", "+cmd|' /C calc'!A0", "-2+3+cmd", "@SUM(A1)", "\t=1", "=HYPERLINK(0)"], ids=ascii
+)
+def test_no_cell_of_a_csv_is_a_formula(fault, evil, tmp_path):
+    metrics = {"knn": {"value": 0.5, "protocol": ""}, evil: {"value": -0.5, "protocol": ""}}
+    runs, _ = read(tmp_path, record(method=evil, device=evil, metrics=metrics))
+    rows = list(csv.reader(io.StringIO(leaderboard.as_csv(leaderboard.tables(runs)))))
+    cells = [cell for row in rows for cell in row]
+    fault(DATA).right(not any(re.match(r"[=+@\t\r]|-(?![\d.e-]+$)", cell) for cell in cells))
+    assert "-0.5" in cells, "a negative number stays one"
+
+
+def test_a_file_name_cannot_speak_to_the_terminal(fault, tmp_path, capsys):
+    odd = tmp_path / "\x1b[2Jgone\x07.json"
+    odd.write_text("{")
+    codes = [cli.main(["leaderboard", str(odd)]), cli.main(["leaderboard", str(tmp_path / "\x1b[2Jnot")])]
+    out, err = capsys.readouterr()
+    fault(DATA).right(codes == [1, 2] and "\x1b" not in out + err and "x1b[2Jgone" in err)
+
+
+# ---- Places ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "latin-1", "utf-8"])
+@pytest.mark.parametrize("form", ["", "--markdown", "--html", "--json", "--csv"])
+def test_output_in_any_encoding(fault, encoding, form, tmp_path, monkeypatch):
+    runs = read(tmp_path, record(), record(seed=1), record(method="Größe → ±"))
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr(sys, "stdout", stream)
+    code = cli.main(["leaderboard", str(tmp_path), *form.split()])
+    text = stream.buffer.getvalue().decode(encoding)
+    monkeypatch.undo()
+    value = record()["metrics"]["knn"]["value"]
+    whole = f"{100 * value:.1f}" in text or str(value)[:12] in text
+    if form == "--json":
+        whole = json.loads(text)["tables"][0]["rows"][0]["n"] >= 1
+    fault(PLACES).right(code == 0 and whole and len(runs[0]) == 3, message=text[:300])
+
+
+def test_a_pipe_in_ascii_of_a_real_process(fault):
+    done = process("leaderboard", COMMITTED, PYTHONIOENCODING="ascii")
+    fault(PLACES).right(done.returncode == 0 and "+-" in done.stdout and not done.stderr, message=done.stderr)
+
+
+def test_head_reads_three_lines_and_nothing_is_said(fault):
+    command = f"{sys.executable} -m ssl_lessons leaderboard {COMMITTED} | head -n 3"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=ROOT, timeout=600)
+    fault(PLACES).right(len(done.stdout.splitlines()) == 3 and not done.stderr, message=done.stderr)
+    reader, writer = os.pipe()
+    os.close(reader)  # nobody reads at all
+    code = subprocess.run(
+        [sys.executable, "-m", "ssl_lessons", "data", "list"], stdout=writer, stderr=subprocess.PIPE, cwd=ROOT
+    )
+    fault(PLACES).right(code.returncode == 141 and not code.stderr, message=str(code))
+
+
+def test_a_bar_where_colab_is_imported_without_a_shell(fault):
+    code = "import sys, types\nfrom importlib.machinery import ModuleSpec\n"
+    code += "sys.modules['google.colab'] = colab = types.ModuleType('google.colab')\n"
+    code += "colab.__spec__ = ModuleSpec('google.colab', None)\n"
+    code += "import ssl_lessons as ssl\nstore = ssl.images.load('shapes', 'pretrain', 16, limit=64)\n"
+    code += "method = ssl.SimCLR(ssl.networks.conv4(), image_size=16, recipe='short')\n"
+    code += "run = ssl.pretrain(method, store, epochs=1, batch_size=32, device='cpu')\nprint('done')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=600)
+    fault(PLACES).right("done" in done.stdout, "traceback", done.stderr[-500:])
+
+
+# ---- Ctrl-C and time ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def slow(tmp_path):
+    return notebook(
+        tmp_path / "slow.ipynb", 'run_dir: str = ""', "import time\nprint('begun')\ntime.sleep(300)"
+    )
+
+
+@pytest.mark.parametrize(("how", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_run_ends_in_one_line_and_so_does_its_kernel(fault, slow, tmp_path, how, code):
+    """As a terminal does it: the signal goes to the whole group."""
+    command = [sys.executable, "-m", "ssl_lessons", "run", str(slow), "--out", str(tmp_path / "out")]
+    log = tmp_path / "out" / "run.log"
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT}
+    with subprocess.Popen(command, start_new_session=True, **streams) as run:
+        end = time.monotonic() + 600  # for a hung machine, not for a slow one
+        while not (log.exists() and log.read_text()) and time.monotonic() < end:
+            time.sleep(0.1)
+        os.killpg(run.pid, how)
+        said = run.communicate(timeout=300)[1]
+    fault(STOPS).right(run.returncode == code and said.count("\n") == 1 and "stopped" in said, message=said)
+    left = [pid for pid in psutil.pids() if str(tmp_path / "out") in command_of(pid)]
+    assert not left, "papermill has ended too"
+
+
+def test_a_run_that_takes_too_long_is_ended(fault, slow, tmp_path):
+    begun = time.monotonic()
+    state = grid.carry_out(grid.planned(slow, {}, {}, "slow"), tmp_path / "out", minutes=0.05)
+    right = state["status"] == "failed" and "0.05 minutes" in state["error"] and state["attempts"] == 1
+    fault(STOPS).right(right and time.monotonic() - begun < 250, message=str(state))
