@@ -482,7 +482,13 @@ def test_an_interrupted_run_ends_in_one_line_and_so_does_its_kernel(fault, slow,
     command = [sys.executable, "-m", "ssl_lessons", "run", str(slow), "--out", str(tmp_path / "out")]
     log = tmp_path / "out" / "run.log"
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT}
-    with subprocess.Popen(command, start_new_session=True, **streams) as run:
+    # a suite that runs in the background of a shell ignores ctrl-C, and what it starts would inherit that
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        started = subprocess.Popen(command, start_new_session=True, **streams)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    with started as run:
         end = time.monotonic() + 600  # for a hung machine, not for a slow one
         while not (log.exists() and log.read_text()) and time.monotonic() < end:
             time.sleep(0.1)
