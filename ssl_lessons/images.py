@@ -710,10 +710,13 @@ def _bar(steps: Sequence, label: str, show: bool):
     """`steps`, under a progress bar where one is to be shown."""
     if not show:
         return steps
-    from fastprogress import progress_bar  # here, because it loads a web framework
+    from fastprogress import fastprogress  # here, because it loads a web framework
+    from IPython import get_ipython
 
     print(label)
-    return progress_bar(steps, leave=False)
+    if fastprogress.IN_NOTEBOOK and get_ipython() is None:  # google.colab imported outside a notebook
+        return steps
+    return fastprogress.progress_bar(steps, leave=False)
 
 
 # ---- Where files lie, and how they come there -------------------------------------------------------------

@@ -200,7 +200,9 @@ def test_run_executes_a_lesson_and_names_what_it_made(lesson):
     assert "epochs: 5 smoke" in html.read_text(encoding="utf-8")
     nbformat.validate(nbformat.read(notebook, as_version=4))
     last = done.stdout.rstrip().splitlines()[-1]
-    assert " ".join(last.split()) == "knn_random 26.0%" and "knn         52.0%  k 20, t 0.07" in done.stdout
+    assert (
+        last == "kNN 52.0 % beside random encoder 26.0" and "knn         52.0%  k 20, t 0.07" in done.stdout
+    )
 
 
 def test_run_keeps_what_a_failing_lesson_reached(tmp_path):

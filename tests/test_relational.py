@@ -132,7 +132,7 @@ def test_too_few_views_or_images_are_refused(number, count):
 
 
 def test_one_view_is_refused_by_the_method():
-    with pytest.raises(ValueError, match="views is 1; .* a pair needs two"):
+    with pytest.raises(ValueError, match="views is 1; .* above 1"):
         method(views=1)
 
 
