@@ -93,13 +93,21 @@ def test_wrong_answers_fail_with_their_mistake_named(path, monkeypatch, capsys):
     cells = nbformat.read(path, as_version=4).cells
     names = imports(cells)
     for title, stub, _, check in exercises(cells):
-        for (name, _, right, case, *mistakes), more in asked(names, f"{stub}\n{check}", monkeypatch):
+        calls = asked(names, f"{stub}\n{check}", monkeypatch)
+        assert calls, f"{title}: its check does not call lab.exercise"
+        for (name, _, right, case, *mistakes), more in calls:
             mistakes = mistakes[0] if mistakes else more.pop("mistakes", {})
             assert len(mistakes) >= 5, f"{title}: {len(mistakes)} known mistakes, five at least"
             for text, wrong in mistakes.items():
                 capsys.readouterr()
                 assert lab.exercise(name, wrong, right, case, mistakes, **more) is right, f"{title}: {text}"
                 assert text in capsys.readouterr().out, f"{title}: {text} is taken for another mistake"
+
+
+def test_the_series_has_exercises_and_many_of_them_make_what_trains():
+    cells = [cell for path in NOTEBOOKS for cell in nbformat.read(path, as_version=4).cells]
+    tags = [tag for cell in cells for tag in cell.metadata.get("tags", [])]
+    assert tags.count("exercise") >= 36 and tags.count("core") >= 12
 
 
 def cell(kind, source, *tags):
