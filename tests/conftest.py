@@ -2,6 +2,7 @@
 
 import os
 import warnings
+from collections import Counter, defaultdict
 
 # Side by side (pytest -n 2), each worker takes its share of the cores, and so do the processes it starts: two
 # teams of threads on the same cores wait for each other. Set before torch is loaded, which reads it once.
@@ -38,3 +39,26 @@ def drawn_without_warning():
         for number in plt.get_fignums():
             plt.figure(number).canvas.draw()
     plt.close("all")
+
+
+OUTCOMES = ("right", "refused", "silent", "traceback", "lost")
+
+
+def pytest_terminal_summary(terminalreporter):
+    """What became of each planted fault of tests/faults; here, where the first of several workers sees it."""
+    table = defaultdict(Counter)
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            for name, value in getattr(report, "user_properties", ()):
+                if name == "fault" and getattr(report, "when", "") == "call":
+                    kind, outcome = value
+                    table[kind][outcome] += 1
+    if not table:
+        return
+    terminalreporter.section("planted faults")
+    width = max(len(kind) for kind in table)
+    head = "".join(f"{outcome:>11}" for outcome in ("cases", *OUTCOMES))
+    terminalreporter.write_line(f"{'kind':<{width}}{head}")
+    for kind, counts in [*sorted(table.items()), ("all", sum(table.values(), Counter()))]:
+        numbers = [sum(counts.values()), *(counts[outcome] for outcome in OUTCOMES)]
+        terminalreporter.write_line(f"{kind:<{width}}" + "".join(f"{number:>11}" for number in numbers))

@@ -1,11 +1,8 @@
-"""What became of each planted fault: a table at the end of the run, one row a kind."""
+"""What became of each planted fault; tests/conftest.py prints a table of them, one row a kind."""
 
 import contextlib
-from collections import Counter, defaultdict
 
 import pytest
-
-OUTCOMES = ("right", "refused", "silent", "traceback", "lost")
 
 
 class Fault:
@@ -56,22 +53,3 @@ class Fault:
 @pytest.fixture
 def fault(request):
     return lambda kind: Fault(request.node, kind)
-
-
-def pytest_terminal_summary(terminalreporter):
-    table = defaultdict(Counter)
-    for reports in terminalreporter.stats.values():
-        for report in reports:
-            for name, value in getattr(report, "user_properties", ()):
-                if name == "fault" and getattr(report, "when", "") == "call":
-                    kind, outcome = value
-                    table[kind][outcome] += 1
-    if not table:
-        return
-    terminalreporter.section("planted faults")
-    width = max(len(kind) for kind in table)
-    head = "".join(f"{outcome:>11}" for outcome in ("cases", *OUTCOMES))
-    terminalreporter.write_line(f"{'kind':<{width}}{head}")
-    for kind, counts in [*sorted(table.items()), ("all", sum(table.values(), Counter()))]:
-        numbers = [sum(counts.values()), *(counts[outcome] for outcome in OUTCOMES)]
-        terminalreporter.write_line(f"{kind:<{width}}" + "".join(f"{number:>11}" for number in numbers))
