@@ -14,6 +14,7 @@ class WithLessons(build_py):
             aside = shutil.ignore_patterns("*.py", "__pycache__", ".ipynb_checkpoints", "runs")
             place = Path(self.build_lib, "ssl_lessons", "notebooks")
             shutil.copytree("notebooks", place, ignore=aside, dirs_exist_ok=True)
+            shutil.copytree("notebooks/exercises", place / "exercises", dirs_exist_ok=True)
             # the committed records, which lessons 09 and 11 show
             aside = shutil.ignore_patterns("*.jsonl", "*.png", "*.md")
             shutil.copytree("data/results", place.parent / "results", ignore=aside, dirs_exist_ok=True)

@@ -25,6 +25,15 @@ def one_thread():
 
 
 @pytest.fixture
+def root(tmp_path, monkeypatch):
+    """A data root of a test's own, and a home of its own for what falls back there."""
+    monkeypatch.setenv("SSL_LESSONS_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    (tmp_path / "data").mkdir()
+    return tmp_path / "data"
+
+
+@pytest.fixture
 def drawn_without_warning():
     """Every figure of a test is rendered; a warning is an error, and closing them leaves none behind."""
     import matplotlib

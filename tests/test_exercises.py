@@ -74,16 +74,16 @@ def test_the_stub_fails_clearly_and_the_solution_passes(path):
 
 
 def asked(names: dict, source: str, monkeypatch) -> list[tuple]:
-    """The calls of `lab.exercise` in a cell: (positional arguments, keyword arguments)."""
+    """What the calls of `lab.exercise` in a cell `assess`: (name, its arguments but the learner's own)."""
     calls = []
     names = dict(names)
 
-    def listen(*arguments, **more):
-        calls.append((arguments, more))
-        return arguments[2]  # the solution
+    def listen(name, mine, solution, **more):
+        calls.append((name, {"solution": solution, **more}))
+        return solution
 
     with monkeypatch.context() as patch:
-        patch.setattr(lab, "exercise", listen)
+        patch.setattr(lab.checks, "assess", listen)
         exec(source, names)
     return calls
 
@@ -95,12 +95,13 @@ def test_wrong_answers_fail_with_their_mistake_named(path, monkeypatch, capsys):
     for title, stub, _, check in exercises(cells):
         calls = asked(names, f"{stub}\n{check}", monkeypatch)
         assert calls, f"{title}: its check does not call lab.exercise"
-        for (name, _, right, case, *mistakes), more in calls:
-            mistakes = mistakes[0] if mistakes else more.pop("mistakes", {})
-            assert len(mistakes) >= 5, f"{title}: {len(mistakes)} known mistakes, five at least"
-            for text, wrong in mistakes.items():
+        for name, task in calls:
+            assert len(task["mistakes"]) >= 5, (
+                f"{title}: {len(task['mistakes'])} known mistakes, five at least"
+            )
+            for text, wrong in task["mistakes"].items():
                 capsys.readouterr()
-                assert lab.exercise(name, wrong, right, case, mistakes, **more) is right, f"{title}: {text}"
+                assert lab.assess(name, wrong, **task) is task["solution"], f"{title}: {text}"
                 assert text in capsys.readouterr().out, f"{title}: {text} is taken for another mistake"
 
 
@@ -121,7 +122,7 @@ GOOD = [
     cell("markdown", "### Exercise 9.1 · twice · ●○○ · 1 min"),
     cell("code", "def twice(x):\n    raise NotImplementedError", "exercise"),
     cell("markdown", CARD.format("```python\ndef twice(x):\n    return 2 * x\n```")),
-    cell("code", "lab.attempt('9.1', lambda: lab.check('twice', twice(2), 4))", "check"),
+    cell("code", "lab.assess('9.1', twice, lambda x: 2 * x, lambda seed: (seed + 1,))", "check"),
 ]
 
 
@@ -130,8 +131,8 @@ def test_this_test_sees_a_stub_a_wrong_solution_and_a_missing_part():
     assert title.startswith("### Exercise 9.1")
     names = imports(GOOD)
     assert "not solved yet" in printed(names, stub, check)
-    assert "★ 9.1: solved." in printed(names, stub, solution, check)
-    assert "not solved yet" in printed(names, stub, solution.replace("2 *", "3 *"), check)
+    assert "★ 9.1: solved" in printed(names, stub, solution, check)
+    assert "✗ 9.1" in printed(names, stub, solution.replace("2 *", "3 *"), check)
     for broken in (
         [*GOOD[:3], cell("markdown", CARD.format("no code")), GOOD[4]],
         [*GOOD[:4], cell("code", "pass")],

@@ -26,13 +26,7 @@ from ssl_lessons import images
 from ssl_lessons.images import DataError
 
 
-@pytest.fixture(autouse=True)
-def root(tmp_path, monkeypatch):
-    """A data root of its own for each test, and a home of its own for what falls back there."""
-    monkeypatch.setenv("SSL_LESSONS_DATA", str(tmp_path / "data"))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    (tmp_path / "data").mkdir()
-    return tmp_path / "data"
+pytestmark = pytest.mark.usefixtures("root")
 
 
 def picture(seed=0, size=(40, 30)):

@@ -13,7 +13,7 @@ import torch
 from tiny import moco, noise
 
 from ssl_lessons import evaluate, lab
-from ssl_lessons.lab import LessonError, attempt, check, lesson, pick_profile, setup
+from ssl_lessons.lab import LessonError, check, lesson, pick_profile, setup
 from ssl_lessons.methods.moco import RECIPES
 from ssl_lessons.records import Run
 
@@ -250,25 +250,42 @@ def test_a_check_says_how_close(capsys):
     assert lines[2:4] == ["✓ c: equal", "✓ d: equal"] and lines[4] == "✓ e: equal within 1.0e-02"
 
 
-def test_an_attempt_never_stops_the_notebook(capsys):
+def test_an_exercise_never_stops_the_notebook(capsys):
     def stub():
         raise NotImplementedError
 
     def broken():
         return torch.zeros(2, 3) @ torch.zeros(2, 3)
 
-    assert attempt("9.1", stub) is False
+    def interrupted():
+        raise KeyboardInterrupt
+
+    def right():
+        return T
+
+    def none(seed):
+        return ()
+
+    assert lab.assess("9.1", stub, right, none) is right
     assert "… 9.1: not solved yet. Replace `raise NotImplementedError`" in capsys.readouterr().out
-    assert attempt("9.1", lambda: check("loss", -T, T)) is False
-    out = capsys.readouterr().out
-    assert "the sign is the other way round" in out and "… 9.1: not solved yet." in out
-    assert attempt("9.1", broken) is False  # whatever a learner's code raises is shown, with its line
-    out = capsys.readouterr().out
-    assert "RuntimeError" in out and "in broken" in out and out.endswith("… 9.1: not solved yet.\n")
-    assert attempt("9.1", lambda: check("loss", T, T)) is True
-    assert capsys.readouterr().out.endswith("★ 9.1: solved.\n")
+    assert lab.assess("9.1", lambda: -T, right, none) is right
+    assert "✗ 9.1: in value 0, " in (out := capsys.readouterr().out) and "the sign is the other way" in out
+    assert lab.assess("9.1", broken, right, none) is right  # what a learner's code raises, with its line
+    assert "✗ 9.1: RuntimeError in line 2 of your function" in capsys.readouterr().out
+    assert lab.assess("9.1", right, right, none) is right
+    assert capsys.readouterr().out.startswith("★ 9.1: solved")
     with pytest.raises(KeyboardInterrupt):
-        attempt("9.1", lambda: (_ for _ in ()).throw(KeyboardInterrupt()))
+        lab.assess("9.1", interrupted, right, none)
+
+
+def test_an_exercise_is_found_beside_the_lessons(tmp_path, monkeypatch, capsys):
+    (tmp_path / "exercises").mkdir()
+    text = 'EXERCISE = {"solution": lambda x: 2 * x, "case": lambda seed: (seed,), "mistakes": {}}'
+    (tmp_path / "exercises" / "99.1.py").write_text(text, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    assert lab.exercise("99.1 · twice", lambda x: x)(3) == 6 and "✗ 99.1 · twice" in capsys.readouterr().out
+    with pytest.raises(LessonError, match="exercise '99.2' is not known"):
+        lab.exercise("99.2 thrice", abs)
 
 
 # ---------------------------------------------------------------------------------------------- records
@@ -459,7 +476,7 @@ MISTAKES = {
     ],
 )
 def test_an_exercise_names_the_mistake_and_gives_back_what_is_right(mine, says, capsys):
-    used = lab.exercise("1", mine, solution, case, MISTAKES)
+    used = lab.assess("1", mine, solution, case, MISTAKES)
     assert says in capsys.readouterr().out
     assert used is (mine if says.startswith("★") else solution)
 
@@ -468,7 +485,7 @@ def test_an_exercise_sees_what_a_function_changes(capsys):
     def right(x, t):
         x.div_(t)
 
-    used = lab.exercise("2", lambda x, t: x / t, right, case, observe=lambda _, x, t: x)
+    used = lab.assess("2", lambda x, t: x / t, right, case, observe=lambda _, x, t: x)
     assert used is right and "✗ 2" in capsys.readouterr().out
 
 

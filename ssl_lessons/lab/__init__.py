@@ -1,6 +1,6 @@
 """What a notebook calls: its setting (`lesson`), its trials (`experiments`) and its exercises (`checks`)."""
 
-from ssl_lessons.lab.checks import attempt, check, exercise  # noqa: F401
+from ssl_lessons.lab.checks import assess, check, exercise  # noqa: F401
 from ssl_lessons.lab.evidence import beside, experiment, long_run, mean_error, standard_error, verdict  # noqa: F401
 from ssl_lessons.lab.experiments import (  # noqa: F401
     METHODS,

@@ -1,11 +1,15 @@
 """Cells that check a learner's work: equal or not, what is wrong, and what usually causes it."""
 
 import inspect
+import runpy
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from ssl_lessons.parameters import Unknown
 
 
 def check(name: str, mine, reference, atol: float = 1e-5) -> None:
@@ -70,25 +74,24 @@ def _cause(a: Tensor, b: Tensor, atol: float) -> str:
     return ""
 
 
-def attempt(name: str, checks: Callable[[], None]) -> bool:
-    """Run an exercise's checks; say "not solved yet" and what is wrong, or "solved". The notebook goes on."""
-    try:
-        checks()
-    except NotImplementedError:
-        print(
-            f"… {name}: not solved yet. Replace `raise NotImplementedError` above and run both cells again."
-        )
-    except AssertionError as error:
-        print(f"{error}\n… {name}: not solved yet.")
-    except Exception as error:  # whatever an attempt can raise: it is shown whole, and the lesson can go on
-        print("".join(traceback.format_exception(error)) + f"… {name}: not solved yet.")
-    else:
-        print(f"★ {name}: solved.")
-        return True
-    return False
+def lesson_files(name: str) -> list[Path]:
+    """Files of a name in notebooks/: of the working directory, where a notebook runs, or the one above; then
+    of the checkout or the installation that the package is used from."""
+    package = Path(__file__).resolve().parent.parent
+    folders = (Path.cwd(), Path.cwd().parent, package.parent / "notebooks", package / "notebooks")
+    return [folder / name for folder in folders if (folder / name).is_file()]
 
 
-def exercise(
+def exercise(name: str, mine: Callable) -> Callable:
+    """`assess` a learner's function by notebooks/exercises/NN.k.py, NN.k being the beginning of the name."""
+    number = name.split()[0]
+    found = lesson_files(f"exercises/{number}.py")
+    if not found:
+        raise Unknown(f"exercise {number!r} is not known: no notebooks/exercises/{number}.py")
+    return assess(name, mine, **runpy.run_path(str(found[0]))["EXERCISE"])
+
+
+def assess(
     name: str,
     mine: Callable,
     solution: Callable,

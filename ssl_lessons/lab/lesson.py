@@ -16,6 +16,7 @@ import yaml
 
 from ssl_lessons import images
 from ssl_lessons.devices import PRECISIONS, pick_device, pick_precision, prepare
+from ssl_lessons.lab.checks import lesson_files
 from ssl_lessons.lab.evidence import YARDSTICKS, beside, standard_error
 from ssl_lessons.lab.experiments import add_judgement, runs_folder
 from ssl_lessons.methods.base import Recipe
@@ -41,19 +42,14 @@ def pick_profile(profile: str = "auto") -> str:
 
 
 def profiles(lesson: str) -> dict[str, dict]:
-    """A lesson's settings for each profile, {"class on a CPU": {"dataset": …}}, from notebooks/profiles.yaml.
-
-    The file is looked for in the working directory, where a notebook runs, and in the one above; then in the
-    notebooks of the checkout or the installation that the package is used from.
-    """
-    package = Path(__file__).resolve().parent.parent
-    folders = (Path.cwd(), Path.cwd().parent, package.parent / "notebooks", package / "notebooks")
-    for folder in folders:
-        if (folder / "profiles.yaml").is_file():
-            table = yaml.safe_load((folder / "profiles.yaml").read_text(encoding="utf-8"))
-            if lesson in table:
-                return table[lesson]
-    raise LessonError(f"no profiles.yaml with lesson {lesson!r}; looked in {', '.join(map(str, folders))}")
+    """A lesson's settings for each profile, {"class on a CPU": {"dataset": …}}, from notebooks/profiles.yaml:
+    the first of `lesson_files` that has the lesson."""
+    files = lesson_files("profiles.yaml")
+    for file in files:
+        table = yaml.safe_load(file.read_text(encoding="utf-8"))
+        if lesson in table:
+            return table[lesson]
+    raise LessonError(f"no profiles.yaml with lesson {lesson!r}; looked in {', '.join(map(str, files))}")
 
 
 def setup(

@@ -24,13 +24,7 @@ from ssl_lessons.images import DataError, ImageStore
 from ssl_lessons.networks import build
 
 
-@pytest.fixture(autouse=True)
-def root(tmp_path, monkeypatch):
-    """A data root of its own for each test."""
-    monkeypatch.setenv("SSL_LESSONS_DATA", str(tmp_path / "data"))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    (tmp_path / "data").mkdir()
-    return tmp_path / "data"
+pytestmark = pytest.mark.usefixtures("root")
 
 
 @pytest.fixture
