@@ -25,7 +25,6 @@ from torchvision.datasets import STL10, FakeData, Imagenette
 from ssl_lessons import images
 from ssl_lessons.images import DataError
 
-
 pytestmark = pytest.mark.usefixtures("root")
 
 

@@ -23,7 +23,6 @@ from ssl_lessons.evaluate import labels_of
 from ssl_lessons.images import DataError, ImageStore
 from ssl_lessons.networks import build
 
-
 pytestmark = pytest.mark.usefixtures("root")
 
 
