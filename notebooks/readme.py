@@ -17,13 +17,14 @@ from statistics import mean, stdev
 import pandas as pd
 
 from ssl_lessons.batch import leaderboard
+from ssl_lessons.lab.evidence import YARDSTICKS
 from ssl_lessons.records import TITLES, RecordError, Run
 
 NOTEBOOKS = Path(__file__).resolve().parent
 ROOT = NOTEBOOKS.parent
 RESULTS = ROOT / "data" / "results"
 WORDS, LINES = 200, 15  # read in a minute
-SHOWN = {**TITLES, "supervised": "supervised, all labels"}
+SHOWN = {**TITLES, **YARDSTICKS}
 LEVEL = 0.5  # kNN accuracy of the time table
 CAVEAT = (
     "- watched after each epoch, with at most 4,000 training and 4,000 test images, in the midst of a "
@@ -185,8 +186,7 @@ def counts_table() -> str:
     for notebook in sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb")):
         whole, core = counts(notebook), counts(notebook, core=True)
         machine = running_minutes(notebook.stem[:2])
-        names = ("cells", "words", "lines", "longest", "figures", "exercises", "minutes")
-        cells = [notebook.stem[:2], *(f"{whole[name]:.0f}" for name in names), f"{core['minutes']:.0f}"]
+        cells = [notebook.stem[:2], *(f"{value:.0f}" for value in whole.values()), f"{core['minutes']:.0f}"]
         lines.append(f"| {' | '.join(cells)} | {'–' if machine is None else f'{machine:.0f}'} |")
     return "\n".join(lines)
 

@@ -1,8 +1,7 @@
 """Collapse and geometry: how the embeddings of a method lie on their sphere, and what is expected of them.
 
-A method without negatives can make its loss splendid by mapping every image to one point, or to a few
-directions. The loss cannot tell; the figures here can. All of them see unit vectors z of D numbers: rows are
-brought to length 1 first, as every objective of the series does.
+A method without negatives can make its loss splendid by mapping all images to one point or few directions.
+The loss cannot tell; the figures here can. They bring rows z of D numbers to length 1, as the losses do.
 """
 
 import math
@@ -55,7 +54,6 @@ def effective_rank(z: Tensor) -> float:
     """How many directions the embeddings (N, D) use: exp(entropy) of the singular values' shares, in
     [1, min(N, D)]: 1 when all rows lie on one line, near D when N ≫ D rows lie evenly on the sphere, 0 when
     every row is zero. Compare only figures of the same N.
-
     Roy and Vetterli 2007, "The effective rank", definition 1: with pₖ = σₖ / Σσ, exp(−Σ pₖ log pₖ). Rows are
     NOT centred, as in RankMe (Garrido et al. 2023, arXiv:2210.02885): a collapse to one point has rank 1,
     where centring would leave rounding noise, whose rank is anything.
@@ -70,7 +68,6 @@ def effective_rank(z: Tensor) -> float:
 def alignment(z1: Tensor, z2: Tensor) -> float:
     """How far apart the two views of an image lie: the mean of ‖z₁ − z₂‖² over images, in [0, 4]. Row i of
     both (N, D) is from image i. Wang and Isola 2020 (arXiv:2005.10242), section 4.1, with α = 2.
-
     0 when the views agree, as they also do when everything has collapsed; 2 for unrelated directions."""
     if z1.shape != z2.shape:
         raise ValueError(f"views of shapes {tuple(z1.shape)} and {tuple(z2.shape)}; expected the same")
@@ -80,7 +77,6 @@ def alignment(z1: Tensor, z2: Tensor) -> float:
 def uniformity(z: Tensor, t: float = 2.0) -> float:
     """How evenly the images fill the sphere: log of the mean over the N(N − 1)/2 pairs of different rows of
     exp(−t·‖zᵢ − zⱼ‖²), in [−4t, 0]. Wang and Isola 2020 (arXiv:2005.10242), section 4.1, whose t is 2.
-
     0 when all are one point; less is more even: −2t where any two directions are at right angles."""
     if not 0 < t < math.inf:
         raise ValueError(f"t {t} must be above 0; the paper uses 2")
@@ -105,7 +101,6 @@ def measure(
 ) -> dict[str, float]:
     """The `geometry` of a method's projections: two views of at most `images` images of a store, `batch` a
     pass, in eval mode; figures of different numbers do not compare. The method is put back as it was.
-
     generator: on the CPU; chooses images and views. None: seed 0, the same for every method."""
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     device, first, second = next(method.parameters()).device, [], []

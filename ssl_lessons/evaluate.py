@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ssl_lessons import networks, views
 from ssl_lessons.devices import autocast, pick_device, pick_precision
-from ssl_lessons.images import ROLES, ImageStore, is_whole
+from ssl_lessons.images import SPLITS, ImageStore, is_whole
 from ssl_lessons.methods.base import Method, Objective, Recipe
 from ssl_lessons.networks import Encoder, eval_mode
 from ssl_lessons.records import RecordError, Run, digest, read_state, source_of, write_state
@@ -117,7 +117,7 @@ def knn(train_x: Tensor, train_y: Tensor, test_x: Tensor, k: int = K, t: float =
     Each of the k training images most alike by cosine (all, with a warning, where they are fewer) votes for
     its class with weight exp(cosine / t). train_x, test_x: float (N, D) and (M, D), of any length; train_y:
     int64 (N,), classes from 0. ValueError: k below 1, t not above 0, or what `_check` refuses."""
-    if k < 1 or t <= 0:
+    if k < 1 or not t > 0:  # NaN is not
         raise ValueError(f"k {k} must be at least 1 and t {t} above 0; {K} and {T} are usual")
     _check(train_x, train_y)
     _check(test_x, width=train_x.shape[1])
@@ -228,7 +228,10 @@ def judge(
     Returns {"knn": {"value": accuracy in [0, 1], "protocol": how it was measured, "confusion": counts
     (C, C)}, "linear_100": …}, ready for a record's `metrics`. Of several draws "value" is the mean, "std" the
     sample standard deviation, and the confusion the first's."""
-    train_y = labels_of(train)
+    train_y, leaked = labels_of(train), len(test.copies(train))
+    if leaked:
+        told = f"{leaked} of {len(test)} test images are training images too: a judge may know them by heart"
+        warnings.warn(told, stacklevel=2)
     train_x, test_x = (features(encoder, store, image_size, device, cache=cache) for store in (train, test))
     protocol = f"weighted kNN, k {min(K, len(train))}, t {T}, backbone, {image_size} px"
     metrics = {"knn": _metric([knn(train_x, train_y, test_x)], train, test, protocol)}
@@ -300,8 +303,7 @@ def place_of(dataset: dict | None) -> str:
     folder = Path(origin.removeprefix("folder "))
     if not folder.is_dir():
         raise RecordError(f"the images trained on were in {folder}, which is gone; name them with --dataset")
-    splits = {split for names in ROLES.values() for split in names}
-    return str(folder.parent if folder.name in splits and dataset["split"] != "all" else folder)
+    return str(folder.parent if folder.name.lower() in SPLITS and dataset["split"] != "all" else folder)
 
 
 def weights_folder() -> Path:

@@ -233,6 +233,7 @@ ROLES = {
     "val": ("val", "valid", "validation"),
 }
 # fmt: on
+SPLITS = frozenset(chain(*ROLES.values()))  # what the folder of a split is called, in any case
 SHAPES = {"train": (4000, 0), "test": (1000, 1)}  # split: (images, seed)
 _MARKER = ".ssl_lessons.json"  # in an unpacked folder: the archive it came from
 
@@ -404,10 +405,11 @@ def _scan(place: str | Path, passed: dict[str, str], seen: set[str]) -> Iterator
 
     for folder, inner, names in os.walk(place, onerror=failed, followlinks=True):
         real, pictures = os.path.realpath(folder), []
-        inner[:] = sorted(name for name in inner if not name.startswith(_HIDDEN) and real not in seen)
         if real in seen:
+            inner.clear()
             continue
         seen.add(real)
+        inner[:] = sorted(name for name in inner if not name.startswith(_HIDDEN))
         for name in sorted(name for name in names if not name.startswith(_HIDDEN)):
             path, ending = os.path.join(folder, name), name.lower()
             if ending == "record.json" or ending.endswith(".safetensors"):
@@ -463,7 +465,7 @@ def _with_files(store: ImageStore, root: Path, samples, passed: dict[str, str]) 
 
 def _splits(names: list[str]) -> list[str]:
     """The subfolders that are splits: all are called so, or some for training and others for testing."""
-    splits = [name for name in names if name.lower() in set(chain(*ROLES.values()))]
+    splits = [name for name in names if name.lower() in SPLITS]
     training = [name for name in splits if name.lower() in ROLES["pretrain"]]
     both = training and len(training) < len(splits)
     return splits if both or len(splits) == len(names) else []
@@ -706,15 +708,22 @@ def _read(path: Path, store: ImageStore, source: str) -> ImageStore | None:
     return replace(store, images=rows.transpose(1, 2), files=files, **found)
 
 
+def in_notebook() -> bool:
+    """Whether bars can be drawn. fastprogress goes by google.colab, which may be imported without a shell."""
+    from fastprogress import fastprogress  # here, because it loads a web framework
+    from IPython import get_ipython
+
+    return fastprogress.IN_NOTEBOOK and get_ipython() is not None
+
+
 def _bar(steps: Sequence, label: str, show: bool):
     """`steps`, under a progress bar where one is to be shown."""
     if not show:
         return steps
-    from fastprogress import fastprogress  # here, because it loads a web framework
-    from IPython import get_ipython
+    from fastprogress import fastprogress
 
     print(label)
-    if fastprogress.IN_NOTEBOOK and get_ipython() is None:  # google.colab imported outside a notebook
+    if fastprogress.IN_NOTEBOOK and not in_notebook():
         return steps
     return fastprogress.progress_bar(steps, leave=False)
 

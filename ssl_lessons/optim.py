@@ -15,10 +15,8 @@ def peak_rate(recipe: Recipe, batch_size: int) -> float:
 
 
 def learning_rate(recipe: Recipe, batch_size: int, epoch: float, epochs: int) -> float:
-    """The rate at a moment of the run, `epoch` in [0, epochs] and fractional within an epoch.
-
-    Linear warm-up over `recipe.warmup` epochs, then cosine (SGDR eq. 5 without restarts), steps or nothing.
-    """
+    """The rate at a moment of the run, `epoch` in [0, epochs] and fractional within an epoch: linear warm-up
+    over `recipe.warmup` epochs, then cosine (SGDR eq. 5 without restarts), steps or nothing."""
     peak = peak_rate(recipe, batch_size)
     warmup = min(recipe.warmup, epochs / 2)  # a short run must not be all warm-up
     if epoch < warmup:
@@ -45,16 +43,14 @@ def check_run(method: Method, images: int, batch_size: int, epochs: int) -> None
     warm-up), a queue of MoCo's that is longer than the data."""
     recipe, queue = method.recipe, getattr(method.recipe, "queue", 0)
     if epochs * (images // batch_size) == 1 and learning_rate(recipe, batch_size, 0, epochs) == 0:
-        warnings.warn(
-            "this run has one step, at a rate of 0, and learns nothing: take more epochs, or warmup=0",
-            stacklevel=3,
-        )
+        told = "this run has one step, at a rate of 0, and learns nothing: take more epochs, or warmup=0"
+        warnings.warn(told, stacklevel=3)
     if queue > images:
-        warnings.warn(
+        told = (
             f"queue {queue} is longer than the data, {images} images: an image meets its own older keys as "
-            f"negatives; take queue={max(1, images // 2)} or less",
-            stacklevel=3,
         )
+        told += f"negatives; take queue={max(1, images // 2)} or less"
+        warnings.warn(told, stacklevel=3)
 
 
 def build_optimizer(method: Method) -> torch.optim.Optimizer:

@@ -187,6 +187,7 @@ def draw(count: int, size: int = 64, seed: int = 0) -> tuple[ndarray, ndarray]:
 
     Raises TypeError for arguments that are not whole numbers, ValueError for count < 0, size < 8 or seed < 0.
     """
+    numbers = []
     for name, value, least in (("count", count, 0), ("size", size, 8), ("seed", seed, 0)):
         try:
             number = operator.index(value)
@@ -194,6 +195,8 @@ def draw(count: int, size: int = 64, seed: int = 0) -> tuple[ndarray, ndarray]:
             raise TypeError(f"{name} must be a whole number, not {value!r}") from None
         if number < least:
             raise ValueError(f"{name} must be at least {least}, not {number}")
+        numbers.append(number)
+    count, size, seed = numbers
     # Three streams, each read row by row, so that the rows of the first images do not depend on `count`.
     order, scene, weather = (np.random.default_rng([seed, stream]) for stream in range(3))
     blocks = -(-count // len(CLASSES))

@@ -18,7 +18,7 @@ from torch import nn
 
 from ssl_lessons import processes
 from ssl_lessons.devices import TrainingError, peak_memory, pick_device, pick_precision, prepare
-from ssl_lessons.images import ImageStore, to_device
+from ssl_lessons.images import ImageStore, in_notebook, to_device
 from ssl_lessons.methods.base import Method, views_of
 from ssl_lessons.optim import build_optimizer, check_run, learning_rate, set_learning_rate
 from ssl_lessons.processes import rank_and_size
@@ -34,12 +34,9 @@ class _Progress:
 
     def __init__(self, show: str, start: int, epochs: int):
         from fastprogress import fastprogress  # here, so that the module imports without it
-        from IPython import get_ipython
 
         if show == "auto":
-            # fastprogress goes by google.colab, which may be imported outside a notebook
-            notebook = fastprogress.IN_NOTEBOOK and get_ipython() is not None
-            show = os.environ.get("SSL_LESSONS_PROGRESS") or ("bars" if notebook else "lines")
+            show = os.environ.get("SSL_LESSONS_PROGRESS") or ("bars" if in_notebook() else "lines")
         if show not in ("bars", "lines", "none"):
             raise TrainingError(f"progress {show!r} is not known; choose one of: auto, bars, lines, none")
         self.show, self.epochs, self.outer = show, epochs, range(start, epochs)
@@ -131,8 +128,9 @@ def pretrain(
         settings |= {"recipe": recipe, "views": views_of(method), "dataset": store.facts}
         settings |= {"view_size": method.image_size, "epochs": epochs, "batch_size": batch_size}
         settings |= {"precision": precision, "seed": seed}
+        everyone = processes.of_all(settings)
         for name, value in settings.items():
-            if any(other != value for other in processes.of_all(value)):
+            if any(other[name] != value for other in everyone):
                 raise TrainingError(f"the processes differ in {name} ({value!r} here); give all the same")
         if not isinstance(run, Run):
             run = Run.at(run if rank == 0 else None, device=target)
@@ -143,6 +141,8 @@ def pretrain(
         kept = {"method": method, "optimizer": optimizer, "scaler": accelerator.scaler}
         if state is not None:
             _restore(state, run, kept, generator, target)
+            if len(run.record["history"]) < epochs:
+                run.record["metrics"] = {}  # judged at an epoch that is not the last
         stack.enter_context(processes.joint_batchnorm(method, target))
         steps = len(store) // batch_size
         method.run_steps = epochs * steps
@@ -182,6 +182,7 @@ def pretrain(
             if rank == 0 and monitor is not None and due:
                 row |= _watched(monitor, method)
             row = processes.from_first(row)
+            run.refresh()  # what a monitor or `on_epoch` has judged meanwhile stays
             run.record["seconds"] += time.perf_counter() - started
             _checkpoint(row, run, kept, generator, target)
             if rank == 0:
@@ -224,7 +225,10 @@ def _parts(method: Method) -> dict[str, str]:
     """Fingerprints of the user's own code that a method calls: classes of its modules, augmentations."""
     things = [type(module) for module in method.modules() if module is not method]
     things += [p if hasattr(p, "__qualname__") else type(p) for p in method.policies]
-    return {thing.__qualname__: source for thing in things if (source := source_of(thing))}
+    parts = {}
+    for name, source in sorted({(thing.__qualname__, source_of(thing) or "") for thing in things}):
+        parts[name] = parts.get(name, "") + source  # of one name there may be several: two lambdas
+    return {name: source for name, source in parts.items() if source}
 
 
 @contextmanager

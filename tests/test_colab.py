@@ -38,13 +38,10 @@ def colab(monkeypatch):
             commands.append(" ".join(command))
             return 0 if online else 128  # what git returns
 
-        monkeypatch.setattr(subprocess, "call", call)
-        monkeypatch.setattr(importlib.util, "find_spec", lambda name: "found" if installed else None)
-        try:
+        with monkeypatch.context() as patch:
+            patch.setattr(subprocess, "call", call)
+            patch.setattr(importlib.util, "find_spec", lambda name: "found" if installed else None)
             exec(TransformerManager().transform_cell(source), {"get_ipython": lambda: shell})
-        finally:
-            monkeypatch.undo()
-            monkeypatch.setitem(sys.modules, "google.colab", object())
         return shell, commands
 
     return run

@@ -493,24 +493,3 @@ def test_a_recipe_is_shown_with_its_source_a_lessons_own_line_and_its_optimiser(
     lab.show_recipe(RECIPES["lesson"], "K 7")
     first, own, last = capsys.readouterr().out.splitlines()
     assert first.startswith("recipe 'lesson': ") and own == "K 7" and "weight decay" in last
-
-
-def test_methods_are_compared_from_the_committed_records_of_the_same_images(tmp_path, capsys):
-    s = a_lesson()
-
-    def record(name, value):
-        dataset = {"name": s.dataset}
-        run = Run.create(tmp_path / name, dataset=dataset, view_size=16, epochs=3, precision="fp32", seed=0)
-        for metric in ("knn", "linear_10"):
-            run.add_metric(metric, value)
-            run.add_metric(f"{metric}_random", 0.25)
-        return run
-
-    for name, value in (("02-shapes-class", 0.5), ("03-shapes-class", 0.6), ("05-imagenette-class", 0.9)):
-        text = (record(name, value).folder / "record.json").read_text(encoding="utf-8")
-        (tmp_path / "results" / f"{name}.json").write_text(text, encoding="utf-8")
-    lab.compare(s, record("now", 0.4))
-    lines = capsys.readouterr().out.splitlines()
-    assert [line for line in lines if line.startswith("SimCLR") and "50.0%" in line and "+25.0" in line]
-    assert [line for line in lines if line.startswith("MoCo v2 (this run)") and "40.0%" in line]
-    assert not [line for line in lines if "60.0%" in line or "90.0%" in line]

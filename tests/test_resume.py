@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from tiny import CPU, HERE, losses, moco, noise
+from tiny import CPU, ENV, HERE, losses, moco, noise
 from torch import nn
 from torch.nn.functional import normalize
 from torchvision.models import resnet18
@@ -21,9 +21,6 @@ from ssl_lessons.methods.moco import MoCo
 from ssl_lessons.records import RecordError, Run
 from ssl_lessons.training import TrainingError, pretrain
 from ssl_lessons.views import CROP_ONLY
-
-ENV = {**os.environ, "PYTHONPATH": f"{HERE}:{HERE.parent}", "OMP_NUM_THREADS": "1"}
-
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -196,3 +196,9 @@ def test_a_supervised_small_network_learns_the_classes(data):
             schedule.step()
     accuracy = 100 * (outputs(network, test).argmax(1) == test_labels).float().mean().item()
     assert accuracy > 90
+
+
+def test_whole_numbers_of_numpy_and_torch_draw_the_same():
+    images, labels = shapes.draw(250, 16)
+    other, same = shapes.draw(np.uint8(250), np.int32(16), torch.tensor(0))
+    assert (other == images).all() and (same == labels).all()

@@ -1,5 +1,6 @@
 """What the tests train on: noise, a network of four narrow layers, MoCo with a short queue."""
 
+import os
 from pathlib import Path
 
 import torch
@@ -9,6 +10,8 @@ from ssl_lessons.images import ImageStore
 from ssl_lessons.methods.moco import MoCo
 
 HERE = Path(__file__).resolve().parent
+# of processes that a test starts
+ENV = {**os.environ, "PYTHONPATH": f"{HERE}:{HERE.parent}", "OMP_NUM_THREADS": "1"}
 CPU = {"device": "cpu", "precision": "fp32", "progress": "none"}
 
 

@@ -1,12 +1,9 @@
-"""Exercise 02.1, : its solution, cases, and known mistakes."""
+"""Exercise 02.1: its solution, cases, and known mistakes."""
 
 from functools import partial
 
-import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
-
-plt.rcParams["figure.dpi"] = 144  # of the live curve
 
 
 def found(z1, z2, norm=1, itself=-1.0, right=None, asking=2, scale=1):

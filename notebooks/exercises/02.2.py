@@ -1,12 +1,9 @@
-"""Exercise 02.2, : its solution, cases, and known mistakes."""
+"""Exercise 02.2: its solution, cases, and known mistakes."""
 
 from functools import partial
 
-import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
-
-plt.rcParams["figure.dpi"] = 144  # of the live curve
 
 
 def loss_of(z1, z2, t, unit=True, power=-1, mask=-torch.inf, shift=None, asking=2, end=lambda x: x, scale=1):

@@ -1,12 +1,9 @@
-"""Exercise 02.3, : its solution, cases, and known mistakes."""
+"""Exercise 02.3: its solution, cases, and known mistakes."""
 
 from functools import partial
 
-import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
-
-plt.rcParams["figure.dpi"] = 144  # of the live curve
 
 
 def gradient_of(similar, t, mask=-torch.inf, shift=None, pull=1, inner=True, mean=2, dim=1, sign=1):

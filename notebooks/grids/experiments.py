@@ -180,10 +180,6 @@ EXPERIMENTS = {
 }
 
 
-def alternatives(arm: dict | list[dict]) -> list[dict]:
-    return arm if isinstance(arm, list) else [arm]
-
-
 def plan(names: list[str]) -> list[dict]:
     """The trials of some experiments (none named: all), seed by seed."""
     unknown = [name for name in names if name not in EXPERIMENTS]
@@ -193,7 +189,7 @@ def plan(names: list[str]) -> list[dict]:
     for seed in SEEDS:
         for name in names or EXPERIMENTS:
             for arm, settings in EXPERIMENTS[name][2].items():
-                for number, setting in enumerate(alternatives(settings)):
+                for number, setting in enumerate(settings if isinstance(settings, list) else [settings]):
                     mark = {"note": f"{name}: {arm}", "alternative": number, "seed": seed, "every": LONG}
                     batch = {"batch_size": 64} if setting.get("method") == "relational" else {}
                     listed.append({"recipe": "short", "epochs": EPOCHS, **batch, **setting, **mark})

@@ -401,7 +401,7 @@ def as_csv(found: Sequence[Table], metric: str = "knn") -> str:
     return for_csv(rows).to_csv(index=False, lineterminator="\n").rstrip("\n")
 
 
-FORMS = {"text": text, "markdown": markdown, "html": page, "json": as_json, "csv": as_csv}
+FORMS = {"text": text, "markdown": markdown, "html": page, "csv": as_csv}
 
 
 def put_into(file: str | Path, content: str, name: str = "results") -> None:

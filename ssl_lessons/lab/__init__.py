@@ -1,7 +1,7 @@
 """What a notebook calls: its setting (`lesson`), its trials (`experiments`) and its exercises (`checks`)."""
 
 from ssl_lessons.lab.checks import assess, check, exercise  # noqa: F401
-from ssl_lessons.lab.evidence import beside, experiment, long_run, mean_error, standard_error, verdict  # noqa: F401
+from ssl_lessons.lab.evidence import beside, experiment, long_run, mean_error  # noqa: F401
 from ssl_lessons.lab.experiments import (  # noqa: F401
     METHODS,
     TITLES,
@@ -17,7 +17,6 @@ from ssl_lessons.lab.lesson import (  # noqa: F401
     PROFILES,
     LessonError,
     benchmark,
-    compare,
     finish,
     gap,
     judgement,

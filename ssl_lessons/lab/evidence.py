@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 from ssl_lessons.evaluate import weights_folder
 from ssl_lessons.parameters import Unknown
-from ssl_lessons.records import Run, results_folder
+from ssl_lessons.records import TITLES, Run, results_folder
 
 SEEDS = 3  # fewer have no verdict
-YARDSTICKS = {"random": "random encoder", "pixels": "raw pixels", "colours": "counted colours"}
+YARDSTICKS = {kind: TITLES[kind] for kind in ("random", "pixels", "colours")}
 YARDSTICKS["supervised"] = "supervised, all labels"
 
 
@@ -33,6 +33,12 @@ def mean_error(values: Sequence[float]) -> tuple[float, float]:
     """Mean and its standard error over seeds, in per cent; of one seed the error is unknown (NaN)."""
     error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
     return 100 * statistics.fmean(values), 100 * error
+
+
+def trials() -> list[dict]:
+    """The lines of experiments.jsonl, a trial each."""
+    text = (results_folder() / "experiments.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
 
 
 def arms(name: str, lines: Sequence[dict]) -> dict[str, list[dict]]:
@@ -82,10 +88,9 @@ def verdict(found: dict[str, list[dict]]) -> str:
 def experiment(name: str) -> dict[str, list[float]]:
     """Print an experiment of EXPERIMENTS.md with its verdict; return {arm: kNN of each seed, in [0, 1]}.
 
-    LessonError: an unknown name; the message lists the known ones.
+    Unknown: no such name; the message lists the known ones.
     """
-    text = (results_folder() / "experiments.jsonl").read_text(encoding="utf-8")
-    lines = [json.loads(line) for line in text.splitlines()]
+    lines = trials()
     found = arms(name, lines)
     if not found:
         known = sorted({line["note"].partition(": ")[0] for line in lines})

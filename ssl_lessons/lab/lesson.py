@@ -15,18 +15,16 @@ import torch
 import yaml
 
 from ssl_lessons import images
-from ssl_lessons.devices import PRECISIONS, pick_device, pick_precision, prepare
+from ssl_lessons.devices import autocast, pick_device, pick_precision, prepare
 from ssl_lessons.lab.checks import lesson_files
 from ssl_lessons.lab.evidence import YARDSTICKS, beside, standard_error
 from ssl_lessons.lab.experiments import add_judgement, runs_folder
 from ssl_lessons.methods.base import Recipe
 from ssl_lessons.networks import build, check_name
 from ssl_lessons.parameters import Parameter, Unknown, assigned, fit
-from ssl_lessons.records import TITLES, RecordError, Run, device_name, results_folder
+from ssl_lessons.records import RecordError, Run, device_name, results_folder
 
 PROFILES = ("smoke", "class", "full")
-ORDER = ("simclr", "moco", "relational", "byol", "simsiam")  # of lessons 02 to 06
-METHODS = {f"0{number}": TITLES[name] for number, name in enumerate(ORDER, 2)}
 
 
 LessonError = Unknown  # a lesson was asked for something that it does not have; the message lists what it has
@@ -49,7 +47,9 @@ def profiles(lesson: str) -> dict[str, dict]:
         table = yaml.safe_load(file.read_text(encoding="utf-8"))
         if lesson in table:
             return table[lesson]
-    raise LessonError(f"no profiles.yaml with lesson {lesson!r}; looked in {', '.join(map(str, files))}")
+    raise LessonError(
+        f"no profiles.yaml with lesson {lesson!r}; looked in {', '.join(map(str, files)) or 'no file'}"
+    )
 
 
 def setup(
@@ -139,7 +139,7 @@ def _speed(values: dict, device: torch.device, precision: str, seconds: float = 
     while done < 1 or time.perf_counter() - begun < seconds:
         if done == 0:  # the first step is not counted: it sets things up
             begun = time.perf_counter()
-        with torch.autocast(device.type, PRECISIONS[precision], enabled=precision != "fp32"):
+        with autocast(device, precision):
             loss = network(batch).float().square().mean()
         loss.backward()
         loss.item()  # waits for a GPU
@@ -236,25 +236,6 @@ def benchmark(name: str) -> dict:
         return json.loads(path.read_text(encoding="utf-8"))
     known = ", ".join(p.stem.removeprefix("bench-") for p in sorted(results_folder().glob("bench-*.json")))
     raise LessonError(f"no benchmark {name!r} is committed; choose one of: {known}")
-
-
-def compare(lab: SimpleNamespace, run: Run) -> None:
-    """Print a lesson's run beside the committed records of all methods on the same images and profile."""
-    runs = {name[:2]: other for name, other in results(f"0[2-6]-{lab.dataset}-{lab.profile}").items()}
-    runs[lab.lesson] = run
-    print(f"{lab.dataset}, profile {lab.profile}; kNN and linear probe with 10 % of the labels, last epoch")
-    heads = ("px", "epochs", "minutes", "kNN", "random", "gain", "10 %", "random")
-    print(f"{'':<32}" + "".join(f"{head:>8}" for head in heads))
-    for lesson, other in sorted(runs.items()):
-        row = other.record
-        value = {name: metric["value"] for name, metric in row["metrics"].items()}
-        judged = [f"{value[name]:.1%}" for name in ("knn", "knn_random", "linear_10", "linear_10_random")]
-        judged.insert(2, f"{100 * (value['knn'] - value['knn_random']):+.1f}")
-        cells = [row["view_size"], row["epochs"], f"{row['seconds'] / 60:.1f}", *judged]
-        title = METHODS.get(lesson, f"lesson {lesson}") + (" (this run)" if other is run else "")
-        print(f"{title:<32}" + "".join(f"{cell!s:>8}" for cell in cells) + f"   seed {row['seed']}")
-    for device in sorted({f"{r.record['device']}, {r.record['precision']}" for r in runs.values()}):
-        print(f"on {device}")
 
 
 def recorded_minutes() -> list[dict]:

@@ -4,7 +4,6 @@ Real files of a real run are damaged, copied from another run, removed; real pro
 """
 
 import json
-import os
 import random
 import shutil
 import signal
@@ -15,23 +14,18 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny import CPU, ENV, HERE, losses, moco, noise
 from torch import nn
 
-HERE = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(HERE))
-
-from tiny import CPU, losses, moco, noise  # noqa: E402
-
-from ssl_lessons import cli, diagnose, evaluate, networks, records  # noqa: E402
-from ssl_lessons.methods.base import Method, Objective, Recipe  # noqa: E402
-from ssl_lessons.methods.moco import MoCo  # noqa: E402
-from ssl_lessons.records import RecordError, Run  # noqa: E402
-from ssl_lessons.training import TrainingError, pretrain  # noqa: E402
-from ssl_lessons.views import CROP_ONLY  # noqa: E402
+from ssl_lessons import cli, diagnose, evaluate, networks, records
+from ssl_lessons.methods.base import Method, Objective, Recipe
+from ssl_lessons.methods.moco import MoCo
+from ssl_lessons.records import RecordError, Run
+from ssl_lessons.training import TrainingError, pretrain
+from ssl_lessons.views import CROP_ONLY
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 NETWORK = {"name": "conv4", "image_size": 16, "stem": None, "layer": None}
-ENV = {**os.environ, "PYTHONPATH": f"{HERE}:{HERE.parent}", "OMP_NUM_THREADS": "1"}
 
 
 def conv4(seed=0, **fields) -> MoCo:
@@ -550,3 +544,61 @@ def test_a_cache_of_features_is_of_its_code(tmp_path, fault):
         network = learners(tmp_path, change)[0]()
         made.append(evaluate.features(network, noise(16), 16, "cpu", cache=tmp_path / "cache"))
     fault("a cache of features of other code").right(torch.equal(made[1], 2 * made[0]))
+
+
+# ----------------------------------------------------------------------------------- while it trains
+
+
+def test_a_judgement_made_while_the_run_trains_is_kept(tmp_path, fault):
+    def judge(row):
+        Run.open(tmp_path / "run").add_metric(f"at {row['epoch']}", 0.5)
+
+    record = pretrain(
+        conv4(), noise(16), run=Run.at(tmp_path / "run", network=NETWORK), on_epoch=judge, **CPU
+    )
+    fault("two judgements at once").right(len(record["history"]) == 2 and "at 1" in record["metrics"], "lost")
+
+
+def test_a_judgement_of_an_earlier_epoch_is_not_that_of_the_finished_run(tmp_path, fault):
+    class Cut(Exception):
+        pass
+
+    def cut(row):
+        raise Cut
+
+    with pytest.raises(Cut):
+        pretrain(conv4(), noise(16), run=Run.at(tmp_path / "run", network=NETWORK), on_epoch=cut, **CPU)
+    Run.open(tmp_path / "run").add_metric("knn", 0.9)
+    record = train(tmp_path / "run")
+    fault("rolled back").right(len(record["history"]) == 2 and "knn" not in record["metrics"])
+
+
+def test_one_of_two_augmentations_of_one_name_is_edited(tmp_path, fault):
+    def views(first):
+        return conv4(augment=first, augment2=lambda x: x.flip(-1)[..., :16, :16])
+
+    folder = tmp_path / "run"
+    pretrain(views(lambda x: x[..., :16, :16] * 0.5), noise(16), run=Run.at(folder, network=NETWORK), **CPU)
+    with fault("edited code").refused(TrainingError, says="run"):
+        pretrain(views(lambda x: x[..., :16, :16] * 0.9), noise(16), run=folder, **CPU)
+
+
+@pytest.mark.parametrize("t", [float("nan"), 0.0, -1.0])
+def test_a_temperature_of_knn_that_is_none(t, fault):
+    x, y = torch.eye(4), torch.arange(4)
+    with fault("labels and features").refused(ValueError, says="above 0"):
+        evaluate.knn(x, y, x, k=1, t=t)
+
+
+@pytest.mark.parametrize("name", ["train", "Train", "TRAINING"])
+def test_the_place_of_a_split_in_any_case(tmp_path, name, fault):
+    (tmp_path / name).mkdir()
+    dataset = {"name": "zoo", "split": "train", "origin": f"folder {tmp_path / name}"}
+    fault("a run on a folder").right(evaluate.place_of(dataset) == str(tmp_path))
+
+
+def test_test_images_that_were_trained_on_get_a_word(fault):
+    store, other = noise(12), noise(12, size=24)
+    with pytest.warns(UserWarning, match="12 of 12 test images are training images too"):
+        evaluate.judge(evaluate.random_encoder("conv4", 16), store, store, 16, fractions=())
+    fault("leaks").right(len(other.copies(store)) == 0)
