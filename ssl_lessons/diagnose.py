@@ -56,8 +56,7 @@ def effective_rank(z: Tensor) -> float:
     every row is zero. Compare only figures of the same N.
     Roy and Vetterli 2007, "The effective rank", definition 1: with pₖ = σₖ / Σσ, exp(−Σ pₖ log pₖ). Rows are
     NOT centred, as in RankMe (Garrido et al. 2023, arXiv:2210.02885): a collapse to one point has rank 1,
-    where centring would leave rounding noise, whose rank is anything.
-    """
+    where centring would leave rounding noise, whose rank is anything."""
     values = torch.linalg.svdvals(_unit(z))
     if not values.any():
         return 0.0

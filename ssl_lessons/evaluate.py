@@ -230,8 +230,7 @@ def judge(
     sample standard deviation, and the confusion the first's."""
     train_y, leaked = labels_of(train), len(test.copies(train))
     if leaked:
-        told = f"{leaked} of {len(test)} test images are training images too: a judge may know them by heart"
-        warnings.warn(told, stacklevel=2)
+        warnings.warn(f"{leaked} of {len(test)} test images are training images too", stacklevel=2)
     train_x, test_x = (features(encoder, store, image_size, device, cache=cache) for store in (train, test))
     protocol = f"weighted kNN, k {min(K, len(train))}, t {T}, backbone, {image_size} px"
     metrics = {"knn": _metric([knn(train_x, train_y, test_x)], train, test, protocol)}
