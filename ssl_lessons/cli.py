@@ -319,8 +319,7 @@ def pretrain(args) -> int:
     import torch
 
     make, recipes = method_file(args.method)
-    name = args.recipe or ("lesson" if "lesson" in recipes else next(iter(recipes)))
-    recipe = recipes[known("recipe", name, recipes)]
+    recipe = recipes[known("recipe", args.recipe, recipes)]
     fields = check(dict(args.p), of_recipe(recipe), "recipe field")
     for name in {"policy", "policy_prime"} & fields.keys():
         fields[name] = ssl.views.POLICIES[known("policy", fields[name], ssl.views.POLICIES)]
@@ -429,8 +428,10 @@ def parser() -> argparse.ArgumentParser:
     option = command("pretrain", pretrain, text, example)
     option("--out", required=True, help="folder of the run")
     option("--method", default="moco", help="a file of ssl_lessons/methods/ (default: moco)")
-    option("--recipe", help="settings by name (default: lesson, made for runs of minutes)")
-    option("--network", default="resnet18", help="conv4, resnet10_half, resnet18 (default) or resnet50")
+    option("--recipe", default="short", help="settings by name (default: short, made for runs of minutes)")
+    option(
+        "--network", default="resnet10_half", help="conv4, resnet10_half (default), resnet18, … or timm/NAME"
+    )
     option("--stem", choices=("imagenet", "small", "pool", "stride"), help="default: by --crop")
     option("--dataset", default="shapes", help="a name from `data list`, or a folder of images")
     option("--size", default=64, help="side of the stored images, pixels (default: 64)")

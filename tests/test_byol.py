@@ -32,7 +32,7 @@ def method(seed=0, **overrides) -> BYOL:
     """A small healthy BYOL in train mode, projections of 6 numbers."""
     torch.manual_seed(seed)
     settings = {"head": (10, 6), "predictor_hidden": 8, "momentum": 0.9, **overrides}
-    return BYOL(networks.Conv4((4, 8, 8, 8)), image_size=SIDE, recipe="lesson", **settings).train()
+    return BYOL(networks.Conv4((4, 8, 8, 8)), image_size=SIDE, recipe="short", **settings).train()
 
 
 def points(*shape, seed=0, dtype=torch.float64) -> torch.Tensor:

@@ -23,7 +23,7 @@ COMMANDS = [
     "leaderboard",
     "bench",
 ]
-QUICK = "--method moco --recipe lesson --dataset shapes --size 16 --crop 16 --network conv4 --epochs 2"
+QUICK = "--method moco --recipe short --dataset shapes --size 16 --crop 16 --network conv4 --epochs 2"
 QUICK = [*QUICK.split(), "--batch-size", "64", "--limit", "128", "-p", "queue", "128", "--device", "cpu"]
 
 

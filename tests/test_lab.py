@@ -381,7 +381,7 @@ def test_baselines_are_trained_once_for_all_lessons(capsys):
 
 
 def test_a_method_is_trained_once_for_all_lessons_and_comes_back_with_its_weights(capsys):
-    s = a_lesson(epochs=2, supervised_epochs=3, recipe="lesson", batch_size=8, precision="fp32")
+    s = a_lesson(epochs=2, supervised_epochs=3, recipe="short", batch_size=8, precision="fp32")
     runs = {name: lab.trained(s, name, noise()) for name in ("simclr", "moco", "supervised", "random")}
     assert [len(run.record["history"]) for run in runs.values()] == [2, 2, 3, 0]
     assert len({run.folder for run in runs.values()}) == 4 and s.earlier == 0
@@ -397,7 +397,7 @@ def test_a_method_is_trained_once_for_all_lessons_and_comes_back_with_its_weight
     untrained, learnt = (evaluate.load_encoder(runs[name]).state_dict() for name in ("random", "simclr"))
     assert all(torch.equal(untrained[key], fresh[key]) for key in fresh)
     assert not all(torch.equal(learnt[key], fresh[key]) for key in fresh)
-    other = lab.trained(a_lesson(epochs=3, recipe="lesson", precision="fp32"), "simclr", noise())
+    other = lab.trained(a_lesson(epochs=3, recipe="short", precision="fp32"), "simclr", noise())
     assert other.folder != runs["simclr"].folder and len(other.record["history"]) == 3
     for ruler, width in (("colours", 512), ("pixels", 3 * 16 * 16)):  # no network, and judged like one
         run = lab.trained(s, ruler, noise())
@@ -490,6 +490,6 @@ def test_an_exercise_sees_what_a_function_changes(capsys):
 
 
 def test_a_recipe_is_shown_with_its_source_a_lessons_own_line_and_its_optimiser(capsys):
-    lab.show_recipe(RECIPES["lesson"], "K 7")
+    lab.show_recipe(RECIPES["short"], "K 7")
     first, own, last = capsys.readouterr().out.splitlines()
     assert first.startswith("recipe 'lesson': ") and own == "K 7" and "weight decay" in last

@@ -24,7 +24,7 @@ def method(queue=24, seed=0, **overrides) -> MoCo:
     torch.manual_seed(seed)
     network = networks.Conv4((4, 8, 8, 8))
     settings = {"head": (8, 8), "symmetric": False, "momentum": 0.9, **overrides}
-    return MoCo(network, image_size=SIDE, recipe="lesson", queue=queue, **settings).train()
+    return MoCo(network, image_size=SIDE, recipe="short", queue=queue, **settings).train()
 
 
 def batch(count=6, seed=1) -> list[torch.Tensor]:

@@ -90,11 +90,11 @@ def test_the_papers_recipes_augment_as_published(method, name):
 
 
 @pytest.mark.parametrize("method", ["SIMCLR", "MOCO", "RELATIONAL", "BYOL", "SIMSIAM"])
-def test_every_method_has_recipes_for_small_data_and_for_a_lesson(method):
+def test_every_method_has_recipes_for_small_data_and_for_runs_of_minutes(method):
     known = getattr(recipes, method)
-    assert {"small_data", "lesson", "short"} <= known.keys()
+    assert {"small_data", "short"} <= known.keys()
     assert all(name == recipe.name and recipe.source for name, recipe in known.items())
-    assert known["lesson"].source.startswith("ours") and known["short"].source.startswith("ours")
+    assert known["short"].source.startswith("ours")
 
 
 def test_moco_v2s_head_is_as_wide_as_its_encoder():

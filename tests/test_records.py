@@ -22,7 +22,7 @@ from ssl_lessons.records import REQUIRED, SCHEMA, RecordError, Run, atomically
 
 @pytest.fixture
 def run(tmp_path):
-    return Run.create(tmp_path / "run", recipe=RECIPES["lesson"], dataset={"name": "noise"}, seed=3)
+    return Run.create(tmp_path / "run", recipe=RECIPES["short"], dataset={"name": "noise"}, seed=3)
 
 
 # ---------------------------------------------------------------------------------------------- record.json
@@ -35,7 +35,7 @@ def test_a_record_says_what_numbers_depend_on_and_is_read_back_equal(run):
     assert set(REQUIRED) <= set(again.record) and again.record["schema"] == SCHEMA
     assert torch.__version__.startswith(again.record["versions"]["torch"])  # that may add "+cu132"
     assert again.record["device"].startswith("CPU, ")
-    assert again.record["recipe"]["policy"]["jitter"] == list(RECIPES["lesson"].policy.jitter)
+    assert again.record["recipe"]["policy"]["jitter"] == list(RECIPES["short"].policy.jitter)
     assert again.record["metrics"]["knn"] == {"value": 0.5, "protocol": "k 20", "images": [4, 2]}
     assert Run.open(run.folder / "record.json").record == run.record  # a lone record file will do
 

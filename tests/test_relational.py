@@ -28,7 +28,7 @@ def method(seed=0, **overrides) -> Relational:
     """A small healthy method in train mode, three views, eight features."""
     torch.manual_seed(seed)
     settings = {"views": 3, "hidden": 6, **overrides}
-    return Relational(networks.Conv4((4, 8, 8, 8)), image_size=SIDE, recipe="lesson", **settings).train()
+    return Relational(networks.Conv4((4, 8, 8, 8)), image_size=SIDE, recipe="short", **settings).train()
 
 
 def views(count=6, number=3, seed=1) -> list[torch.Tensor]:

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 # ---------------------------------------------------------------------------------------------- kill -9
 
 RECIPES = {
-    "lesson": {"start": 3},  # AdamW, symmetric
+    "short": {"start": 3},  # AdamW, symmetric
     "split": {
         "start": 3,
         "recipe": "small_data",
@@ -120,7 +120,7 @@ def finish_and_compare(folder, recipe, expected):
     "recipe, where, count, epochs",
     [
         ("split", "step", 5, 1),  # in the middle of the second epoch
-        ("lesson", "save_encoder", 2, 1),  # resume.pt is written, encoder and record are not
+        ("short", "save_encoder", 2, 1),  # resume.pt is written, encoder and record are not
         ("split", "save", 5, 2),  # the last record (two start the run) is not written, all else is
     ],
 )
@@ -132,14 +132,14 @@ def test_a_killed_run_ends_as_an_undisturbed_one(tmp_path, undisturbed, recipe, 
 
 
 def test_a_run_killed_from_outside_goes_on(tmp_path, undisturbed):
-    command = [sys.executable, "-c", CHILD, str(tmp_path), "lesson", "slow", "0"]
+    command = [sys.executable, "-c", CHILD, str(tmp_path), "short", "slow", "0"]
     with subprocess.Popen(command, env=ENV, stdout=subprocess.PIPE, text=True) as child:
         assert child.stdout.readline().startswith("epoch   1/3")
         time.sleep(0.3)
         child.kill()
     (tmp_path / "resume.pt.1.tmp").write_bytes(b"half")  # as a kill in the middle of a write leaves it
     assert len(Run.open(tmp_path).record["history"]) < 3
-    finish_and_compare(tmp_path, "lesson", undisturbed["lesson"])
+    finish_and_compare(tmp_path, "short", undisturbed["short"])
 
 
 # ---------------------------------------------------------------------------------------------- going on
@@ -241,15 +241,15 @@ def test_an_edited_class_does_not_get_the_old_history(tmp_path):
 
 
 def test_a_second_process_is_refused_and_the_first_goes_on(tmp_path, undisturbed):
-    command = [sys.executable, "-c", CHILD, str(tmp_path), "lesson", "slow", "0"]
+    command = [sys.executable, "-c", CHILD, str(tmp_path), "short", "slow", "0"]
     with subprocess.Popen(command, env=ENV, stdout=subprocess.PIPE, text=True) as child:
         assert child.stdout.readline().startswith("epoch   1/3")
         with pytest.raises(RecordError, match="another process is writing into"):
-            pretrain(moco(**RECIPES["lesson"]), noise(), epochs=3, run=tmp_path, **CPU)
+            pretrain(moco(**RECIPES["short"]), noise(), epochs=3, run=tmp_path, **CPU)
         child.communicate()
     assert child.returncode == 0
     found = what_counts(Run.open(tmp_path))
-    assert same(found, undisturbed["lesson"])
+    assert same(found, undisturbed["short"])
 
 
 def test_without_its_checkpoint_a_run_starts_over(tmp_path):
@@ -312,7 +312,7 @@ def test_nan_is_noticed_and_the_last_good_checkpoint_is_usable(tmp_path, poison,
     def method(**fields):
         torch.manual_seed(0)
         fields |= {"queue": 20, "head": (16, 8), "batch_size": 8, "epochs": 4}
-        return Poisoned(networks.Conv4((4, 4, 8, 8)), image_size=16, recipe="lesson", **fields)
+        return Poisoned(networks.Conv4((4, 4, 8, 8)), image_size=16, recipe="short", **fields)
 
     whole = pretrain(method(), noise(), run=tmp_path / "whole", **CPU)
     ill = method()
@@ -389,7 +389,7 @@ from ssl_lessons.training import TrainingError, pretrain
 import torch
 torch.set_num_threads(1)
 store = t.noise(256, 32)
-method = MoCo(networks.conv4(), image_size=48, recipe="lesson", queue=64, batch_size=256, epochs=1)
+method = MoCo(networks.conv4(), image_size=48, recipe="short", queue=64, batch_size=256, epochs=1)
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + (64 << 20),) * 2)
 try:

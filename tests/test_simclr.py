@@ -27,7 +27,7 @@ def method(seed=0, **overrides) -> SimCLR:
     """A small healthy SimCLR in train mode, embeddings of 8 numbers."""
     torch.manual_seed(seed)
     settings = {"head": (8, 8), "temperature": 0.3, **overrides}
-    return SimCLR(networks.Conv4((4, 8, 8, 8)), image_size=SIDE, recipe="lesson", **settings).train()
+    return SimCLR(networks.Conv4((4, 8, 8, 8)), image_size=SIDE, recipe="short", **settings).train()
 
 
 def points(*shape, seed=0, dtype=torch.float64) -> torch.Tensor:

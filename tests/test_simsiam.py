@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 SIDE = 16
 
 
-def method(seed=0, recipe="lesson", **overrides) -> SimSiam:
+def method(seed=0, recipe="short", **overrides) -> SimSiam:
     """A small healthy SimSiam in train mode, projections of 6 numbers."""
     torch.manual_seed(seed)
     settings = {"head": (10, 6), "predictor_hidden": 8, **overrides}

@@ -65,9 +65,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 def tiny(make, **fields):
-    return make(
-        networks.Conv4((4, 4, 8, 8)), image_size=16, recipe="lesson", batch_size=8, epochs=1, **fields
-    )
+    return make(networks.Conv4((4, 4, 8, 8)), image_size=16, recipe="short", batch_size=8, epochs=1, **fields)
 
 
 MAKERS = [

@@ -124,7 +124,7 @@ def test_a_predictor_may_have_a_rate_and_a_decay_of_its_own():
     """Ten times the rate of the rest, in every step of the cosine; the decay is its own where given."""
     settings = {"head": (16, 8), "predictor_hidden": 8, "predictor_lr": 10.0, "weight_decay": 0.3}
     settings |= {"optimizer": "sgd", "lr_batch": None, "lr": 0.01}
-    method = BYOL(networks.conv4(), image_size=16, recipe="lesson", predictor_weight_decay=0.1, **settings)
+    method = BYOL(networks.conv4(), image_size=16, recipe="short", predictor_weight_decay=0.1, **settings)
     built = build_optimizer(method)
     mine = {id(p) for p in method.predictor.parameters()}
     decays = {id(p): group["weight_decay"] for group in built.param_groups for p in group["params"]}
@@ -136,12 +136,12 @@ def test_a_predictor_may_have_a_rate_and_a_decay_of_its_own():
         pretrain(method, noise(), epochs=2, batch_size=8, **CPU)
     assert len(rates) == 6 and rates[0][1.0] != rates[-1][1.0]
     assert all(rate[10.0] == pytest.approx(10 * rate[1.0]) for rate in rates)
-    same = build_optimizer(BYOL(networks.conv4(), image_size=16, recipe="lesson", **settings))
+    same = build_optimizer(BYOL(networks.conv4(), image_size=16, recipe="short", **settings))
     assert {group["weight_decay"] for group in same.param_groups} == {0.3}
 
 
 def test_constant_rate_is_for_the_named_parts_only():
-    method = SimSiam(networks.conv4(), image_size=16, recipe="lesson", head=(16, 16), predictor_hidden=8)
+    method = SimSiam(networks.conv4(), image_size=16, recipe="short", head=(16, 16), predictor_hidden=8)
     built = build_optimizer(method)
     constant = {id(p) for group in built.param_groups if group["constant"] for p in group["params"]}
     assert constant == {id(p) for p in method.predictor.parameters()}

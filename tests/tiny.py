@@ -22,7 +22,7 @@ def noise(count=24, size=20, labels=True) -> ImageStore:
     return ImageStore(images.transpose(1, 2), labels, ("a", "b", "c"), "noise", "train", f"{count}-{size}")
 
 
-def moco(start=0, recipe="lesson", **fields) -> MoCo:
+def moco(start=0, recipe="short", **fields) -> MoCo:
     torch.manual_seed(start)
     fields = {"queue": 20, "head": (16, 8), "temperature": 0.2, "batch_size": 8, "epochs": 2, **fields}
     return MoCo(networks.Conv4((4, 4, 8, 8)), image_size=16, recipe=recipe, **fields)

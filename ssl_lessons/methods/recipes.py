@@ -18,22 +18,17 @@ _LARS = {"optimizer": "lars", "weight_decay": 1e-6, "plain_norms": True, "warmup
 # Runs of minutes: AdamW needs no tuning of the rate, and one epoch of warm-up is enough.
 _ADAMW = {"optimizer": "adamw", "lr": 1e-3, "lr_batch": None, "weight_decay": 1e-4, "warmup": 1.0}
 _MINUTES = {**_ADAMW, "batch_size": 128, "epochs": 20}
-_OURS = "ours, for runs of minutes"
-
-# Runs of some hundred thousand images on the slim network (resnet10_half): the recipes `lesson`, changed
-# where trials on a held-out fifth of Imagenette's training images did better (data/results/TRIALS.md). Tried
-# were rates, batch, temperature, queue, momentum, blur, colours, heads, the predictor's rate and decay.
+# Runs of some hundred thousand images on the slim network (resnet10_half), chosen by trials on a held-out
+# fifth of Imagenette's training images (data/results/TRIALS.md). Tried were rates, batch, temperature, queue,
+# momentum, blur, colours, heads, the predictor's rate and decay.
 _SHORT = {**_MINUTES, "name": "short", "source": "ours, for runs of minutes: data/results/TRIALS.md"}
 
 # A blur with σ of up to 2 pixels leaves little of a 32-pixel view: SimCLR and MoCo's demonstration leave it
-# out on CIFAR-10 too. In trials of six epochs at 32 pixels on Imagenette, judged by kNN on its val images,
-# no blur and τ 0.1 did better, one seed each.
+# out on CIFAR-10 too.
 _NO_BLUR = replace(v.MOCO_V2, name="moco_v2_no_blur", blur_p=0.0)
 
 # Half of that colour strength and no greyscale: without negatives a short run loses colour before it finds
-# anything else. In trials of four and five epochs (32 pixels, Imagenette, kNN on a held-out fifth of its
-# training images, one seed) BYOL stood higher with it; both below the untrained network still. Relational
-# reasoning with the stronger colours, 64 images a batch, stood 8 points below it after six.
+# anything else (TRIALS.md, BYOL).
 _GENTLE = replace(_NO_BLUR, name="gentle", jitter=(0.2, 0.2, 0.2, 0.05), grey_p=0.0)
 
 
@@ -53,7 +48,6 @@ class SimCLRRecipe(Recipe):
 
 # SimCLR B.9: half the colour strength and no blur for small images; lightly halves the strength too.
 _HALF = replace(v.SIMCLR, name="simclr_half", jitter=(0.4, 0.4, 0.4, 0.1))
-_SLIM = {"policy": _NO_BLUR, "head": (512, 128), "head_norm": False}
 
 SIMCLR: dict[str, SimCLRRecipe] = _named(
     SimCLRRecipe(
@@ -63,8 +57,7 @@ SIMCLR: dict[str, SimCLRRecipe] = _named(
         "v2", "arXiv:2006.10029, section 2; github.com/google-research/simclr, 3 layers",
         head=(None, None, 128), lr=0.3, epochs=800, **_LARS),
     SimCLRRecipe("small_data", _LIGHTLY, policy=_HALF, temperature=0.5, **_SGD),
-    SimCLRRecipe("lesson", _OURS, temperature=0.2, **_SLIM, **_MINUTES),
-    SimCLRRecipe(temperature=0.1, **_SLIM, **_SHORT),
+    SimCLRRecipe(policy=_NO_BLUR, head=(512, 128), head_norm=False, temperature=0.1, **_SHORT),
 )  # fmt: skip
 
 
@@ -85,7 +78,6 @@ class MoCoRecipe(Recipe):
 # The CIFAR demonstration crops as torchvision does by default and does not blur 32-pixel images.
 _DEMO = "github.com/facebookresearch/moco, branch colab-notebook (CIFAR-10 on one GPU)"
 _CIFAR = replace(v.MOCO_V2, name="moco_cifar", source=_DEMO, crop_scale=(0.08, 1.0), blur_p=0.0)
-_FRESH = {"policy": _NO_BLUR, "head": (512, 128), "queue": 2048, "momentum": 0.99, "temperature": 0.1}
 
 MOCO: dict[str, MoCoRecipe] = _named(
     MoCoRecipe(
@@ -101,10 +93,9 @@ MOCO: dict[str, MoCoRecipe] = _named(
         "the published single-GPU tutorial of MoCo v2 on Imagenette (its optimiser: Adam assumed)",
         head=(100, 50, 25), queue=8192, temperature=0.05, optimizer="adam", lr=1e-3, lr_batch=None,
         final_lr=0.01, weight_decay=1e-6),
-    MoCoRecipe(
-        "lesson", f"{_OURS}: a short queue and a quick key encoder keep the keys fresh",
-        symmetric=True, **_FRESH, **_MINUTES),
-    MoCoRecipe(symmetric=True, **_FRESH, **_SHORT),
+    MoCoRecipe(  # a short queue and a quick key encoder keep the keys fresh
+        policy=_NO_BLUR, head=(512, 128), queue=2048, momentum=0.99, temperature=0.1,
+        symmetric=True, **_SHORT),
 )  # fmt: skip
 
 
@@ -136,9 +127,6 @@ RELATIONAL: dict[str, RelationalRecipe] = _named(
     RelationalRecipe(
         "small_data", f"{_RELATIONAL}, the short script (plain cross-entropy), with fewer views",
         views=8, batch_size=64, **_ADAM),
-    RelationalRecipe(
-        "lesson", f"{_OURS}: four views, the paper's batch, gentle colours",
-        policy=_GENTLE, views=4, **{**_MINUTES, "batch_size": 64}),
     RelationalRecipe(policy=_NO_BLUR, views=4, **{**_SHORT, "batch_size": 64}),
 )  # fmt: skip
 
@@ -164,20 +152,16 @@ class BYOLRecipe(Recipe):
 
 
 _BYOL = "arXiv:2006.07733, section 3.3; github.com/google-deepmind/deepmind-research, byol"
-_BOTH_GENTLE = {"policy": _GENTLE, "policy_prime": _GENTLE}
 
 BYOL: dict[str, BYOLRecipe] = _named(
     BYOLRecipe("paper", f"{_BYOL}, 1000 epochs", lr=0.2, epochs=1000, **{**_LARS, "weight_decay": 1.5e-6}),
     BYOLRecipe("paper_100", f"{_BYOL}, 100 epochs", lr=0.45, momentum=0.99, epochs=100, **_LARS),
     BYOLRecipe("small_data", _LIGHTLY, momentum=0.99, momentum_schedule="constant", **_SGD),
-    BYOLRecipe(
-        "lesson", f"{_OURS}: narrow heads, gentle colours",
-        head=(1024, 128), predictor_hidden=1024, **_BOTH_GENTLE, **_MINUTES),
     # Ten times the rate for the predictor, so that it follows what it predicts (the paper's appendix does
     # so in a run without target network). A memory between 0.7 and 14 % of the run made no difference.
     BYOLRecipe(
-        head=(512, 128), predictor_hidden=512, predictor_lr=10.0, lag=0.02, **_BOTH_GENTLE,
-        **{**_SHORT, "weight_decay": 0.3, "epochs": 60}),
+        policy=_GENTLE, policy_prime=_GENTLE, head=(512, 128), predictor_hidden=512, predictor_lr=10.0,
+        lag=0.02, **{**_SHORT, "weight_decay": 0.3, "epochs": 60}),
 )  # fmt: skip
 
 
@@ -190,17 +174,12 @@ class SimSiamRecipe(Recipe):
     predictor_hidden: int = 512
 
 
-_NARROW = {"head": (512, 512, 512), "predictor_hidden": 128}
-
 SIMSIAM: dict[str, SimSiamRecipe] = _named(
     SimSiamRecipe(
         "paper", "arXiv:2011.10566, section 3; github.com/facebookresearch/simsiam",
         lr=0.05, batch_size=512, epochs=100),
     SimSiamRecipe("small_data", _LIGHTLY, head=(2048, 2048), **_SGD),
     SimSiamRecipe(
-        "lesson", f"{_OURS}: three narrow layers, a narrower predictor, no blur",
-        policy=_NO_BLUR, **_NARROW, **_MINUTES),
-    SimSiamRecipe(
-        "short", _SHORT["source"], policy=_GENTLE, predictor_lr=10.0, lr=0.2, weight_decay=5e-4,
-        warmup=1.0, batch_size=128, epochs=60, **_NARROW),
+        "short", _SHORT["source"], policy=_GENTLE, head=(512, 512, 512), predictor_hidden=128,
+        predictor_lr=10.0, lr=0.2, weight_decay=5e-4, warmup=1.0, batch_size=128, epochs=60),
 )  # fmt: skip

@@ -61,10 +61,10 @@ def build(spec: dict):
         spec["network"], spec["size"], "imagenet" if spec["network"] != "conv4" else None
     )
     if spec["method"] == "MoCo":
-        return MoCo(network, image_size=spec["size"], recipe="lesson", queue=spec["queue"])
+        return MoCo(network, image_size=spec["size"], recipe="short", queue=spec["queue"])
     if spec["method"] == "Relational":
-        return Relational(network, image_size=spec["size"], recipe="lesson", views=spec["views"])
-    return SimCLR(network, image_size=spec["size"], recipe="lesson")
+        return Relational(network, image_size=spec["size"], recipe="short", views=spec["views"])
+    return SimCLR(network, image_size=spec["size"], recipe="short")
 
 
 def child(spec: dict) -> None:

@@ -305,7 +305,7 @@ ODD = {
     "dataset": {"dataset": "shapes"},
     "images": {"dataset": {**record()["dataset"], "images": "many"}},
     "network": {"network": "conv4"},
-    "recipe": {"recipe": ["lesson"]},
+    "recipe": {"recipe": ["short"]},
     "history": {"history": [1, 2]},
     "epoch": {"history": [{"epoch": "last"}]},
     "peak_memory": {"history": [{"epoch": 1, "peak_memory": "much"}]},

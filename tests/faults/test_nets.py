@@ -54,7 +54,7 @@ def store(count=16) -> ImageStore:
 def method(kind, network=None, **fields):
     torch.manual_seed(0)
     network = networks.Conv4((4, 4, 8, 8)) if network is None else network
-    return kind(network, image_size=16, recipe="lesson", **{**SMALL.get(kind, {}), **fields})
+    return kind(network, image_size=16, recipe="short", **{**SMALL.get(kind, {}), **fields})
 
 
 def told(call) -> str:
@@ -546,7 +546,7 @@ VALUES = [
     ("recipes", "field", "values"), VALUES, ids=lambda value: value if type(value) is str else ""
 )
 def test_a_recipe_refuses_values_out_of_range_however_they_come(fault, recipes, field, values):
-    recipe = recipes["lesson"]
+    recipe = recipes["short"]
     for value in values:
         for call in (recipe.override, lambda **fields: replace(recipe, **fields)):
             with fault("fields of a recipe").refused(ValueError, says=(field, repr(value), "must be")):
@@ -563,7 +563,7 @@ def test_a_recipe_refuses_values_out_of_range_however_they_come(fault, recipes, 
     ],
 )  # fmt: skip
 def test_a_recipe_takes_values_at_the_edge(fault, recipes, field, value, expected):
-    found = getattr(recipes["lesson"].override(**{field: value}), field)
+    found = getattr(recipes["short"].override(**{field: value}), field)
     fault("fields of a recipe").right(
         found == expected and type(found) is type(expected), message=repr(found)
     )
@@ -576,7 +576,7 @@ def test_a_projection_of_no_size_is_refused(fault, field, size):
         method(SimCLR, **{field: size})
 
 
-@pytest.mark.parametrize("recipe", [MOCO["lesson"], Recipe("mine", "a test"), 3, {"lr": 0.1}])
+@pytest.mark.parametrize("recipe", [MOCO["short"], Recipe("mine", "a test"), 3, {"lr": 0.1}])
 def test_another_methods_recipe_is_refused(fault, recipe):
     with fault("fields of a recipe").refused(ValueError, says="SimCLRRecipe"):
         SimCLR(networks.conv4(), image_size=16, recipe=recipe)

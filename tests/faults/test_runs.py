@@ -31,7 +31,7 @@ NETWORK = {"name": "conv4", "image_size": 16, "stem": None, "layer": None}
 def conv4(seed=0, **fields) -> MoCo:
     torch.manual_seed(seed)
     fields = {"queue": 8, "head": (16, 8), "batch_size": 8, "epochs": 2, **fields}
-    return MoCo(networks.conv4(), image_size=16, recipe="lesson", **fields)
+    return MoCo(networks.conv4(), image_size=16, recipe="short", **fields)
 
 
 def train(folder, seed=0, **settings) -> dict:
@@ -443,7 +443,7 @@ def test_an_edited_part_under_an_old_run(tmp_path, fault, part):
         torch.manual_seed(0)
         own = {"augment": augment} if part == "augmentation" else {}
         network = body() if part == "network" else networks.conv4()
-        return MoCo(network, image_size=16, recipe="lesson", queue=8, batch_size=8, epochs=1, **own)
+        return MoCo(network, image_size=16, recipe="short", queue=8, batch_size=8, epochs=1, **own)
 
     settings = {**CPU, "run": tmp_path / "run", "stop_on_collapse": False}
     first = pretrain(build(""), noise(16), **settings)
