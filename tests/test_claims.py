@@ -1,4 +1,4 @@
-"""A paragraph that begins "**In the run printed here**" holds numbers that the outputs above it printed."""
+"""What a paragraph says of this run, or of a stored experiment, are numbers that the outputs above it printed."""
 
 import re
 from pathlib import Path
@@ -7,7 +7,7 @@ import nbformat
 import pytest
 
 NOTEBOOKS = sorted((Path(__file__).resolve().parent.parent / "notebooks").glob("[0-9]*.ipynb"))
-OPENING = "**In the run printed here**"
+OPENINGS = ("**In the run printed here**", "**In this experiment**")
 
 
 def claims(cells) -> list[tuple[str, list[str], str]]:
@@ -17,7 +17,7 @@ def claims(cells) -> list[tuple[str, list[str], str]]:
         if cell.cell_type == "code":
             printed += [output.text for output in cell.outputs if output.output_type == "stream"]
         for paragraph in cell.source.split("\n\n") if cell.cell_type == "markdown" else []:
-            if paragraph.lstrip().startswith(OPENING):
+            if paragraph.lstrip().startswith(OPENINGS):
                 numbers = re.findall(r"\d+\.\d+|\d+(?= ?%)", paragraph)
                 found.append((paragraph, numbers, "\n".join(printed)))
     return found
@@ -33,6 +33,6 @@ def test_what_the_text_says_of_the_run_was_printed(path):
 
 def test_a_number_that_was_not_printed_is_seen():
     code = nbformat.v4.new_code_cell(outputs=[nbformat.v4.new_output("stream", text="kNN 56.5 ± 1.1\n")])
-    told = [nbformat.v4.new_markdown_cell(f"{OPENING}, SimCLR ends at {n} %.") for n in ("56.5", "65.5")]
+    told = [nbformat.v4.new_markdown_cell(f"{OPENINGS[0]}, SimCLR ends at {n} %.") for n in ("56.5", "65.5")]
     ((_, (right,), printed), (_, (wrong,), _)) = claims([code, *told])
     assert right in printed and wrong not in printed

@@ -80,8 +80,8 @@ def arms(
     for row, seeds in enumerate(values.values()):
         points = [100 * value for value in seeds]
         error = stdev(points) / len(points) ** 0.5 if len(points) > 1 else 0.0
-        axis.plot(points, [row] * len(points), "o", color=GREY, alpha=0.5, markersize=4)
         axis.errorbar(fmean(points), row, xerr=error, fmt="D", color=BLUE, markersize=7, capsize=5)
+        axis.plot(points, [row + 0.22] * len(points), "o", color=GREY, markersize=4)  # below: none is hidden
     for label, value in levels.items():
         axis.axvline(100 * value, color=VERMILION, linestyle="--", linewidth=1, label=label)
     axis.set(xlabel=xlabel, title=title, yticks=range(len(values)), yticklabels=list(values))
@@ -105,7 +105,7 @@ def health(
             collapsed, green healthy, and white is suspect.
     """
     runs = history if isinstance(history, dict) else {"": history}
-    figure, axes = axes_row(len(names), 2.6 * len(names) + (1.8 if "" not in runs else 0), 2.4)
+    figure, axes = axes_row(len(names), 2.9 * len(names), 2.4 if "" in runs else 3.0)
     for i, (axis, (key, title)) in enumerate(zip(axes, names.items(), strict=True)):
         for j, (label, rows) in enumerate(runs.items()):
             own = i if "" in runs else j  # one run: a colour for each panel; several: one for each run
@@ -117,8 +117,10 @@ def health(
             shade(axis, "y", *bands[key])
         axis.set_title(title, fontsize=10)
         axis.set_xlabel("epoch")
+        axis.xaxis.get_major_locator().set_params(integer=True)
     if "" not in runs:
-        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", frameon=False)
+        place = {"loc": "outside lower center", "ncols": 2 + len(names) // 3, "frameon": False}
+        figure.legend(*axes[0].get_legend_handles_labels(), **place)
     return figure
 
 
@@ -133,7 +135,7 @@ def shade(axis, direction: str, collapsed: float, healthy: float) -> None:
     low, high = low - room, high + room
     for edge, beyond, colour in ((collapsed, healthy, VERMILION), (healthy, collapsed, GREEN)):
         span = axis.axhspan if direction == "y" else axis.axvspan
-        span(edge, high if edge > beyond else low, color=colour, alpha=0.13, linewidth=0)
+        span(edge, high if edge > beyond else low, color=colour, alpha=0.25, linewidth=0)
     getattr(axis, f"set_{direction}lim")(low, high)
 
 
@@ -163,7 +165,8 @@ def histograms(samples: dict[str, Tensor], xlabel: str, title: str = "", bins: i
     figure, (axis,) = axes_row(1, 6.5, 2.8)
     flat = {label: values.flatten().float().cpu() for label, values in samples.items()}
     everything = torch.cat(list(flat.values()))
-    look = {"range": (everything.min().item(), everything.max().item()), "density": True, "alpha": 0.6}
+    look = {"range": (everything.min().item(), everything.max().item()), "density": True}
+    look |= {"histtype": "step", "linewidth": 2}  # outlines: fills would mix to a colour that has no name
     for (label, values), colour in zip(flat.items(), cycle(COLOURS), strict=False):
         axis.hist(values.numpy(), bins, label=label, color=colour, **look)
     axis.set(xlabel=xlabel, ylabel="density", title=title)
@@ -174,7 +177,8 @@ def histograms(samples: dict[str, Tensor], xlabel: str, title: str = "", bins: i
 def matrix(values: Tensor, xlabel: str, ylabel: str, title: str = "", label: str = "") -> Figure:
     """A matrix (rows, columns) as an image with a colour bar named `label`."""
     figure = matrices({title: values}, xlabel, ylabel, label)
-    figure.set_size_inches(6.5, 3.2)
+    square = values.shape[0] == values.shape[1]
+    figure.set_size_inches(*(4.6, 3.8) if square else (6.5, 3.2))
     return figure
 
 

@@ -99,11 +99,11 @@ def experiment(name: str) -> dict[str, list[float]]:
     where = f"{first['dataset']}, views of {first['view']} px, recipe {first['recipe']}"
     print(f"{where}; judged on a held-out fifth of the training images")
     width = max(len(arm) for arm in found) + 2
-    print(f"{'':<{width}}{'kNN, %':>14}{'seeds':>7}{'thousand images':>17}")
+    print(f"{'':<{width}}{'kNN, %':>14}{'seeds':>7}{'images seen':>17}")
     for arm, rows in found.items():
         mean, error = mean_error([row["knn"] for row in rows])
         near = f"{mean:.1f} ± {error:.1f}" if len(rows) > 1 else f"{mean:.1f}"
-        print(f"{arm:<{width}}{near:>14}{len(rows):>7}{rows[0]['images_seen'] / 1000:>17.0f}")
+        print(f"{arm:<{width}}{near:>14}{len(rows):>7}{rows[0]['images_seen']:>17,}")
     random = statistics.fmean(row["knn_random"] for rows in found.values() for row in rows)
     print(f"{'random encoder':<{width}}{100 * random:>8.1f}")
     print(verdict(found))
