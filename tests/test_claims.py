@@ -1,4 +1,4 @@
-"""What a paragraph says of this run, or of a stored experiment, are numbers that the outputs above it printed."""
+"""What a paragraph says of this run, or of a stored experiment: numbers that outputs above it printed."""
 
 import re
 from pathlib import Path

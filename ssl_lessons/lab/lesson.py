@@ -306,4 +306,5 @@ def finish(lab: SimpleNamespace, run: Run) -> None:
             else str(value)
         )
         print(f"{name:<24} {text}   {metric.get('protocol', '')}")
-    print(beside(run.record["metrics"]))
+    if "knn" in run.record["metrics"]:
+        print(beside(run.record["metrics"]))
