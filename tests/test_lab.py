@@ -492,4 +492,4 @@ def test_an_exercise_sees_what_a_function_changes(capsys):
 def test_a_recipe_is_shown_with_its_source_a_lessons_own_line_and_its_optimiser(capsys):
     lab.show_recipe(RECIPES["short"], "K 7")
     first, own, last = capsys.readouterr().out.splitlines()
-    assert first.startswith("recipe 'lesson': ") and own == "K 7" and "weight decay" in last
+    assert first.startswith("recipe 'short': ") and own == "K 7" and "weight decay" in last

@@ -285,7 +285,9 @@ def finish(lab: SimpleNamespace, run: Run) -> None:
         trials[name]["dataset"] = {key: images_of[key] for key in ("name", "split", "size", "images")}
     if trials:
         run.update(experiments=trials)
-    run.update(lesson=lab.lesson, profile=lab.profile, lesson_seconds=seconds, speed=lab.speed)
+    # the speed of the session that trained: another's says nothing of those minutes
+    speed = run.record.get("speed") if lab.earlier else lab.speed
+    run.update(lesson=lab.lesson, profile=lab.profile, lesson_seconds=seconds, speed=speed)
     dataset, packages = run.record["dataset"] or {}, run.record["versions"]
     print(f"record    {run.folder.name}/record.json")
     origin = f"{dataset.get('images')} images; {dataset.get('origin')}"
