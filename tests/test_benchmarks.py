@@ -10,6 +10,7 @@ import pytest
 
 from ssl_lessons import lab
 from ssl_lessons.lab import lesson
+from ssl_lessons.parameters import Unknown
 from ssl_lessons.records import TITLES
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -164,7 +165,7 @@ def test_filling_the_page_keeps_what_stands_around(tmp_path):
 
 
 def test_a_benchmark_that_is_not_committed_is_an_error_that_lists_the_others():
-    with pytest.raises(lab.LessonError, match="no benchmark 'nothing' is committed; choose one of: .*views"):
+    with pytest.raises(Unknown, match="no benchmark 'nothing' is committed; choose one of: .*views"):
         lab.benchmark("nothing")
     assert lab.benchmark("views")["sizes"]
 

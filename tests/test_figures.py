@@ -78,27 +78,6 @@ def test_image_grid_takes_views_and_refuses_a_gap():
             figures.image_grid(torch.zeros(count, 3, 4, 4), rows)
 
 
-@pytest.mark.parametrize("epochs", [1, 2, 30])
-@pytest.mark.parametrize("unit", ["nats", "−cosine"])
-def test_training_curves(epochs, unit):
-    rows = history(epochs, True)
-    figure = figures.training_curves(rows, random_knn=0.2, chance=0.1, loss=unit)
-    left, right = figure.axes
-    assert left.get_ylabel() == f"loss ({unit})" and right.get_ylabel() == "kNN accuracy (%)"
-    assert left.get_xlabel() == right.get_xlabel() == "epoch"
-    assert list(left.lines[0].get_ydata()) == [row["loss"] for row in rows]
-    assert list(right.lines[0].get_ydata()) == [30.0 for row in rows if "knn" in row]
-    levels = {
-        text.get_text(): line.get_ydata()[0] for text, line in zip(right.texts, right.lines[1:], strict=True)
-    }
-    assert levels == {"random encoder": 20, "guessing": 10}
-
-
-def test_training_curves_leave_out_an_accuracy_that_nobody_measured():
-    (only,) = figures.training_curves(history(3, False), random_knn=0.2).axes
-    assert only.get_ylabel() == "loss (nats)" and len(only.lines) == 1
-
-
 @pytest.mark.parametrize("count", [1, 3, 14])
 def test_health_has_a_panel_for_each_diagnostic(count):
     rows = [{"epoch": e, **{f"d{i}": i for i in range(count)}} for e in (1, 2)]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from ssl_lessons import lab
+from ssl_lessons.records import Run
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORDS = sorted((ROOT / "data" / "results").glob("[0-9][0-9]-*.json"))
@@ -12,7 +12,7 @@ RECORDS = sorted((ROOT / "data" / "results").glob("[0-9][0-9]-*.json"))
 
 @pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.stem)
 def test_a_record_says_how_its_numbers_were_made(path):
-    record = lab.results(path.stem)[path.stem].record
+    record = Run.open(path).record
     assert record["dataset"]["fingerprint"] and record["dataset"]["origin"]
     assert record["device"] and record["seed"] is not None and record["versions"]["torch"]
     assert record["lesson_seconds"] > 0
@@ -22,5 +22,5 @@ def test_a_record_says_how_its_numbers_were_made(path):
 
 
 def test_moco_beats_the_random_encoder_by_eight_points_on_imagenette():
-    metrics = lab.results("03-imagenette-class")["03-imagenette-class"].record["metrics"]
+    metrics = Run.open(ROOT / "data" / "results" / "03-imagenette-class.json").record["metrics"]
     assert metrics["knn"]["value"] >= metrics["knn_random"]["value"] + 0.08

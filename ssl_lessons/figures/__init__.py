@@ -15,10 +15,9 @@ from ssl_lessons.figures.plots import (
     matrix,
     shade,
     spread,
-    training_curves,
 )
 
 __all__ = ["BLUE", "COLOURS", "GREEN", "GREY", "ORANGE", "PURPLE", "SKY", "VERMILION", "accuracy_bars"]
 __all__ += ["arms", "learning_curves"]
 __all__ += ["bars", "confusion", "health", "histograms", "image_grid", "leaderboard", "lines", "matrices"]
-__all__ += ["matrix", "shade", "spread", "training_curves"]
+__all__ += ["matrix", "shade", "spread"]

@@ -10,37 +10,9 @@ from statistics import fmean, stdev
 import matplotlib.pyplot as plt
 import torch
 from matplotlib.figure import Figure
-from matplotlib.path import Path
-from matplotlib.text import Text
 from torch import Tensor
 
 from ssl_lessons.figures.palette import BLUE, COLOURS, GREEN, GREY, STYLE, VERMILION, axes_row
-
-
-def training_curves(
-    history: Sequence[dict], random_knn: float | None = None, chance: float | None = None, loss: str = "nats"
-) -> Figure:
-    """A run's loss and kNN accuracy over its epochs, from `record["history"]`.
-
-    `random_knn` is the same monitor's accuracy before training, `chance` that of guessing; both in [0, 1].
-    `loss` names the loss's unit: a cross-entropy's are nats; a cosine has none, so say which it is. A history
-    without kNN has one panel.
-    """
-    judged = [row for row in history if "knn" in row]
-    figure, (left, *others) = axes_row(2, 9, 3) if judged else axes_row(1, 5, 3)
-    look = {"color": BLUE, "marker": "o", "markersize": 3}
-    left.plot([row["epoch"] for row in history], [row["loss"] for row in history], **look)
-    left.set(xlabel="epoch", ylabel=f"loss ({loss})", title="what is minimised")
-    for right in others:
-        right.plot([row["epoch"] for row in judged], [100 * row["knn"] for row in judged], **look)
-        for level, label in ((random_knn, "random encoder"), (chance, "guessing")):
-            if level is not None:
-                style = "--" if label == "guessing" else "-"
-                right.axhline(100 * level, color=GREY, linestyle=style, linewidth=1)
-                where = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "bottom"}
-                right.annotate(label, (1, 100 * level), color=GREY, **where)
-        right.set(xlabel="epoch", ylabel="kNN accuracy (%)", title="what is wanted")
-    return figure
 
 
 def learning_curves(
@@ -247,21 +219,22 @@ def spread(values: dict[str, Sequence[float]], xlabel: str) -> Figure:
 
 
 def leaderboard(tables: Sequence, metric: str = "knn", label: str = "kNN") -> Figure:
-    """Accuracy against training time: a panel for each table, a labelled point with error bars for each row.
+    """Accuracy against training time: a panel for each table, a point for each row.
 
-    Bars are one sample standard deviation over seeds, both ways. What took no training is a dashed line.
+    Colour tells the method, shape the epochs. Bars are one sample standard deviation over seeds, both ways.
+    What took no training is a dashed line.
 
     Args:
         tables: from `batch.leaderboard.tables`. metric: the one they are ranked by; label: its name.
     """
-    methods = sorted({method for table in tables for method in table.rows["method"]})
+    rows = [row for table in tables for row in table.rows.to_dict("records") if row["minutes"] > 0]
+    methods, lengths = (sorted({row[name] for row in rows}) for name in ("method", "epochs"))
     across, down = min(2, len(tables)), (len(tables) + 1) // 2
     with plt.rc_context(STYLE):
         size = (6.2 * across + 0.4, 4.4 * down)
         figure, panels = plt.subplots(down, across, figsize=size, layout="constrained", squeeze=False)
     for axis in panels.flat[len(tables) :]:
         axis.remove()
-    named = []  # (axis, name, minutes, accuracy) of each point
     for axis, table in zip(panels.flat, tables, strict=False):
         rows = table.rows.rename(columns={f"{metric} mean": "mean", f"{metric} std": "std"})
         scale = 100 if rows["mean"].between(0, 1).all() else 1
@@ -275,48 +248,17 @@ def leaderboard(tables: Sequence, metric: str = "knn", label: str = "kNN") -> Fi
         trained = rows[rows["minutes"] > 0]
         several = trained["epochs"].nunique() > 1
         for _, row in trained.iterrows():
-            look = methods.index(row["method"])
+            look, shape = methods.index(row["method"]), lengths.index(row["epochs"])
             bars = {"yerr": row["std"], "xerr": row["minutes std"], "capsize": 3, "elinewidth": 1.2}
-            point = {"color": COLOURS[look % len(COLOURS)], "marker": "os^DvPX"[look % 7], "markersize": 7}
-            axis.errorbar(row["minutes"], row["mean"], linestyle="", **point, **bars)
+            point = {"color": COLOURS[look % len(COLOURS)], "marker": "os^DvPX"[shape % 7], "markersize": 7}
             name = f"{row['title']}, {row['epochs']} epochs" if several else row["title"]
-            named.append((axis, name, row["minutes"], row["mean"]))
+            axis.errorbar(row["minutes"], row["mean"], linestyle="", label=name, **point, **bars)
+        if len(trained):
+            axis.legend(frameon=False, fontsize=9, loc="best")
         axis.set_xlim(0, 1.15 * max(trained["minutes"] + trained["minutes std"], default=1))
         axis.margins(y=0.12)
         axis.set_title(table.title.split(";")[0], fontsize=10)
         devices = trained["devices"].str[0] + ", " + trained["precision"]  # whose minutes they are
         axis.set_xlabel("\n".join(["training, wall-clock (minutes)", *devices.unique()]), fontsize=10)
         axis.set_ylabel(f"{label} accuracy (%)" if scale == 100 else label)
-    figure.canvas.draw()  # settles the size of the axes: labels are placed by what they would cover
-    for axis in figure.axes:
-        _label(axis, [each[1:] for each in named if each[0] is axis])
     return figure
-
-
-def _label(axis, named: Sequence[tuple[str, float, float]]) -> None:
-    """A name beside each point, at the nearest place where it covers no point, bar, line or other name."""
-    renderer = axis.figure.canvas.get_renderer()
-    names = [text.get_window_extent(renderer) for text in axis.texts]
-    points = [line.get_window_extent(renderer).padded(1) for line in axis.lines]  # and dashed levels
-    for bars in axis.collections:
-        points += [path.get_extents(axis.transData).padded(2) for path in bars.get_paths()]
-    sides = ((0, "center"), (9, "left"), (-9, "right"))
-    places = [(x, y, side) for y in (0, 14, -14, 28, -28, 42, -42, 56, -56) for x, side in sides if x or y]
-    for name, *point in named:
-        for x, y, side in places:
-            far = abs(y) > 14
-            leader = {"arrowstyle": "-", "color": "0.5", "linewidth": 0.6} if far else None
-            style = {"ha": side, "va": "center", "fontsize": 9, "color": "0.2", "arrowprops": leader}
-            text = axis.annotate(name, point, (x, y), textcoords="offset points", **style)
-            text.update_positions(renderer)
-            box = Text.get_window_extent(text, renderer)  # of the words alone
-            way = Path([axis.transData.transform(point), box.get_points().mean(0)])
-            free = axis.bbox.x0 <= box.x0 and box.x1 <= axis.bbox.x1
-            free = free and axis.bbox.y0 <= box.y0 and box.y1 <= axis.bbox.y1
-            free = free and not any(box.overlaps(other) for other in names + points)
-            if free and not (far and any(way.intersects_bbox(other) for other in names)):
-                break
-            text.remove()
-        else:  # a crowd: beside the point, rather than nowhere
-            axis.annotate(name, point, (9, 0), textcoords="offset points", fontsize=9, color="0.2")
-        names.append(box)

@@ -15,7 +15,6 @@ from ssl_lessons.lab.experiments import (  # noqa: F401
 )
 from ssl_lessons.lab.lesson import (  # noqa: F401
     PROFILES,
-    LessonError,
     benchmark,
     finish,
     gap,
@@ -24,7 +23,6 @@ from ssl_lessons.lab.lesson import (  # noqa: F401
     pick_profile,
     profiles,
     recorded_minutes,
-    results,
     setup,
     show_recipe,
 )

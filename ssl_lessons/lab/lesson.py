@@ -22,12 +22,9 @@ from ssl_lessons.lab.experiments import add_judgement, runs_folder
 from ssl_lessons.methods.base import Recipe
 from ssl_lessons.networks import build, check_name
 from ssl_lessons.parameters import Parameter, Unknown, assigned, fit
-from ssl_lessons.records import RecordError, Run, device_name, results_folder
+from ssl_lessons.records import Run, device_name, results_folder
 
 PROFILES = ("smoke", "class", "full")
-
-
-LessonError = Unknown  # a lesson was asked for something that it does not have; the message lists what it has
 
 
 def pick_profile(profile: str = "auto") -> str:
@@ -35,7 +32,7 @@ def pick_profile(profile: str = "auto") -> str:
     if profile == "auto":
         profile = os.environ.get("SSL_LESSONS_PROFILE") or "class"
     if profile not in PROFILES:
-        raise LessonError(f"profile {profile!r} is not known; choose one of: auto, {', '.join(PROFILES)}")
+        raise Unknown(f"profile {profile!r} is not known; choose one of: auto, {', '.join(PROFILES)}")
     return profile
 
 
@@ -47,7 +44,7 @@ def profiles(lesson: str) -> dict[str, dict]:
         table = yaml.safe_load(file.read_text(encoding="utf-8"))
         if lesson in table:
             return table[lesson]
-    raise LessonError(
+    raise Unknown(
         f"no profiles.yaml with lesson {lesson!r}; looked in {', '.join(map(str, files)) or 'no file'}"
     )
 
@@ -73,7 +70,7 @@ def setup(
         A namespace of the settings, with `lesson`, `profile`, `device`, `precision`, `run_dir`, `started`,
         `earlier` (seconds of training that are read from disk instead of spent now) and `trials`.
     Raises:
-        LessonError: an unknown profile, dataset, network or parameter, or a value of the wrong kind.
+        Unknown: an unknown profile, dataset, network or parameter, or a value of the wrong kind.
     """
     declared = _declared({"profile", "run_dir", *parameters})
     settings = settings or profiles(lesson)
@@ -91,7 +88,7 @@ def setup(
     values.setdefault("dataset", dataset)
     if dataset not in images.CATALOGUE and not Path(dataset).expanduser().is_dir():
         known = ", ".join(images.CATALOGUE)
-        raise LessonError(f"dataset {dataset!r} is not known; choose one of: {known}, or a folder of images")
+        raise Unknown(f"dataset {dataset!r} is not known; choose one of: {known}, or a folder of images")
     if "network" in values:
         check_name(values["network"], rulers=False)
         if parameters.get("network") and values["network"] != settings[fitting[0]].get("network"):
@@ -170,7 +167,7 @@ def _declared(known: set[str]) -> dict[str, Parameter]:
             assigned_names += names
     for name in assigned_names:
         if name not in known:
-            raise LessonError(f"parameter {name!r} is not known; this lesson has: {', '.join(sorted(known))}")
+            raise Unknown(f"parameter {name!r} is not known; this lesson has: {', '.join(sorted(known))}")
     return declared
 
 
@@ -218,24 +215,13 @@ def gap(metric: dict, other: dict, title: str, label: str) -> str:
     return f"kNN: {title} stands {abs(points):.1f} ± {error:.1f} points {side} {label}"
 
 
-def results(pattern: str = "*") -> dict[str, Run]:
-    """Committed records, by file name, that match a glob pattern; damaged ones are named and left out."""
-    found = {}
-    for path in sorted(results_folder().glob(f"{pattern}.json")):
-        try:
-            found[path.stem] = Run.open(path)
-        except RecordError as error:
-            print(f"left out: {error}")
-    return found
-
-
 def benchmark(name: str) -> dict:
     """The committed figures of `ssl-lessons bench NAME`, with the machine they were measured on."""
     path = results_folder() / f"bench-{name}.json"
     if path.exists():
         return json.loads(path.read_text(encoding="utf-8"))
     known = ", ".join(p.stem.removeprefix("bench-") for p in sorted(results_folder().glob("bench-*.json")))
-    raise LessonError(f"no benchmark {name!r} is committed; choose one of: {known}")
+    raise Unknown(f"no benchmark {name!r} is committed; choose one of: {known}")
 
 
 def recorded_minutes() -> list[dict]:
