@@ -1,58 +1,35 @@
-"""Exercise 05.2, ema: its solution, cases, and known mistakes."""
+"""Exercise 05.2, tau_at: its solution, cases, and known mistakes."""
 
-import torch
-from torch import nn
-
-from ssl_lessons import networks
+import math
 
 
-def two_networks(seed):
-    pair = [nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)) for _ in range(2)]
-    pair[1][1].running_mean.normal_()
-    return pair[0].requires_grad_(False), pair[1], 0.6 + 0.1 * seed
+def found(base, done, *, turn=math.pi, half=2, away=None, sign=1):
+    return 1 - (1 - base if away is None else away(base)) * (sign * math.cos(turn * done) + 1) / half
 
 
-def state(_, target, online, tau):
-    attached = [float(weight.requires_grad) for weight in target.parameters()]
-    return [*target.state_dict().values(), *online.parameters(), *attached]
-
-
-def each(step, graph=False, weights=nn.Module.parameters):  # `step` done to each pair of weights
-    def wrong(target, online, tau):
-        with torch.set_grad_enabled(graph):
-            for xi, theta in zip(weights(target), weights(online), strict=True):
-                step(xi, theta, tau)
-
-    return wrong
-
-
-def floats(network):
-    return [value for value in network.state_dict().values() if value.is_floating_point()]
-
-
-def right(xi, theta, tau):
-    xi.mul_(tau).add_((1 - tau) * theta)
+def case(seed):
+    return 0.9 + 0.03 * seed, (0.2, 0.35, 0.8)[seed]
 
 
 mistakes = {
-    "τ and 1 − τ are exchanged: the target keeps τ of itself": each(lambda a, b, tau: a.lerp_(b, tau)),
-    "the target has not moved: `xi = …` names a new tensor; use mul_ and add_": each(
-        lambda a, b, tau: tau * a
+    "a cosine of `done` without π: the angle is π · done": lambda base, done: found(base, done, turn=1),
+    "math.cos takes radians: π is half a turn, not 180": lambda base, done: found(base, done, turn=180),
+    "a whole turn: τ would be back at the base in the end; the angle is π · done": (
+        lambda base, done: found(base, done, turn=2 * math.pi)
     ),
-    "the online network has moved: it is the target that follows": each(lambda a, b, tau: right(b, a, tau)),
-    "the target is a copy of the online network: τ is not used": each(lambda a, b, tau: a.copy_(b)),
-    "(1 − τ) θ is added to the whole of ξ: multiply ξ by τ first": each(
-        lambda a, b, tau: a.add_((1 - tau) * b)
+    "(cos + 1) runs from 2 to 0: divide it by 2": lambda base, done: found(base, done, half=1),
+    "`base` stands in place of 1 − `base`": lambda base, done: found(base, done, away=lambda base: base),
+    "τ falls from 1 to the base: it should rise to 1": lambda base, done: found(base, done, sign=-1),
+    "this is 1 − τ: τ itself rises from the base to 1": lambda base, done: 1 - found(base, done),
+    "a straight line from the base to 1: the paper's curve is half a cosine": (
+        lambda base, done: base + (1 - base) * done
     ),
-    "ξ is multiplied by τ, but nothing of θ is added": each(lambda a, b, tau: a.mul_(tau)),
-    "BatchNorm's buffers were averaged too: BYOL averages parameters alone": each(right, weights=floats),
-    "the target now hangs on the online network's graph: put @torch.no_grad() above": each(right, graph=True),
+    "τ stays at the base: `done` is not used": lambda base, done: base,
 }
 
 
 EXERCISE = {
-    "solution": networks.ema_update,
-    "case": two_networks,
+    "solution": found,
+    "case": case,
     "mistakes": mistakes,
-    "observe": state,
 }
