@@ -222,7 +222,7 @@ def _row(runs: pd.DataFrame, same: list[str], measured: list[str]) -> dict:
     Minutes and images a second are means over the runs of one device, memory is their most.
     """
     count = runs["device"].value_counts()
-    devices = sorted(count.index, key=lambda name: (-count[name], name))
+    devices = sorted(runs["device"].unique(), key=count.get, reverse=True)  # of equals, that of the first run
     timed = runs[runs["device"] == devices[0]]
     row = runs[same].iloc[0].to_dict()
     row |= {"title": title(row["method"]), "n": len(runs), "seeds": sorted(runs["seed"], key=str)}
