@@ -119,3 +119,11 @@ def test_the_command_line_in_two_processes(tmp_path, capfd):
     one, two = (Run.open(tmp_path / name).record for name in ("one", "two"))
     assert losses(two) == pytest.approx(losses(one), abs=1e-5)
     assert two["metrics"].keys() == one["metrics"].keys()
+
+
+def test_lesson_11_shows_what_several_processes_must_not_forget():
+    """In its committed run two processes equal one, and each omission is seen."""
+    record = Run.open(HERE.parent / "data" / "results" / "11-imagenette-class.json").record
+    apart = {omission: difference for omission, (_, _, difference) in record["omissions"].items()}
+    assert apart.pop("nothing") < 1e-5
+    assert len(apart) == 3 and min(apart.values()) > 0.05, apart

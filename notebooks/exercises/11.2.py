@@ -1,48 +1,38 @@
-"""Exercise 11.2, the largest batch: its solution, cases, and known mistakes."""
-
-import math
+"""Exercise 11.2, whose images: its solution, cases, and known mistakes."""
 
 import torch
 
 
-def line(small, large):
-    """(MiB for each image, MiB whatever the batch)"""
-    slope = (large[1] - small[1]) / (large[0] - small[0])
-    return slope, small[1] - slope * small[0]
+def part(batch, rank, size):
+    return batch.chunk(size)[rank]
 
 
-def fits(memory, small, large, rounding=math.floor, sign=-1):
-    slope, constant = line(small, large)
-    return rounding((memory + sign * constant) / slope)
-
-
-batch_mistakes = {
-    "the line was drawn through 0: the weights take memory whatever the batch": (
-        lambda memory, a, b: math.floor(memory / (b[1] / b[0]))
+part_mistakes = {
+    "that is the whole batch: each process would do the work of all": lambda b, r, n: b,
+    "every process got the first part: the other images are never seen": lambda b, r, n: part(b, 0, n),
+    "ranks count from 0: you gave a process the part of the one before it": lambda b, r, n: part(b, r - 1, n),
+    "every size-th image: none is lost, but joined by rank the parts are not the batch in its order": (
+        lambda b, r, n: b[r::n]
     ),
-    "the constant part was forgotten: only what it leaves free is shared by the images": (
-        lambda memory, a, b: fits(memory, a, b, sign=0)
+    "a part has B / size images, yours has `size`": lambda b, r, n: b[r * n : (r + 1) * n],
+    "those are places in the batch, not the images that stand there": (
+        lambda b, r, n: part(torch.arange(len(b)), r, n)
     ),
-    "the constant part was added: it makes the free memory smaller": (
-        lambda memory, a, b: fits(memory, a, b, sign=1)
+    "the images were sorted first: then a process always gets the same ones": (
+        lambda b, r, n: part(b.sort().values, r, n)
     ),
-    "rounded up: one image more than fits": lambda memory, a, b: fits(memory, a, b, math.ceil),
-    "not rounded: a batch is a whole number of images": lambda memory, a, b: fits(memory, a, b, float),
-    "multiplied by the MiB for each image instead of divided": (
-        lambda memory, a, b: math.floor((memory - line(a, b)[1]) * line(a, b)[0])
-    ),
+    "the ranks run backwards: rank 0 takes the first part": lambda b, r, n: part(b, n - 1 - r, n),
 }
 
 
-def batch_case(seed):
-    make = torch.Generator().manual_seed(seed)
-    slope, constant, free = torch.rand(3, generator=make, dtype=torch.float64).tolist()
-    slope, constant = 1.2 + slope, 50 + 100 * constant  # MiB for each image, MiB of the weights
-    return 2000 + 5000 * free, (32, constant + 32 * slope), (128, constant + 128 * slope)
+def part_case(seed):
+    order = torch.randperm(100, generator=torch.Generator().manual_seed(seed))
+    rank, size = ((1, 2), (0, 3), (1, 4))[seed % 3]
+    return order[:24], rank, size
 
 
 EXERCISE = {
-    "solution": fits,
-    "case": batch_case,
-    "mistakes": batch_mistakes,
+    "solution": part,
+    "case": part_case,
+    "mistakes": part_mistakes,
 }
