@@ -119,15 +119,13 @@ class JointBatchNorm(nn.modules.batchnorm._BatchNorm):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return super().forward(x)
-        from torch.distributed.nn.functional import all_reduce  # with gradients; not in every build of torch
-
         dims, shape = (0, *range(2, x.dim())), (1, -1, *[1] * (x.dim() - 2))
         with torch.autocast(x.device.type, enabled=False):
             values = x.to(torch.promote_types(x.dtype, torch.float32))
             count = values.numel() // values.shape[1] * rank_and_size()[1]
-            mean = all_reduce(values.sum(dims)) / count  # (C,)
+            mean = gathered(values.sum(dims)[None]).sum(0) / count  # (C,)
             centred = values - mean.view(shape)
-            variance = all_reduce(centred.square().sum(dims)) / count  # (C,)
+            variance = gathered(centred.square().sum(dims)[None]).sum(0) / count  # (C,)
             normal = centred * (variance + self.eps).rsqrt().view(shape)
             if self.affine:
                 normal = normal * self.weight.view(shape) + self.bias.view(shape)

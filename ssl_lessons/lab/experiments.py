@@ -189,7 +189,7 @@ def baselines(lab: SimpleNamespace, train: ImageStore, test: ImageStore) -> dict
     if (
         lab.profile == "smoke"
     ):  # that they can be measured is tested; a probe on thousands of pixels takes long
-        train, test = (store.subset(torch.arange(min(400, len(store)))) for store in (train, test))
+        train, test = (store.subset(torch.arange(min(200, len(store)))) for store in (train, test))
     names = ("network", "view", "stem", "supervised_epochs", "seed", "precision")
     what = {"batch_size": 128, **{name: getattr(lab, name) for name in names}}
     what |= {"train": train.fingerprint, "test": test.fingerprint, "images": len(train)}
