@@ -127,6 +127,8 @@ def lines(
         axis.set_xscale("log", base=2)
         ticks = sorted({value for x, _ in curves.values() for value in x})
         axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    elif all(float(value).is_integer() for x, _ in curves.values() for value in x):
+        axis.xaxis.get_major_locator().set_params(integer=True)
     if len(curves) > 1:
         axis.legend(frameon=False)
     return figure
