@@ -102,7 +102,6 @@ def trained(
         recipe = learner and learner.recipe
         what = (recipe, network, store.fingerprint, len(store), epochs, batch_size, lab.seed, lab.precision)
         folder = _shared(lab, f"{method}-{store.name}", what)
-    known = (folder / "record.json").exists()
     run = open_run(lab, folder, network=network)
     before = run.record["seconds"]
     if learner is None:
@@ -113,7 +112,7 @@ def trained(
         same = {"seed": lab.seed, "precision": lab.precision, "stop_on_collapse": False}
         same |= {"progress": progress, "monitor": monitor}
         pretrain(learner, store, epochs=epochs, batch_size=batch_size, run=run, **same)
-    if known:
+    if before:  # trained in an earlier session
         lab.earlier += before if folder != lab.run_dir else 0.0  # `setup` has counted what is there
         print(f"{method}: {before / 60:.1f} min of training read from {folder.name}")
     return run
