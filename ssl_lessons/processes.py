@@ -5,6 +5,7 @@ Each takes the loss of its own images, in rank order a part of the batch; where 
 gradients is then that of one process with the whole batch.
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -13,6 +14,10 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from torch import Tensor, nn
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    # OpenMP's threads do not live on in a fork (debug_launcher in a notebook): it would wait for them
+    os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
 
 def rank_and_size() -> tuple[int, int]:
@@ -53,7 +58,9 @@ def accelerated(device: torch.device, precision: str) -> Iterator[Accelerator]:
         state._shared_state.clear()
     try:
         mixed = "no" if precision == "fp32" else precision
+        threads = torch.get_num_threads()
         accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=mixed)
+        torch.set_num_threads(threads)  # Accelerate may have raised it
         accelerator.gradient_accumulation_steps = 1  # `accelerate launch`'s would only divide every loss
         yield accelerator
     finally:

@@ -121,6 +121,31 @@ def test_the_command_line_in_two_processes(tmp_path, capfd):
     assert two["metrics"].keys() == one["metrics"].keys()
 
 
+FORKED = """
+import sys, torch
+from accelerate import debug_launcher
+from tiny import CPU, moco, noise
+from ssl_lessons import pretrain
+
+torch.set_num_threads(2)
+torch.rand(500, 500) @ torch.rand(500, 500)  # by OpenMP's threads, which a fork does not have
+
+def train(folder):
+    pretrain(moco(), noise(), epochs=1, run=folder, **CPU)
+
+debug_launcher(train, (sys.argv[1],), num_processes=2)
+"""
+
+
+def test_a_fork_of_a_process_with_several_threads_trains(tmp_path):
+    """As in a notebook on a laptop, where nobody has set OMP_NUM_THREADS."""
+    env = {name: value for name, value in ENV.items() if name != "OMP_NUM_THREADS"}
+    command = [sys.executable, "-c", FORKED, str(tmp_path / "run")]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert len(Run.open(tmp_path / "run").record["history"]) == 1
+
+
 def test_lesson_11_shows_what_several_processes_must_not_forget():
     """In its committed run two processes equal one, and each omission is seen."""
     record = Run.open(HERE.parent / "data" / "results" / "11-imagenette-class.json").record
