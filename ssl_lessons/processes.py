@@ -6,6 +6,7 @@ gradients is then that of one process with the whole batch.
 """
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -59,8 +60,10 @@ def accelerated(device: torch.device, precision: str) -> Iterator[Accelerator]:
     try:
         mixed = "no" if precision == "fp32" else precision
         threads = torch.get_num_threads()
-        accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=mixed)
-        torch.set_num_threads(threads)  # Accelerate may have raised it
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "OMP_NUM_THREADS")  # Accelerate says that it raises it
+            accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=mixed)
+        torch.set_num_threads(threads)
         accelerator.gradient_accumulation_steps = 1  # `accelerate launch`'s would only divide every loss
         yield accelerator
     finally:
