@@ -288,11 +288,14 @@ def test_an_exercise_is_found_beside_the_lessons(tmp_path, monkeypatch, capsys):
 # ---------------------------------------------------------------------------------------------- records
 
 
-def test_recorded_minutes_pass_a_damaged_record_over(tmp_path):
+def test_results_skip_a_damaged_record_and_name_it(tmp_path, capsys):
     record = Run.in_memory(seed=0, profile="class").record
-    text = json.dumps({**record, "dataset": {"name": "stl10"}, "lesson_seconds": 90.0})
-    (tmp_path / "results" / "04-stl10-class.json").write_text(text, encoding="utf-8")
-    (tmp_path / "results" / "04-broken.json").write_text("{", encoding="utf-8")
+    for name in ("03-imagenette-class", "03-shapes-smoke", "04-stl10-class"):
+        text = json.dumps({**record, "dataset": {"name": name.split("-")[1]}, "lesson_seconds": 90.0})
+        (tmp_path / "results" / f"{name}.json").write_text(text, encoding="utf-8")
+    (tmp_path / "results" / "03-broken.json").write_text("{", encoding="utf-8")
+    assert list(lab.results("03-*")) == ["03-imagenette-class", "03-shapes-smoke"]
+    assert "left out: " in (out := capsys.readouterr().out) and "03-broken.json is damaged" in out
     lines = lab.measured_minutes("04")
     assert lines == [f"measured: 1.5 min in profile class (stl10) on {record['device']}"]
 

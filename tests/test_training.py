@@ -141,7 +141,8 @@ def test_a_predictor_may_have_a_rate_and_a_decay_of_its_own():
 
 
 def test_constant_rate_is_for_the_named_parts_only():
-    method = SimSiam(networks.conv4(), image_size=16, recipe="short", head=(16, 16), predictor_hidden=8)
+    fields = {"head": (16, 16), "predictor_hidden": 8, "predictor_lr": 1.0, "lr_batch": None}
+    method = SimSiam(networks.conv4(), image_size=16, recipe="short", **fields)
     built = build_optimizer(method)
     constant = {id(p) for group in built.param_groups if group["constant"] for p in group["params"]}
     assert constant == {id(p) for p in method.predictor.parameters()}

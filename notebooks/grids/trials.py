@@ -30,7 +30,7 @@ DEFAULTS = {
     "size": 48,  # of the stored images, pixels
     "view": 32,
     "network": {},  # of networks.slim_resnet; or {"name": "resnet18", "stem": "imagenet"}
-    "recipe": "lesson",
+    "recipe": "short",
     "fields": {},
     "policy": {},
     "policy_prime": {},
@@ -129,7 +129,7 @@ several trials ran at once ("graphs": by together.py), and those say nothing abo
 trials were given epochs by each network's measured speed (the table at the end), for about three
 minutes on two CPU cores.
 
-Words: "lesson" is the recipe of that name; K views of each image; "standard" colours are jitter
+Words: "lesson" is the recipe before `short`, and gone; K views of each image; "standard" colours are jitter
 0.4, 0.4, 0.4, 0.1 and greyscale 0.2, "gentle" ones 0.2, 0.2, 0.2, 0.05 and none, "half" ones gentle
 with the greyscale; "x10" is the predictor's rate as a multiple of the others'. BYOL's trials start
 from AdamW 2e-3, τ 0.97 rising to 1, heads 512–128, predictor 512 and standard colours; "P" is

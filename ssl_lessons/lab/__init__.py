@@ -23,6 +23,7 @@ from ssl_lessons.lab.lesson import (  # noqa: F401
     pick_profile,
     profiles,
     recorded_minutes,
+    results,
     setup,
     show_recipe,
 )

@@ -22,7 +22,7 @@ from ssl_lessons.lab.experiments import add_judgement, runs_folder
 from ssl_lessons.methods.base import Recipe
 from ssl_lessons.networks import build, check_name
 from ssl_lessons.parameters import Parameter, Unknown, assigned, fit
-from ssl_lessons.records import Run, device_name, results_folder
+from ssl_lessons.records import RecordError, Run, device_name, results_folder
 
 PROFILES = ("smoke", "class", "full")
 
@@ -213,6 +213,17 @@ def gap(metric: dict, other: dict, title: str, label: str) -> str:
         return f"kNN: {title} and {label}: {points:+.1f} ± {error:.1f} points, no difference"
     side = "above" if points > 0 else "below"
     return f"kNN: {title} stands {abs(points):.1f} ± {error:.1f} points {side} {label}"
+
+
+def results(pattern: str = "*") -> dict[str, Run]:
+    """Committed records, by file name, that match a glob pattern; damaged ones are named and left out."""
+    found = {}
+    for path in sorted(results_folder().glob(f"{pattern}.json")):
+        try:
+            found[path.stem] = Run.open(path)
+        except RecordError as error:
+            print(f"left out: {error}")
+    return found
 
 
 def benchmark(name: str) -> dict:
