@@ -429,9 +429,7 @@ def parser() -> argparse.ArgumentParser:
     option("--out", required=True, help="folder of the run")
     option("--method", default="moco", help="a file of ssl_lessons/methods/ (default: moco)")
     option("--recipe", default="short", help="settings by name (default: short, made for runs of minutes)")
-    option(
-        "--network", default="resnet10_half", help="conv4, resnet10_half (default), resnet18, … or timm/NAME"
-    )
+    option("--network", default="resnet10_half", help="conv4, resnet10_half (default), resnet18, timm/NAME")
     option("--stem", choices=("imagenet", "small", "pool", "stride"), help="default: by --crop")
     option("--dataset", default="shapes", help="a name from `data list`, or a folder of images")
     option("--size", default=64, help="side of the stored images, pixels (default: 64)")

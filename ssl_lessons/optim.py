@@ -46,11 +46,8 @@ def check_run(method: Method, images: int, batch_size: int, epochs: int) -> None
         told = "this run has one step, at a rate of 0, and learns nothing: take more epochs, or warmup=0"
         warnings.warn(told, stacklevel=3)
     if queue > images:
-        told = (
-            f"queue {queue} is longer than the data, {images} images: an image meets its own older keys as "
-        )
-        told += f"negatives; take queue={max(1, images // 2)} or less"
-        warnings.warn(told, stacklevel=3)
+        told = f"queue {queue} is longer than the data, {images} images: an image meets its own older keys"
+        warnings.warn(f"{told} as negatives; take queue={max(1, images // 2)} or less", stacklevel=3)
 
 
 def build_optimizer(method: Method) -> torch.optim.Optimizer:

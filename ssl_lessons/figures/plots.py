@@ -229,8 +229,8 @@ def leaderboard(tables: Sequence, metric: str = "knn", label: str = "kNN") -> Fi
     Args:
         tables: from `batch.leaderboard.tables`. metric: the one they are ranked by; label: its name.
     """
-    rows = [row for table in tables for row in table.rows.to_dict("records") if row["minutes"] > 0]
-    methods, lengths = (sorted({row[name] for row in rows}) for name in ("method", "epochs"))
+    points = [row for table in tables for row in table.rows.to_dict("records") if row["minutes"] > 0]
+    methods, lengths = (sorted({row[name] for row in points}) for name in ("method", "epochs"))
     across, down = min(2, len(tables)), (len(tables) + 1) // 2
     with plt.rc_context(STYLE):
         size = (6.2 * across + 0.4, 4.4 * down)

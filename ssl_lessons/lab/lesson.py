@@ -292,18 +292,15 @@ def finish(lab: SimpleNamespace, run: Run) -> None:
     print(f"device    {run.record['device']}, {run.record.get('precision')}, seed {run.record['seed']}")
     print(f"versions  {', '.join(f'{name} {version}' for name, version in packages.items())}")
     whole, training = (run.record[name] / 60 for name in ("lesson_seconds", "seconds"))
-    print(
-        f"minutes   {whole:.1f} for the lesson, {training:.1f} of them training, read from disk or done now"
-    )
+    source = "read from disk or done now"
+    print(f"minutes   {whole:.1f} for the lesson, {training:.1f} of them training, {source}")
     for name, metric in run.record["metrics"].items():
         if name.endswith(tuple(f"_{kind}" for kind in YARDSTICKS)):
             continue  # they stand in the last line
         value = metric["value"]
-        text = (
-            f"{value:.{2 if abs(value) < 0.01 else 1}%}"
-            if value is not None and abs(value) <= 1
-            else str(value)
-        )
+        text = str(value)
+        if value is not None and abs(value) <= 1:
+            text = f"{value:.1%}" if abs(value) >= 0.01 else f"{value:.2%}"
         print(f"{name:<24} {text}   {metric.get('protocol', '')}")
     if "knn" in run.record["metrics"]:
         print(beside(run.record["metrics"]))
