@@ -246,13 +246,15 @@ def leaderboard(tables: Sequence, metric: str = "knn", label: str = "kNN") -> Fi
             low, high = row["mean"] - row["std"], row["mean"] + row["std"]
             axis.axhline(row["mean"], color=GREY, linestyle="--", linewidth=1)
             axis.axhspan(low, high, color=GREY, alpha=0.15, linewidth=0)
-            axis.annotate(row["title"], (0, row["mean"]), (4, 4), textcoords="offset points", fontsize=9)
+            where = {"xycoords": ("axes fraction", "data"), "ha": "left", "va": "center"}
+            axis.annotate(row["title"], (1.01, row["mean"]), color=GREY, fontsize=9, **where)
         trained = rows[rows["minutes"] > 0]
         several = trained["epochs"].nunique() > 1
         for _, row in trained.iterrows():
             look, shape = methods.index(row["method"]), lengths.index(row["epochs"])
             bars = {"yerr": row["std"], "xerr": row["minutes std"], "capsize": 3, "elinewidth": 1.2}
             point = {"color": COLOURS[look % len(COLOURS)], "marker": "os^DvPX"[shape % 7], "markersize": 7}
+            point["markeredgecolor"] = "white"  # a point shows on another
             name = f"{row['title']}, {row['epochs']} epochs" if several else row["title"]
             axis.errorbar(row["minutes"], row["mean"], linestyle="", label=name, **point, **bars)
         if len(trained):
