@@ -250,26 +250,21 @@ def leaderboard(args) -> int:
         if not Path(place).exists():
             raise Unknown(f"there is nothing at {place}; name record files, or folders that hold some")
     runs, problems = board.read(places)
-    if len(runs):
-        known("metric", args.metric, board.metrics(runs))
-        for name in runs["record"][runs[args.metric].isna()]:
-            problems.append(f"{name} has no metric {args.metric}: unfinished, or not judged by it")
+    tables = board.tables(runs, args.metric) if len(runs) else []
+    for name in runs["record"][runs[args.metric].isna()] if tables else []:
+        problems.append(f"{name} has no metric {args.metric}: unfinished, or not judged by it")
     for problem in problems:
         warn(f"left out: {problem}")
-    if not len(runs):
+    if not tables:
         warn(f"no record can be used in {', '.join(map(str, places))}")
         return FAILED
-    found = board.tables(runs, args.metric)
     if args.figure:
         label = board.LABELS.get(args.metric, args.metric)
-        ssl.figures.leaderboard(found, args.metric, label).savefig(args.figure)
-    if args.into:
-        board.put_into(args.into, board.markdown(found, args.metric))
-        warn(f"{args.into} has the results between its markers")
-    elif args.form == "json":
-        print(board.as_json(found, args.metric, problems))
+        ssl.figures.leaderboard(tables, args.metric, label).savefig(args.figure)
+    if args.form == "json":
+        print(board.as_json(tables, args.metric, problems))
     else:
-        print(board.FORMS[args.form](found, args.metric))
+        print(board.FORMS[args.form](tables, args.metric))
     return OK
 
 
@@ -457,7 +452,6 @@ def parser() -> argparse.ArgumentParser:
     option("runs", metavar="RUNS", nargs="*", help="records, or folders of them; none: the committed ones")
     option("--metric", default="knn", help="what ranks: knn (default), linear_100, linear_10, linear_1, …")
     option("--figure", metavar="FILE", help="draw accuracy against wall-clock as well, PNG, SVG or PDF")
-    option("--into", metavar="FILE", help="put Markdown between the file's markers <!-- results -->")
     form = {"dest": "form", "action": "store_const", "default": "text"}
     for name in ("markdown", "html", "json", "csv"):
         option(f"--{name}", const=name, help=f"print {name}", **form)
