@@ -19,7 +19,7 @@ import signal
 import sys
 import threading
 import time
-from importlib import metadata, util
+from importlib import metadata
 from pathlib import Path
 
 import ssl_lessons as ssl
@@ -98,18 +98,6 @@ def _device() -> str:
     return f"{device}, {ssl.records.device_name(device)}, precision {precision}"
 
 
-def _fastprogress() -> str:
-    release = metadata.version("fastprogress")
-    if release in ("1.1.0", "1.1.1", "1.1.2", "1.1.3", "1.1.4"):
-        raise ImportError(f"{release} fails on Colab: pip install --upgrade fastprogress")
-    return release
-
-
-def _notebooks() -> str:
-    missing = [name for name in ("jupyterlab", "papermill", "nbconvert") if not util.find_spec(name)]
-    return f"missing: pip install {' '.join(missing)}" if missing else "ready"
-
-
 CHECKS = {
     "python": lambda: f"{platform.python_version()}, {platform.platform()}",
     "cpu": lambda: f"{os.cpu_count()} cores",
@@ -118,8 +106,7 @@ CHECKS = {
     "profile": lambda: f"{ssl.lab.pick_profile()} is what 'auto' means here",
     "data root": lambda: f"{ssl.images.data_root()}, decoded images in {ssl.images.cache_root()}",
     "disk": lambda: f"{shutil.disk_usage(ssl.images.cache_root()).free / 2**30:.1f} GiB free",
-    "fastprogress": _fastprogress,
-    "notebooks": _notebooks,
+    "fastprogress": lambda: metadata.version("fastprogress"),
 }
 
 
@@ -165,8 +152,8 @@ def run(args) -> int:
     grid = ssl.batch.grid
     notebook = grid.find_lesson(args.lesson)
     declared = parameters.of_notebook(notebook)
-    asked = dict(args.p)
-    asked |= {name: vars(args)[name] for name in ("profile", "dataset") if vars(args)[name]}
+    options = {"profile": args.profile, "dataset": args.dataset}
+    asked = dict(args.p) | {name: value for name, value in options.items() if value}
     chosen = grid.meant(parameters.check(asked, declared, f"parameter of {notebook.name}"), Path.cwd())
     values = {key: one.default for key, one in declared.items()} | chosen
     words = [Path(str(values[key])).name for key in ("dataset", "profile") if values.get(key)]
@@ -203,15 +190,14 @@ def grid(args) -> int:
         rows = grid.results(out, plan)
     else:
         rows = grid.run(plan, out, args.jobs, args.scheduler, args.minutes)
-    done, failed = rows[rows["status"] == "done"], rows[rows["status"] == "failed"]
-    lines = [f"{len(done)} of {len(rows)} runs done, in {out}"]
+    done = (rows["status"] == "done").sum()
+    lines = [f"{done} of {len(rows)} runs done, in {out}"]
     if args.dry_run:
         lines.append(table(zip(rows["status"], rows["folder"].map(os.path.basename), strict=True)))
-    elif len(failed):
-        lines.append(f"{len(failed)} failed; the same command tries them again:")
-        for _, row in failed.iterrows():
-            lines.append(f"  {row['name']}: {row['error']}\n    log: {row['folder']}/run.log")
-    ok = args.dry_run or len(done) == len(rows)
+    else:  # the same command tries the failed ones again
+        for row in rows[rows["status"] == "failed"].itertuples():
+            lines.append(f"  {row.name}: {row.error}\n    log: {row.folder}/run.log")
+    ok = bool(args.dry_run or done == len(rows))
     show(args, {"ok": ok, "out": out, "runs": json.loads(rows.to_json(orient="records"))}, "\n".join(lines))
     return OK if ok else FAILED
 
@@ -223,9 +209,11 @@ def leaderboard(args) -> int:
         if not Path(place).exists():
             raise Unknown(f"there is nothing at {place}; name record files, or folders that hold some")
     runs, problems = board.read(places)
-    tables = board.tables(runs, args.metric) if len(runs) else []
-    for name in runs["record"][runs[args.metric].isna()] if tables else []:
-        problems.append(f"{name} has no metric {args.metric}: unfinished, or not judged by it")
+    tables = []
+    if len(runs):
+        tables = board.tables(runs, args.metric)
+        for name in runs["record"][runs[args.metric].isna()]:
+            problems.append(f"{name} has no metric {args.metric}: unfinished, or not judged by it")
     for problem in problems:
         warn(f"left out: {problem}")
     if not tables:
@@ -286,10 +274,9 @@ def pretrain(args) -> int:
     data = ssl.batch.grid.dataset(args.dataset, Path.cwd())
     network = {"name": args.network, "image_size": args.crop, "stem": args.stem, "layer": None}
     run = ssl.records.Run.at(args.out, device=ssl.devices.pick_device(args.device), network=network)
-    if run.record.get("network") != network:
-        raise Unknown(
-            f"{args.out} holds a run of {run.record.get('network')}, not {network}; name another --out"
-        )
+    before = run.record.get("network")
+    if before != network:
+        raise Unknown(f"{args.out} holds a run of {before}, not {network}; name another --out")
     args.kept = "; the same command goes on after the last epoch that it finished"
     pool = ssl.images.load(data, "pretrain", args.size, limit=args.limit)
     stores = labelled(args, data, args.size) if ssl.records.main_process() else []
@@ -315,9 +302,8 @@ def evaluate(args) -> int:
     data = ssl.batch.grid.dataset(args.dataset or ssl.evaluate.place_of(trained_on), Path.cwd())
     stores = labelled(args, data, args.size or trained_on["size"])
     prefix = f"{Path(data).name}_" if args.dataset else ""
-    return judge(
-        args, run, encoder, stores, prefix, ssl.evaluate.FINE_TUNE_EPOCHS if args.fine_tune else None
-    )
+    epochs = ssl.evaluate.FINE_TUNE_EPOCHS if args.fine_tune else None
+    return judge(args, run, encoder, stores, prefix, epochs)
 
 
 def bench(args) -> int:

@@ -269,12 +269,10 @@ def carry_out(
 ) -> dict:
     """Execute one run's notebook in a papermill process, and keep it, with an HTML copy, whatever happens.
 
-    The working directory is the notebook's own, as in Jupyter; a parameter `run_dir` is set to `folder`. A
-    process or kernel that dies is started once more; a cell that fails would fail again, and is not repeated.
-
-    `env` replaces variables of the environment; `say` is given what the notebook prints. The run is ended as
-    failed once the file `alive` is gone, and after `minutes`. Returns job.json: "status" is "done" or
-    "failed", "error" says why.
+    It runs in its own folder, as in Jupyter, with `run_dir` set to `folder`. A process or kernel that dies is
+    started once more; a cell that fails would fail again, and is not repeated. `env` replaces variables of
+    the environment; `say` is given what the notebook prints. The run is ended as failed once the file `alive`
+    is gone, and after `minutes`. Returns job.json: "status" is "done" or "failed", "error" says why.
     """
     from nbconvert import HTMLExporter
 
@@ -309,10 +307,7 @@ def _papermill(one: Planned, folder: Path, env: dict, alive, say, minutes) -> tu
     given.write_text(yaml.safe_dump({"run_dir": str(folder), **one.parameters}), encoding="utf-8")
     command = [sys.executable, "-m", "papermill", one.notebook, executed, "-f", given]
     command += ["--cwd", one.notebook.parent, "--no-progress-bar", "--stdout-file", "-", "--stderr-file", "-"]
-    defaults = {
-        "PYTHONIOENCODING": "utf-8",  # what cells print is read from run.log, whatever the terminal
-        "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # else every kernel starts with a warning
-    }
+    defaults = {"PYTHONIOENCODING": "utf-8"}  # run.log is read as that, whatever the terminal
     if one.notebook.is_relative_to(PACKAGE):  # what lessons share does not belong into the installed package
         defaults["SSL_LESSONS_RUNS"] = str(folder.parent)
     env = {**defaults, **os.environ, "PYTHONUNBUFFERED": "1", "SSL_LESSONS_PROGRESS": "lines", **env}
@@ -494,8 +489,9 @@ def run(
                 except Exception as error:  # a worker that died too often, a scheduler lost, a full disk
                     one.folder(out).mkdir(parents=True, exist_ok=True)
                     reason = printable(f"{type(error).__name__}: {error}")
-                    state = {**vars(one), "notebook": str(one.notebook), "status": "failed", "error": reason}
-                    write_state(one.folder(out), state)
+                    state = write_state(
+                        one.folder(out), {"name": one.name, "status": "failed", "error": reason}
+                    )
                 bar.write(f"{one.name} {state['status']}" + (f": {state['error']}" if state["error"] else ""))
         finally:  # after a ctrl-C they are in the middle
             alive.unlink(missing_ok=True)

@@ -220,11 +220,8 @@ def _table(runs: pd.DataFrame, facts: list[str], metric: str) -> Table:
 
 
 def title(method: str) -> str:
-    """What a reader calls a method, from the name of its class; MyMoCo is the one that lesson 03 builds."""
-    name = method.lower()
-    if name.startswith("my") and name[2:] in TITLES:
-        return f"{TITLES[name[2:]]}, built by hand"
-    return TITLES.get(name, method)
+    """What a reader calls a method, from the name of its class."""
+    return TITLES.get(method.lower(), method)
 
 
 def differences(tables: Sequence[Table]) -> list[str]:
@@ -246,7 +243,7 @@ def why_apart(tables: Sequence[Table]) -> str:
     for name in differences(tables):
         values = dict.fromkeys(table.facts.get(name, "not measured") for table in tables)
         reasons.append(f"{name} ({'; '.join(values)})")
-    rule = "numbers from other images, other versions or by another protocol are not averaged together"
+    rule = "numbers from other images, versions or protocols are not averaged or ranked together"
     return f"{len(tables)} tables, because the records differ in {', '.join(reasons)}: {rule}."
 
 
@@ -275,22 +272,18 @@ def shown(table: Table, metric: str = "knn") -> pd.DataFrame:
         line = {"": row["rank"], "method": row["title"], "epochs": row["epochs"], "n": row["n"]}
         for name in names:
             scale, form = (100, ".1f") if share[name] else (1, ".4g")
-            cell = _number(scale * row[f"{name} mean"], form)
+            cell = format(scale * row[f"{name} mean"], form)
             if row[f"{name} n"] > 1:
-                cell += f" ± {_number(scale * row[f'{name} std'], form)}"
+                cell += f" ± {format(scale * row[f'{name} std'], form)}"
             if 0 < row[f"{name} n"] < row["n"]:
                 cell += f" (n {row[f'{name} n']})"
             line[LABELS.get(name, name)] = cell
-        line["least minutes"] = _number(row["minutes"], ".1f")
-        line["images/s"] = _number(row["images/s"], ".0f")
-        line["memory, GB"] = _number(row["memory"] / 1e9, ".1f")
+        line["least minutes"] = f"{row['minutes']:.1f}"
+        line["images/s"] = f"{row['images/s']:.0f}"
+        line["memory, GB"] = f"{row['memory'] / 1e9:.1f}"
         line["device"] = "; ".join(f"{device}, {row['precision']}" for device in row["devices"])
         lines.append(line)
-    return pd.DataFrame(lines).astype(str)
-
-
-def _number(value: float, form: str) -> str:
-    return "–" if pd.isna(value) else format(value, form)
+    return pd.DataFrame(lines).astype(str).replace("nan", "–")
 
 
 def _columns(table: Table, metric: str) -> list[str]:
@@ -310,14 +303,14 @@ def below(table: Table, metric: str) -> list[str]:
 
 def text(tables: Sequence[Table], metric: str = "knn") -> str:
     """For a terminal: aligned columns."""
-    parts = [why_apart(tables)] if len(tables) > 1 else []
+    parts = [why_apart(tables)]
     for table in tables:
         rows = shown(table, metric)
         for head in ("method", "device"):  # words stand on the left, numbers on the right
             rows[head] = rows[head].str.ljust(rows[head].str.len().max())
         lines = [f"  {line}" for line in below(table, metric)]
         parts += [table.title, rows.to_string(index=False, justify="left"), *lines, ""]
-    return "\n".join(parts).rstrip()
+    return "\n".join(parts).strip()
 
 
 def _escaped(text) -> str:
@@ -335,11 +328,11 @@ def as_markdown(rows: pd.DataFrame) -> str:
 
 def markdown(tables: Sequence[Table], metric: str = "knn") -> str:
     """For a page: a heading, a table and small print for each table."""
-    parts = [_escaped(why_apart(tables))] if len(tables) > 1 else []
+    parts = [_escaped(why_apart(tables))]
     for table in tables:
         notes = "\n".join(f"- {_escaped(line)}" for line in below(table, metric))
         parts += [f"### {_escaped(table.title)}", as_markdown(shown(table, metric)), notes]
-    return "\n\n".join(parts)
+    return "\n\n".join(parts).strip()
 
 
 def page(tables: Sequence[Table], metric: str = "knn") -> str:
