@@ -269,12 +269,13 @@ def carry_out(
 ) -> dict:
     """Execute one run's notebook in a papermill process, and keep it, with an HTML copy, whatever happens.
 
-    It runs in its own folder, as in Jupyter, with `run_dir` set to `folder`. A process or kernel that dies is
+    It runs where it lies, as in Jupyter, with `run_dir` set to `folder`. A process or kernel that dies is
     started once more; a cell that fails would fail again, and is not repeated. `env` replaces variables of
     the environment; `say` is given what the notebook prints. The run is ended as failed once the file `alive`
     is gone, and after `minutes`. Returns job.json: "status" is "done" or "failed", "error" says why.
     """
     from nbconvert import HTMLExporter
+    from nbformat.reader import NotJSONError
 
     folder.mkdir(parents=True, exist_ok=True)
     executed = folder / one.notebook.name
@@ -294,7 +295,9 @@ def carry_out(
                 break
         state |= {"status": "failed" if error else "done", "error": error, "attempts": attempt}
         state["seconds"] = time.monotonic() - begun
-        if executed.exists():
+        with contextlib.suppress(
+            FileNotFoundError, NotJSONError
+        ):  # it was ended before or while it was written
             page, _ = HTMLExporter().from_filename(str(executed))
             executed.with_suffix(".html").write_text(page, encoding="utf-8")
         return write_state(folder, state)
