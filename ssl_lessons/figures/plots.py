@@ -251,19 +251,16 @@ def leaderboard(tables: Sequence, metric: str = "knn", label: str = "kNN") -> Fi
         several = trained["epochs"].nunique() > 1
         for _, row in trained.iterrows():
             look, shape = methods.index(row["method"]), lengths.index(row["epochs"])
-            bars = {"yerr": row["std"], "capsize": 3, "elinewidth": 1.2}
             point = {"color": COLOURS[look % len(COLOURS)], "marker": "os^DvPX"[shape % 7], "markersize": 7}
             name = f"{row['title']}, {row['epochs']} epochs" if several else row["title"]
-            axis.errorbar(row["minutes"], row["mean"], linestyle="", label=name, **point, **bars)
+            bar = {"yerr": row["std"], "capsize": 3, "elinewidth": 1.2}
+            axis.errorbar(row["minutes"], row["mean"], linestyle="", label=name, **point, **bar)
         if len(trained):
             axis.legend(frameon=False, fontsize=9, loc="best")
         axis.set_xlim(0, 1.15 * max(trained["minutes"], default=1))
         axis.margins(y=0.12)
         axis.set_title(table.title.split(";")[0], fontsize=10)
         devices = trained["devices"].str[0] + ", " + trained["precision"]  # whose minutes they are
-        axis.set_xlabel(
-            "\n".join(["training, wall-clock (least minutes)", *devices.unique()]),
-            fontsize=10,
-        )
+        axis.set_xlabel("\n".join(["training, wall-clock (least minutes)", *devices.unique()]), fontsize=10)
         axis.set_ylabel(f"{label} accuracy (%)" if scale == 100 else label)
     return figure
