@@ -18,7 +18,7 @@ import pandas as pd
 
 from ssl_lessons.batch import grid, leaderboard
 from ssl_lessons.lab.evidence import YARDSTICKS
-from ssl_lessons.records import TITLES, RecordError, Run
+from ssl_lessons.records import TITLES, RecordError, Run, atomically
 
 NOTEBOOKS = Path(__file__).resolve().parent
 ROOT = NOTEBOOKS.parent
@@ -222,11 +222,22 @@ SECTIONS["notebooks/README.md"] = {"counts": counts_table}
 SECTIONS["data/results/README.md"] = {"results": methods_tables}
 
 
+def put_into(file: Path, content: str, name: str) -> None:
+    """Replace what stands between `<!-- NAME -->` and `<!-- /NAME -->` in a file; ValueError if it does not
+    have each of them once, in this order."""
+    start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    parts = re.split(f"({start}|{end})", file.read_text(encoding="utf-8"))
+    if parts[1::2] != [start, end]:
+        raise ValueError(f"{file} must have the line {start} once and, after it, {end} once")
+    whole = f"{parts[0]}{start}\n{content}\n{end}{parts[-1]}"
+    atomically(file, lambda path: path.write_text(whole, encoding="utf-8"))
+
+
 def fill(root: Path = ROOT) -> None:
     """Replace what stands between `<!-- NAME -->` and `<!-- /NAME -->`, for each of `SECTIONS`."""
     for page, sections in SECTIONS.items():
         for name, section in sections.items():
-            leaderboard.put_into(root / page, section(), name)
+            put_into(root / page, section(), name)
 
 
 def picture(target: Path = RESULTS / "neighbours.png", k: int = 4) -> None:
