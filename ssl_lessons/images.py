@@ -16,7 +16,6 @@ import io
 import json
 import operator
 import os
-import shutil
 import tarfile
 import threading
 import urllib.request
@@ -44,6 +43,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torchvision.datasets import STL10, Imagenette
 from torchvision.transforms.functional import to_pil_image
+from tqdm import tqdm
 
 from ssl_lessons import shapes
 
@@ -176,54 +176,42 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 # ---- Datasets by name, folders, other people's datasets ---------------------------------------------------
 
 
-class Imagewoof(Imagenette):
-    """Ten breeds of dog, by the makers of Imagenette; torchvision has only the latter."""
-
-    _BASE = "https://s3.amazonaws.com/fast-ai-imageclas/imagewoof2"
-    _ARCHIVES = {
-        "160px": (f"{_BASE}-160.tgz", "3d200a7be99704a0d7509be2a9fbfe15"),
-        "320px": (f"{_BASE}-320.tgz", "0f46d997ec2264e97609196c95897a44"),
-    }
-    # fmt: off
-    _WNID_TO_CLASS = {
-        "n02086240": ("Shih-Tzu",), "n02087394": ("Rhodesian ridgeback",), "n02088364": ("beagle",),
-        "n02089973": ("English foxhound",), "n02093754": ("Border terrier",),
-        "n02096294": ("Australian terrier",), "n02099601": ("golden retriever",),
-        "n02105641": ("Old English sheepdog",), "n02111889": ("Samoyed",), "n02115641": ("dingo",),
-    }
-    # fmt: on
-
-
 class Entry(NamedTuple):
     """A dataset: `archives` maps the side of the stored images, in pixels, to (address, md5)."""
 
     title: str
     splits: tuple[str, ...]
     classes: tuple[str, ...]
-    licence: str
     archives: dict[int, tuple[str, str]]
 
 
-def _fastai(title: str, dataset: type[Imagenette]) -> Entry:
-    classes = tuple(names[0] for names in dataset._WNID_TO_CLASS.values())
-    archives = {side: dataset._ARCHIVES[f"{side}px"] for side in (160, 320)}
-    terms = "ImageNet's terms: non-commercial research and teaching, https://image-net.org/download"
-    return Entry(title, ("train", "val"), classes, terms, archives)
-
-
 # fmt: off
+WNIDS = {  # the folder of each class, and its name; torchvision has no Imagewoof
+    "imagenette": {wnid: names[0] for wnid, names in Imagenette._WNID_TO_CLASS.items()},
+    "imagewoof": {
+        "n02086240": "Shih-Tzu", "n02087394": "Rhodesian ridgeback", "n02088364": "beagle",
+        "n02089973": "English foxhound", "n02093754": "Border terrier", "n02096294": "Australian terrier",
+        "n02099601": "golden retriever", "n02105641": "Old English sheepdog", "n02111889": "Samoyed",
+        "n02115641": "dingo"},
+}
+_WOOF = "https://s3.amazonaws.com/fast-ai-imageclas/imagewoof2"
 CATALOGUE = {
-    "imagenette": _fastai("Imagenette v2: ten easily told classes of ImageNet", Imagenette),
-    "imagewoof": _fastai("Imagewoof v2: ten breeds of dog from ImageNet", Imagewoof),
+    "imagenette": Entry(
+        "Imagenette v2: ten easily told classes of ImageNet", ("train", "val"),
+        tuple(WNIDS["imagenette"].values()),
+        {160: Imagenette._ARCHIVES["160px"], 320: Imagenette._ARCHIVES["320px"]}),
+    "imagewoof": Entry(
+        "Imagewoof v2: ten breeds of dog from ImageNet", ("train", "val"), tuple(WNIDS["imagewoof"].values()),
+        {160: (f"{_WOOF}-160.tgz", "3d200a7be99704a0d7509be2a9fbfe15"),
+         320: (f"{_WOOF}-320.tgz", "0f46d997ec2264e97609196c95897a44")}),
     "stl10": Entry(
         "STL-10: 100,000 unlabelled, 5,000 training and 8,000 test images of 96 x 96",
         ("unlabeled", "train", "test"),
         ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck"),
-        "from ImageNet, whose terms apply; cite Coates, Ng and Lee, AISTATS 2011",
         {96: (STL10.url, STL10.tgz_md5)}),
     "shapes": Entry(
         "Shapes: ten forms and textures drawn from a seed, nothing to download",
-        ("train", "test"), shapes.CLASSES, "drawn by this package and under its licence", {}),
+        ("train", "test"), shapes.CLASSES, {}),
 }
 # What a role is called: the first of these names that a dataset has, or a folder, in any case.
 ROLES = {
@@ -265,8 +253,7 @@ def load(
         drawn = functools.partial(shapes.draw, count, size, seed)
         store = _cached(store, size, source, lambda: list(zip(*drawn(), strict=True)), progress)
         return store.subset(_spaced(count, limit)) if limit and limit < count else store
-    side = next((side for side in known.archives if side >= size), max(known.archives))
-    home = fetch(name, side, progress=progress, download=download)
+    home = fetch(name, size, progress=progress, download=download)
     store.origin, source = _origin(home)
     again = f"remove {home}, to have it unpacked again"
     if name == "stl10":
@@ -275,7 +262,7 @@ def load(
             return _cached(store, size, source, lambda: STL10(home.parent, native), progress, limit)
         except (FileNotFoundError, RuntimeError) as error:
             raise DataError(f"{error}: {again}") from error
-    wnids = (Imagenette if name == "imagenette" else Imagewoof)._WNID_TO_CLASS
+    wnids = WNIDS[name]
     passed: dict[str, str] = {}
     found = _class_folders(home / native, wnids, passed)
     missing = ", ".join(wnid for wnid in wnids if not found.get(wnid))
@@ -431,7 +418,7 @@ def _inside(root: Path, passed: dict[str, str]) -> tuple[list[str], list[str]]:
 def _class_folders(root: Path, names: Iterable[str], passed: dict[str, str]) -> dict[str, list[str]]:
     """{class: its pictures, by folder, then by name} of the folders `names` in `root`; our own data and runs
     are no classes."""
-    found, ours = {}, {os.path.realpath(place) for place in (data_root(), *_cache_roots())}
+    found, ours = {}, {os.path.realpath(place) for place in (data_root(), cache_root())}
     for name in names:
         here, seen, pictures = {}, {str(root), *ours}, []
         if os.path.realpath(root / name) in ours:
@@ -622,14 +609,15 @@ def _write(path, store, dataset, rows, size: int, source: str, progress, labels=
             return f"{name} ({'not an image' if known else reason})"  # the name ends at the last " ("
         return pixels, _class_number(label if labels is None else labels[row], row)
 
-    label = f"Decoding {len(rows):,} images of {store.origin} to {size} px:"
+    label = f"Decoding {store.origin} to {size} px"
     # Windows does not remove a file that is mapped; what is left goes with the next cleaning of the folder.
     inside = {"dir": path.parent, "prefix": f".{path.stem}-", "ignore_cleanup_errors": True}
     try:
         with TemporaryDirectory(**inside) as place:
             raw, whole = Path(place, "raw"), Path(place, "whole")
             with open(raw, "wb") as file, ThreadPoolExecutor(workers) as pool:
-                for _, item in zip(_bar(rows, label, progress), pool.map(decoded, rows), strict=True):
+                items = pool.map(decoded, rows)
+                for item in tqdm(items, label, len(rows), leave=False, mininterval=1, disable=not progress):
                     if isinstance(item, str):
                         skipped.append(item)
                         continue
@@ -708,26 +696,6 @@ def _read(path: Path, store: ImageStore, source: str) -> ImageStore | None:
     return replace(store, images=rows.transpose(1, 2), files=files, **found)
 
 
-def in_notebook() -> bool:
-    """Whether bars can be drawn. fastprogress goes by google.colab, which may be imported without a shell."""
-    from fastprogress import fastprogress  # here, because it loads a web framework
-    from IPython import get_ipython
-
-    return fastprogress.IN_NOTEBOOK and get_ipython() is not None
-
-
-def _bar(steps: Sequence, label: str, show: bool):
-    """`steps`, under a progress bar where one is to be shown."""
-    if not show:
-        return steps
-    from fastprogress import fastprogress
-
-    print(label)
-    if fastprogress.IN_NOTEBOOK and not in_notebook():
-        return steps
-    return fastprogress.progress_bar(steps, leave=False)
-
-
 # ---- Where files lie, and how they come there -------------------------------------------------------------
 
 
@@ -737,10 +705,10 @@ def data_root() -> Path:
     named = os.environ.get("SSL_LESSONS_DATA")
     if named:
         root = Path(os.path.expanduser(named))
-        if not root.is_absolute():  # a notebook and the command line do not work in the same folder
-            raise DataError(f"SSL_LESSONS_DATA is {named!r}; give a whole path, as {root.absolute()}")
-        if root.exists() and not root.is_dir():
-            raise DataError(f"SSL_LESSONS_DATA is {named!r}, which is no folder: let it name a folder")
+        # a notebook and the command line do not work in the same folder
+        if not root.is_absolute() or root.exists() and not root.is_dir():
+            here = root.absolute()
+            raise DataError(f"SSL_LESSONS_DATA is {named!r} ({here}); give the whole path of a folder")
         return root
     for place in (Path.cwd(), *Path.cwd().parents, Path(__file__).resolve().parent.parent):
         if (place / "notebooks").is_dir() and (place / "ssl_lessons").is_dir():
@@ -748,27 +716,20 @@ def data_root() -> Path:
     return Path("~/.cache/ssl-lessons").expanduser()
 
 
-def _cache_roots() -> tuple[Path, Path]:
-    user = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "ssl-lessons"
-    return data_root() / "cache", user
-
-
 def cache_root() -> Path:
     """The folder of decoded images, made if missing: data_root()/cache; where that cannot be written
     (a Kaggle input, a shared disk), ($XDG_CACHE_HOME or ~/.cache)/ssl-lessons."""
-    for place in _cache_roots():
+    user = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "ssl-lessons"
+    for place in (data_root() / "cache", user):
         if _writable(place):
             return place
-    places = " nor ".join(map(str, _cache_roots()))
-    raise DataError(f"neither {places} can be written: let SSL_LESSONS_DATA name a folder")
+    raise DataError(f"neither {data_root()} nor {user} can be written: let SSL_LESSONS_DATA name a folder")
 
 
 def _writable(place: Path) -> bool:
-    try:
+    with suppress(OSError):
         place.mkdir(parents=True, exist_ok=True)
-        return os.access(place, os.W_OK)
-    except OSError:
-        return False
+    return os.access(place, os.W_OK)
 
 
 def find(name: str) -> Path | None:
@@ -777,16 +738,14 @@ def find(name: str) -> Path | None:
 
 
 def fetch(name: str, size: int = 160, *, progress: bool = True, download: bool = True) -> Path:
-    """The unpacked folder of a dataset: found, or unpacked from its archive, or downloaded first.
-    `size` picks the 160 or 320 px archive and means nothing where there is only one. DataError: an unknown
-    size, no network (naming the file and its place), a wrong checksum, an unsafe archive."""
+    """The unpacked folder of a dataset: found, or unpacked from its archive, or downloaded first. Of several
+    archives, the smallest whose images are not below `size` pixels, else the largest. DataError: no network
+    (naming the file and its place), a wrong checksum, an unsafe archive."""
     archives = _entry(name).archives
     if not archives:
         return data_root()  # Shapes: nothing to fetch
-    size = size if len(archives) > 1 else min(archives)
-    if size not in archives:
-        raise DataError(f"{name} has no {size} px archive; choose one of: {', '.join(map(str, archives))}")
-    url, md5 = archives[size]
+    side = next((side for side in archives if side >= size), max(archives))
+    url, md5 = archives[side]
     file = url.rpartition("/")[2]
     inside = file.partition(".")[0]  # the one folder in the archive
     home = data_root() if _writable(data_root()) else cache_root()
@@ -795,7 +754,7 @@ def fetch(name: str, size: int = 160, *, progress: bool = True, download: bool =
             packed = find(file) or home / file
             if not packed.exists():
                 _download(url, md5, packed, progress, download)
-            _unpack(packed, md5, home / inside, progress)
+            _unpack(packed, md5, home / inside)
     return find(inside)
 
 
@@ -810,13 +769,12 @@ def _download(url: str, md5: str, packed: Path, progress: bool, allowed: bool) -
             have = part.stat().st_size if part.exists() else 0
             asked = {"User-Agent": "ssl-lessons", "Range": f"bytes={have}-"}
             with urllib.request.urlopen(urllib.request.Request(url, headers=asked), timeout=30) as answer:
-                length = answer.length or 0
-                label = f"Downloading {packed.name}, {length / 1e6:,.0f} MB:"
-                with open(part, "ab" if answer.status == 206 else "wb") as file:  # 200: it sends all of it
-                    for _ in _bar(range(0, length, 1 << 20), label, progress):
-                        file.write(answer.read(1 << 20))
-                    if answer.length is None:  # a proxy that does not say how much will come
-                        shutil.copyfileobj(answer, file)
+                bar = tqdm(None, packed.name, answer.length, unit="B", unit_scale=True, disable=not progress)
+                # 206: what is missing comes; 200: all of it
+                with bar, open(part, "ab" if answer.status == 206 else "wb") as file:
+                    while block := answer.read(1 << 20):
+                        file.write(block)
+                        bar.update(len(block))
                 if answer.length:
                     raise OSError(f"the connection ended {answer.length:,} bytes early")
         arrived = _digests(part)[0]
@@ -827,41 +785,36 @@ def _download(url: str, md5: str, packed: Path, progress: bool, allowed: bool) -
     except (OSError, HTTPException) as error:
         told = f"could not download {packed.name} ({error}). The next call goes on from what is there"
         by_hand = f"get {url} elsewhere and put it at {data_root() / packed.name}"
-        used = "a file with another md5 is used, and the origin of the images says so"
-        elsewhere = f"let SSL_LESSONS_DATA name its folder: {used}. The dataset 'shapes' needs no download"
-        raise DataError(f"{told}. Or {by_hand}, or {elsewhere}.") from error
+        raise DataError(
+            f"{told}. Or {by_hand}, or let SSL_LESSONS_DATA name its folder; 'shapes' needs no download"
+        ) from error
 
 
-def _unpack(packed: Path, md5: str, home: Path, progress: bool) -> None:
+def _unpack(packed: Path, md5: str, home: Path) -> None:
     """An archive's one folder, renamed to `home` when it is whole. tarfile's filter (3.10.12, 3.11.4) refuses
     what would lead outside, CVE-2007-4559; torchvision's own extraction has none before Python 3.14."""
-    if progress:
-        print(f"Unpacking {packed.name}")
-    found, sha256 = _digests(packed)
-    note = {"archive": packed.name, "sha256": sha256, "official": found == md5}
+    actual_md5, sha256 = _digests(packed)
+    official = actual_md5 == md5
     room = (1 << 20) + 10 * packed.stat().st_size  # photographs hardly shrink
-
-    def safe(member: tarfile.TarInfo, place: str) -> tarfile.TarInfo | None:
-        nonlocal room
-        room -= member.size + 512
-        if room < 0:
-            raise tarfile.TarError("it unpacks to more than ten times its size")
-        return tarfile.data_filter(member, place)
-
     with TemporaryDirectory(dir=home.parent, prefix=f".{home.name}-") as place:
         try:
             with tarfile.open(packed) as tar:
-                tar.extractall(place, filter=safe)
+                for member in tar:
+                    room -= member.size + 512
+                    if room < 0:
+                        raise tarfile.TarError("it unpacks to more than ten times its size")
+                    tar.extract(member, place, filter="data")
                 while tar.fileobj.read(1 << 20):  # to the end, where the checksum of a gzip file stands
                     pass
+            note = {"archive": packed.name, "sha256": sha256, "official": official}
             Path(place, home.name, _MARKER).write_text(json.dumps(note))
         except (tarfile.TarError, EOFError, zlib.error, OSError, TypeError) as error:
             reason = str(error).partition("\n")[0]  # tarfile lists every format it tried
             raise DataError(f"could not unpack {packed} ({reason}); if it is damaged, remove it") from error
         Path(place, home.name).replace(home)
-    if found != md5:
-        told = f"{packed} is not the official file: its md5 is {found}, not {md5}"
-        warnings.warn(f"{told}; it is used, and every record says so", stacklevel=4)
+    if not official:
+        other = f"{packed} is not the official file: its md5 is {actual_md5}, not {md5}"
+        warnings.warn(f"{other}; it is used, and every record says so", stacklevel=4)
 
 
 def _digests(path: Path) -> tuple[str, str]:
