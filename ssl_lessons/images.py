@@ -374,11 +374,6 @@ def _shown(name: str | Path) -> str:
 
 # ---- Folders: what is read, and what a cache of it watches -------------------------------------------------
 
-# Formats that Pillow opens only to name them, or hands to another program.
-_NO_PICTURES = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}
-_KINDS = {ending: kind for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-_SUFFIXES = tuple(ending for ending, kind in _KINDS.items() if kind not in _NO_PICTURES)
-_FORMATS = tuple(set(Image.OPEN) - _NO_PICTURES)
 _HIDDEN = (".", "__MACOSX")  # how names begin that other systems leave
 _OURS = "kept here by ssl_lessons"
 
@@ -485,6 +480,10 @@ _TURNS = {  # what EXIF's orientations ask for
     2: _FLIP.FLIP_LEFT_RIGHT, 3: _FLIP.ROTATE_180, 4: _FLIP.FLIP_TOP_BOTTOM, 5: _FLIP.TRANSPOSE,
     6: _FLIP.ROTATE_270, 7: _FLIP.TRANSVERSE, 8: _FLIP.ROTATE_90,
 }  # fmt: skip
+Image.init()  # fills the tables of formats and endings
+# without those that Pillow opens only to name them, or hands to another program
+_FORMATS = tuple(set(Image.OPEN) - {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"})
+_SUFFIXES = tuple(ending for ending, kind in Image.EXTENSION.items() if kind in _FORMATS)
 
 
 def square(source, size: int) -> np.ndarray:
@@ -492,77 +491,73 @@ def square(source, size: int) -> np.ndarray:
     central square, resized with antialiasing. ValueError for a picture that is too large, or whose numbers do
     not say what is white."""
     if isinstance(source, (str, Path)):
-        return _square_of(source, size)
+        with open(source, "rb") as file:
+            return square(_opened(file, size), size)
     if isinstance(source, Tensor) and source.is_floating_point():
-        _check_range("float pixels", source.min(), source.max(), 0, 1)
+        _check_white("float pixels", source, 0, 1)
     image = source if isinstance(source, Image.Image) else to_pil_image(source)
     _check_pixels(image)
     with _ONE_AT_A_TIME if image.width * image.height > _MANY_PIXELS else nullcontext():
-        deep = ";16" in str(getattr(image, "tile", ""))  # colours of 16 bits: Pillow takes the upper 8
+        halved = ";16" in str(getattr(image, "tile", ""))  # colours of 16 bits: Pillow takes the upper 8
         image.load()
         turn = None
         with suppress(Exception):  # broken metadata costs no picture
             turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
         image = image if turn is None else image.transpose(turn)
-        if image.mode in ("I", "F") or image.mode.startswith("I;16"):  # Pillow would clip them to white
-            image = _grey(image)
-        elif deep:
-            brightest = max(high for _, high in image.convert("RGB").getextrema())
-            _check_range("the upper 8 of 16 bits", 0, brightest, 64, 255)
+        if image.mode == "F":
+            values = _check_white("float pixels", np.asarray(image), 0, 1)
+            image = Image.fromarray((values * 255).round().astype(np.uint8))
+        elif image.mode == "I" or image.mode.startswith("I;16"):  # Pillow would clip them to white
+            values = _check_white("pixels of 16 bits", np.asarray(image), 2**14, 2**16 - 1)
+            image = Image.fromarray((values >> 8).astype(np.uint8))
+        elif halved:
+            _check_white("the upper 8 of 16 bits", np.asarray(image.convert("RGB")), 64, 255)
         if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
         side = min(image.size)
         left, top = ((length - side) / 2 for length in image.size)
         image = image if image.mode == "RGB" else image.convert("RGB")
         image = image.resize((size, size), Image.Resampling.BILINEAR, (left, top, left + side, top + side))
-    pixels = np.asarray(image).transpose(0, 2, 1)  # (S, S, 3) -> (S, 3, S), as views.py works
-    return np.ascontiguousarray(pixels)
+    return np.ascontiguousarray(np.asarray(image).transpose(0, 2, 1))  # (S, S, 3) -> (S, 3, S)
 
 
-def _square_of(path: str | Path | io.BytesIO, size: int) -> np.ndarray:
-    """`square` of a file. A PNG that cannot be read is tried again without its notes."""
-    with open(path, "rb") if isinstance(path, (str, Path)) else path as file:
-        start = file.read(8)
-        file.seek(0)
-        try:
-            # Pillow calls a large JPEG a bomb before it is drafted: decoded smaller, never below twice S
-            jpeg = start.startswith(b"\xff\xd8\xff")
-            image = JpegImageFile(file) if jpeg else Image.open(file, formats=_FORMATS)
-            if "progression" in image.info:  # is held as a whole all the same
-                _check_pixels(image)
-            image.draft(None, (2 * size, 2 * size))
-            return square(image, size)
-        except (OSError, SyntaxError, ValueError):
-            if file is path or start != b"\x89PNG\r\n\x1a\n":
-                raise
-            file.seek(0)
-            return _square_of(io.BytesIO(_without_notes(file.read())), size)
+def _opened(file: io.BufferedReader, size: int) -> Image.Image:
+    """The picture of a file; of a JPEG, one decoded smaller, not below twice S."""
+    start = file.read(8)
+    file.seek(0)
+    if start == b"\x89PNG\r\n\x1a\n":
+        return Image.open(io.BytesIO(_without_notes(file.read())))
+    if not start.startswith(b"\xff\xd8\xff"):
+        return Image.open(file, formats=_FORMATS)
+    image = JpegImageFile(file)  # Image.open calls a large one a bomb, before it is decoded smaller
+    if "progression" in image.info:  # is held as a whole all the same
+        _check_pixels(image)
+    image.draft(None, (2 * size, 2 * size))
+    return image
 
 
 def _without_notes(png: bytes) -> bytes:
-    """A PNG without the chunks that make no pixels, in which Pillow forgives nothing."""
-    at, kept = 8, png[:8]
+    """A PNG without the chunks that make no pixels, in which Pillow forgives nothing; EXIF stays if whole."""
+    kept, at = [png[:8]], 8
     while at < len(png):
         end = at + 12 + int.from_bytes(png[at : at + 4], "big")
-        kind = png[at + 4 : at + 8]
-        if kind == b"tRNS" or kind[:1].isupper():
-            kept += png[at:end]
+        kind, checksum = png[at + 4 : at + 8], png[end - 4 : end]
+        whole = zlib.crc32(png[at + 4 : end - 4]) == int.from_bytes(checksum, "big")
+        if kind == b"tRNS" or kind[:1].isupper() or kind == b"eXIf" and whole:
+            kept.append(png[at:end])
         at = end
-    return kept
+    return b"".join(kept)
 
 
-def _grey(image: Image.Image) -> Image.Image:
-    """8-bit grey of floats in [0, 1], or of 16 bits that are used: 12 bits in 16 would come out black."""
-    values, floats = np.asarray(image), image.mode == "F"
-    what, least, most = ("float pixels", 0, 1) if floats else ("pixels of 16 bits", 2**14, 2**16 - 1)
-    _check_range(what, values.min(), values.max(), least, most)
-    return Image.fromarray(((values * 255).round() if floats else values >> 8).astype(np.uint8))
-
-
-def _check_range(what: str, low: float, high: float, least: float, most: float) -> None:
-    if not (low >= 0 and least <= high <= most):  # NaN is refused too
-        told = f"{what} run from {low:g} to {high:g}, which does not say what is white"
-        raise ValueError(f"{told}; scale them to 8 bits or to floats in [0, 1], and leave normalisation out")
+def _check_white(what: str, values, least: float, most: float):
+    """The same values, whose brightest is from `least` to `most`; NaN is refused too."""
+    low, high = values.min(), values.max()
+    if not (low >= 0 and least <= high <= most):
+        raise ValueError(
+            f"{what} run from {low:g} to {high:g}, which does not say what is white; "
+            "scale them to 8 bits or to floats in [0, 1], and leave normalisation out"
+        )
+    return values
 
 
 def _check_pixels(image: Image.Image) -> None:
