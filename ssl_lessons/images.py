@@ -16,12 +16,13 @@ import io
 import json
 import operator
 import os
+import shutil
 import tarfile
 import threading
 import urllib.request
 import warnings
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
@@ -42,10 +43,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torchvision.datasets import STL10, Imagenette
+from torchvision.datasets.utils import calculate_md5, check_integrity
 from torchvision.transforms.functional import to_pil_image
 from tqdm import tqdm
 
 from ssl_lessons import shapes
+from ssl_lessons.parameters import printable
 
 
 class DataError(ValueError):
@@ -240,18 +243,18 @@ def load(
     _check(size, limit)
     if name not in CATALOGUE and name != "" and os.path.isdir(os.path.expanduser(name)):
         return folder(_part(name, split), size, limit=limit, progress=progress, split=split)
-    known = _entry(name)
-    native = next((one for one in ROLES.get(split, (split,)) if one in known.splits), None)
+    entry = _entry(name)
+    native = next((own for own in ROLES.get(split, (split,)) if own in entry.splits), None)
     if native is None:
-        splits = ", ".join(dict.fromkeys([*known.splits, *ROLES]))
+        splits = ", ".join(dict.fromkeys([*entry.splits, *ROLES]))
         raise DataError(f"{name} has no split {split!r}; choose one of: {splits}")
-    store = ImageStore(None, None, known.classes, name, native, "")
+    store = ImageStore(None, None, entry.classes, name, native, "")
     if name == "shapes":
         count, seed = SHAPES[native]
         store.origin = f"shapes.draw({count}, {size}, seed={seed})"
-        source = _digests(Path(shapes.__file__))[1]  # other code, other drawings
-        drawn = functools.partial(shapes.draw, count, size, seed)
-        store = _cached(store, size, source, lambda: list(zip(*drawn(), strict=True)), progress)
+        source = hashlib.sha256(Path(shapes.__file__).read_bytes()).hexdigest()  # other code, other drawings
+        drawings = functools.partial(shapes.draw, count, size, seed)
+        store = _cached(store, size, source, lambda: list(zip(*drawings(), strict=True)), progress)
         return store.subset(_spaced(count, limit)) if limit and limit < count else store
     home = fetch(name, size, progress=progress, download=download)
     store.origin, source = _origin(home)
@@ -262,14 +265,13 @@ def load(
             return _cached(store, size, source, lambda: STL10(home.parent, native), progress, limit)
         except (FileNotFoundError, RuntimeError) as error:
             raise DataError(f"{error}: {again}") from error
-    wnids = WNIDS[name]
     passed: dict[str, str] = {}
-    found = _class_folders(home / native, wnids, passed)
-    missing = ", ".join(wnid for wnid in wnids if not found.get(wnid))
+    folders = {wnid: _pictures(home / native, wnid, passed) for wnid in WNIDS[name]}
+    missing = ", ".join(wnid for wnid in folders if not folders[wnid])
     if missing:
         raise DataError(f"{home / native} has no images of {missing}: {again}")
-    samples = [(path, label) for label, wnid in enumerate(wnids) for path in found[wnid]]
-    store = _with_files(store, home / native, samples, passed)
+    samples = [(path, label) for label, paths in enumerate(folders.values()) for path in paths]
+    _name_files(store, home / native, samples, passed)
     return _cached(store, size, source or _mark(home, samples), lambda: samples, progress, limit)
 
 
@@ -282,32 +284,35 @@ def folder(
     `split` is only a name. DataError for a folder of splits."""
     _check(size, limit)
     root = Path(os.path.realpath(os.path.expanduser(path)))
+    shown, passed = printable(str(root)), {}
     if not root.is_dir():
-        raise DataError(f"{_shown(root)} is not a folder")
-    passed: dict[str, str] = {}
-    inner, direct = _inside(root, passed)
-    if splits := _splits(inner):
-        told = f"{_shown(root)} has the splits {_shown(', '.join(splits))}"
-        raise DataError(f"{told}: read one with load(path, split), or name its folder")
-    found = _class_folders(root, inner, passed)
-    nested = [path for paths in found.values() for path in paths]
-    name = _shown(root.name).replace("\\", "_")[:40]
+        raise DataError(f"{shown} is not a folder")
+    splits = printable(", ".join(_splits(_folders(root))))
+    if splits:
+        raise DataError(
+            f"{shown} has the splits {splits}: read one with load(path, split), or name its folder"
+        )
+    direct = _pictures(root, "", passed) or []
+    folders = {name: _pictures(root, name, passed) for name in _folders(root)}
+    folders = {name: paths for name, paths in folders.items() if paths is not None}
+    nested = [path for paths in folders.values() for path in paths]
+    name = printable(root.name).replace("\\", "_")[:40]
     name = f"{name}-{hashlib.sha256(os.fsencode(root)).hexdigest()[:8]}"
-    store = ImageStore(None, None, (), name, split, "", origin=_shown(f"folder {root}"))
+    store = ImageStore(None, None, (), name, split, "", origin=f"folder {shown}")
     if len(direct) > len(nested):  # a stray cover.png beside class folders is less
         samples = [(path, -1) for path in sorted(direct + nested, key=os.path.split)]
         if nested:
-            words = f"{len(direct)} lie directly in it, {len(nested)} in folders"
-            warnings.warn(f"the images of {store.origin} get no labels: {words}", stacklevel=3)
+            counts = f"{len(direct)} lie directly in it, {len(nested)} in folders"
+            warnings.warn(f"the images of {store.origin} get no labels: {counts}", stacklevel=2)
     else:
-        store.classes = tuple(_shown(name) for name in found)
-        samples = [(path, label) for label, paths in enumerate(found.values()) for path in paths]
+        samples = [(path, label) for label, paths in enumerate(folders.values()) for path in paths]
+        store.classes = tuple(map(printable, folders))
         passed |= dict.fromkeys(direct, "beside the folders of the classes")
-        passed |= {str(root / name): "a class without images" for name, paths in found.items() if not paths}
-    store = _with_files(store, root, samples, passed)
+        passed |= {str(root / name): "a class without images" for name in folders if not folders[name]}
+    _name_files(store, root, samples, passed)
     if not samples:
         few = "; ".join(store.skipped[:5])
-        raise DataError(f"no images in {_shown(root)}: put them in a folder CLASS/ of it, or in it. {few}")
+        raise DataError(f"no images in {shown}: put them in a folder CLASS/ of it, or in it. {few}")
     return _cached(store, size, _mark(root, samples, store.classes), lambda: samples, progress, limit)
 
 
@@ -324,24 +329,32 @@ def from_dataset(
         classes: None: the dataset's `classes`, the names of its `features["label"]`, or "0", "1", …
         name, split: for the run record.
     DataError: not one item is an image (single ones are left out with a warning), or a label no number."""
-    _check(size, None)
+    _check(size)
     name = name or type(dataset).__name__.lower()
     if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
         raise DataError(f"dataset {name} has no length or no numbered items; give a list of its items")
+    count = len(dataset)
     if classes is None:
         features = getattr(dataset, "features", None)  # of Hugging Face
         named = features.get("label") if isinstance(features, dict) else None
         classes = getattr(named, "names", None) or getattr(dataset, "classes", None) or ()
     classes = tuple(one if isinstance(one, str) else one[0] for one in classes)  # Imagenette's: synonyms
-    store = ImageStore(None, None, classes, name, split, "", origin=f"dataset {name}")
     if labels is not None:
         labels = labels.tolist() if hasattr(labels, "tolist") else list(labels)
-        if len(labels) != len(dataset):
-            counts = f"{len(dataset)} items and {len(labels)} labels"
-            raise DataError(f"dataset {name} has {counts}; give one for each")
+        if len(labels) != count:
+            raise DataError(f"dataset {name} has {count} items and {len(labels)} labels; give one for each")
+
+    def item(row: int) -> tuple:
+        item = dataset[row]
+        if isinstance(item, dict):
+            item = item["image"], item.get("label")
+        picture, label = item if isinstance(item, (tuple, list)) else (item, None)
+        return picture, label if labels is None else labels[row]
+
+    store = ImageStore(None, None, classes, name, split, "", origin=f"dataset {name}")
     with TemporaryDirectory(ignore_cleanup_errors=True) as place:  # mapped files stay readable
         path = Path(place, "images.safetensors")
-        _write(path, store, dataset, range(len(dataset)), size, "", progress, labels=labels, workers=1)
+        _write(path, store, item, range(count), size, "", progress, workers=1)
         return _read(path, store, "")
 
 
@@ -351,7 +364,7 @@ def _entry(name: str) -> Entry:
     return CATALOGUE[name]
 
 
-def _check(size: int, limit: int | None) -> None:
+def _check(size: int, limit: int | None = None) -> None:
     if not _whole(size) or not 8 <= size <= 1024:
         raise DataError(f"size {size!r}: the side of an image is a whole number of pixels from 8 to 1024")
     if limit is not None and not (_whole(limit) and limit >= 1):
@@ -367,66 +380,51 @@ def _spaced(count: int, limit: int | None) -> list[int]:
     return [i * count // taken for i in range(taken)]
 
 
-def _shown(name: str | Path) -> str:
-    """A name as text that can be printed and kept: control characters and bytes that are no UTF-8 escaped."""
-    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in str(name))
-
-
 # ---- Folders: what is read, and what a cache of it watches -------------------------------------------------
 
 _HIDDEN = (".", "__MACOSX")  # how names begin that other systems leave
-_OURS = "kept here by ssl_lessons"
 
 
-def _scan(place: str | Path, passed: dict[str, str], seen: set[str]) -> Iterator[tuple[str, list, list]]:
-    """`os.walk`, links followed, but (folder, its folders by name, paths of its pictures by name). `passed`
-    gets what else there is, and why. A folder that is `seen` is left out: links may lead in a circle."""
+def _folders(root: Path) -> list[str]:
+    """The names of the folders in `root`, but for hidden ones."""
+    names = next(os.walk(root), ("", [], []))[1]
+    return sorted(name for name in names if not name.startswith(_HIDDEN))
 
-    def failed(error: OSError) -> None:
+
+def _pictures(root: Path, name: str, passed: dict[str, str]) -> list[str] | None:
+    """Paths of the pictures in the folder `name` of `root` and below it, by folder, then by name ("": only in
+    the root itself); None where only this package keeps something. Links are followed, but in no circle.
+    `passed` gets what else there is, and why."""
+
+    def refused(error: OSError) -> None:
         passed[error.filename] = str(error.strerror)
 
-    for folder, inner, names in os.walk(place, onerror=failed, followlinks=True):
-        real, pictures = os.path.realpath(folder), []
+    ours = {os.path.realpath(place) for place in (data_root(), cache_root())}
+    only_ours = os.path.realpath(root / name) in ours
+    seen = {os.path.realpath(root), *ours} if name else set()
+    pictures = []
+    for folder, inner, files in os.walk(root / name, onerror=refused, followlinks=True):
+        real = os.path.realpath(folder)
         if real in seen:
             inner.clear()
             continue
         seen.add(real)
-        inner[:] = sorted(name for name in inner if not name.startswith(_HIDDEN))
-        for name in sorted(name for name in names if not name.startswith(_HIDDEN)):
-            path, ending = os.path.join(folder, name), name.lower()
-            if ending == "record.json" or ending.endswith(".safetensors"):
-                passed[path] = _OURS
-            elif not ending.endswith(_SUFFIXES):
+        inner[:] = sorted(name for name in inner if not name.startswith(_HIDDEN)) if name else []
+        if name and "record.json" in files:  # a run: its figures are no data
+            inner[:], files = [], ["record.json"]
+        for file in files:
+            path = os.path.join(folder, file)
+            if file == "record.json" or file.endswith(".safetensors"):
+                passed[path], only_ours = "kept here by ssl_lessons", True
+            elif file.startswith(_HIDDEN):
+                continue
+            elif not file.lower().endswith(_SUFFIXES):
                 passed[path] = "not a picture by its ending"
             elif not os.path.isfile(path):
                 passed[path] = "not a file, or a link to none"
             else:
                 pictures.append(path)
-        yield folder, inner, pictures
-
-
-def _inside(root: Path, passed: dict[str, str]) -> tuple[list[str], list[str]]:
-    """The names of the folders in `root`, and its pictures."""
-    return next(_scan(root, passed, set()), ("", [], []))[1:]
-
-
-def _class_folders(root: Path, names: Iterable[str], passed: dict[str, str]) -> dict[str, list[str]]:
-    """{class: its pictures, by folder, then by name} of the folders `names` in `root`; our own data and runs
-    are no classes."""
-    found, ours = {}, {os.path.realpath(place) for place in (data_root(), cache_root())}
-    for name in names:
-        here, seen, pictures = {}, {str(root), *ours}, []
-        if os.path.realpath(root / name) in ours:
-            continue
-        for folder, inner, direct in _scan(root / name, here, seen):
-            if os.path.join(folder, "record.json") in here:
-                inner.clear()  # a run: its figures are no data
-            else:
-                pictures += direct
-        passed |= here
-        if pictures or _OURS not in here.values():
-            found[name] = sorted(pictures, key=os.path.split)
-    return found
+    return sorted(pictures, key=os.path.split) if pictures or not only_ours else None
 
 
 def _mark(root: Path, samples: Sequence[tuple[str, int]], classes: Sequence[str] = ()) -> str:
@@ -439,10 +437,11 @@ def _mark(root: Path, samples: Sequence[tuple[str, int]], classes: Sequence[str]
     return mark.hexdigest()
 
 
-def _with_files(store: ImageStore, root: Path, samples, passed: dict[str, str]) -> ImageStore:
-    files = tuple(os.path.relpath(path, root) for path, _ in samples)
-    skipped = tuple(f"{_shown(os.path.relpath(path, root))} ({why})" for path, why in passed.items())
-    return replace(store, files=files, skipped=skipped)
+def _name_files(store: ImageStore, root: Path, samples, passed: dict[str, str]) -> None:
+    store.files = tuple(os.path.relpath(path, root) for path, _ in samples)
+    store.skipped = tuple(
+        f"{printable(os.path.relpath(path, root))} ({why})" for path, why in sorted(passed.items())
+    )
 
 
 def _splits(names: list[str]) -> list[str]:
@@ -455,19 +454,20 @@ def _splits(names: list[str]) -> list[str]:
 
 def _part(path: str | Path, split: str) -> Path:
     """The folder of a split: the subfolder that is called so, in any case, or the folder itself."""
-    root, names = Path(os.path.expanduser(path)), ROLES.get(split, (split,))
-    inner, _ = _inside(root, {})
-    splits, found = _splits(inner), []
-    for name in names:
-        found = found or [one for one in inner if one.lower() == name.lower()]
-    shown, has = _shown(root), _shown(", ".join(inner)) or "none"
-    if len(found) > 1 or found and split in ROLES and not splits:
-        told = f"{shown} has the folders {has}: is {_shown(found[0])} the split {split!r}?"
-        raise DataError(f"{told} Name the folder that is meant, or read all as classes with images.folder")
-    if not found and (splits or split not in ("train", "pretrain")):
-        told = f"{shown} has no folder {' or '.join(names[:2])} for the split {split!r}"
-        raise DataError(f"{told}; it has {has}")
-    return root / found[0] if found else root
+    root, names = Path(os.path.expanduser(path)), ROLES.get(split, (split.lower(),))
+    inner = _folders(root)
+    splits = _splits(inner)
+    taken = next((name for name in names if name in map(str.lower, inner)), None)
+    folders = [name for name in inner if name.lower() == taken]
+    doubtful = len(folders) > 1 or folders and split in ROLES and not splits
+    missing = not folders and (splits or split not in ("train", "pretrain"))
+    if doubtful or missing:
+        told = f"no folder of {printable(str(root))} is surely the split {split!r}"
+        has = printable(", ".join(inner)) or "none"
+        raise DataError(
+            f"{told}; it has {has}: name the one that is meant, or read all as classes with folder"
+        )
+    return root / folders[0] if folders else root
 
 
 # ---- Decoding, and the cache ------------------------------------------------------------------------------
@@ -573,62 +573,57 @@ def _cached(store, size: int, source: str, build: Callable, progress: bool, limi
     beside = path.with_name(f"{path.stem}.{source[:8]}.safetensors")
     store = replace(store, files=tuple(store.files[row] for row in _spaced(len(store.files), limit)))
     with FileLock(path.with_name(f".{path.name}.lock")):  # one process builds it, the others wait and read
-        found = _read(path, store, source) or _read(beside, store, source)
-        if found is None:
+        cached = _read(path, store, source) or _read(beside, store, source)
+        if cached is None:
             dataset = build()
-            _write(path, store, dataset, _spaced(len(dataset), limit), size, source, progress)
+            _write(path, store, dataset.__getitem__, _spaced(len(dataset), limit), size, source, progress)
             return _read(path, store, source) or _read(beside, store, source)
         if beside.exists():
             with suppress(PermissionError):
                 os.replace(beside, path)
-    return found
+    return cached
 
 
-def _write(path, store, dataset, rows, size: int, source: str, progress, labels=None, workers=None) -> None:
-    """Decode a dataset's `rows` into a file of `images` uint8 (N, S, 3, S) and `labels` int64 (N,)."""
-    digest, numbers, skipped = hashlib.sha256(), [], []
+def _write(path, store, item: Callable, rows, size: int, source: str, progress, workers=None) -> None:
+    """Decode `item(row)`, a picture and its label, of all `rows` into a file of `images` uint8 (N, S, 3, S)
+    and `labels` int64 (N,)."""
 
-    def decoded(row: int) -> tuple[np.ndarray, int] | str:
+    def decoded(row: int) -> tuple[np.ndarray | str, object]:
+        """Pixels, or why there are none; the label."""
         try:
-            item = dataset[row]
-            if isinstance(item, dict):
-                item = item["image"], item.get("label")
-            picture, label = item if isinstance(item, (tuple, list)) else (item, None)
-            pixels = square(picture, size)
+            picture, label = item(row)
+            return square(picture, size), label
         except MemoryError:
             raise
+        except UnidentifiedImageError:  # whose message names the whole path
+            return "not an image", None
         except Exception as error:  # decoders raise nearly anything on a damaged file
-            name = _shown(store.files[rows.index(row)]) if store.files else f"image {row}"
-            reason = _shown(f"{type(error).__name__}: {error}")[:160].replace(" (", ", ")
-            known = isinstance(error, UnidentifiedImageError)  # whose message names the whole path
-            return f"{name} ({'not an image' if known else reason})"  # the name ends at the last " ("
-        return pixels, _class_number(label if labels is None else labels[row], row)
+            return printable(f"{type(error).__name__}: {error}")[:160].replace(" (", ", "), None
 
-    label = f"Decoding {store.origin} to {size} px"
+    numbers, skipped = [], []
+    names = list(map(printable, store.files)) or [f"image {row}" for row in rows]
+    bar = {"desc": f"Decoding {store.origin} to {size} px", "total": len(rows), "disable": not progress}
     # Windows does not remove a file that is mapped; what is left goes with the next cleaning of the folder.
     inside = {"dir": path.parent, "prefix": f".{path.stem}-", "ignore_cleanup_errors": True}
     try:
         with TemporaryDirectory(**inside) as place:
             raw, whole = Path(place, "raw"), Path(place, "whole")
             with open(raw, "wb") as file, ThreadPoolExecutor(workers) as pool:
-                items = pool.map(decoded, rows)
-                for item in tqdm(items, label, len(rows), leave=False, mininterval=1, disable=not progress):
-                    if isinstance(item, str):
-                        skipped.append(item)
+                items = tqdm(pool.map(decoded, rows), leave=False, mininterval=1, **bar)
+                for name, (pixels, label) in zip(names, items, strict=True):
+                    if isinstance(pixels, str):
+                        skipped.append(f"{name} ({pixels})")  # the name ends at the last " ("
                         continue
-                    pixels, number = item
-                    numbers.append(number)
-                    digest.update(pixels)
+                    numbers.append(_class_number(label, name))
                     file.write(pixels)
             if not numbers:
-                few = ", ".join(skipped[:1])
-                raise DataError(f"not one of {len(rows)} images of {store.origin} can be decoded: {few}")
+                first = ", ".join(skipped[:1])
+                raise DataError(f"not one of {len(rows)} images of {store.origin} can be decoded: {first}")
             pixels = np.memmap(raw, np.uint8, "c", shape=(len(numbers), size, 3, size))  # not in memory
             tensors = {"images": torch.from_numpy(pixels)}
             if max(numbers) >= 0:  # -1 marks an image without a label, as in torchvision's STL10
                 tensors["labels"] = torch.tensor(numbers)
-                digest.update(tensors["labels"].numpy())
-            about = {"source": source, "origin": store.origin, "fingerprint": digest.hexdigest()}
+            about = {"source": source, "origin": store.origin, "fingerprint": _fingerprint(tensors)}
             about |= {"classes": json.dumps(store.classes), "skipped": json.dumps(skipped)}
             save_file(tensors, whole, about | {"checksum": _checksum(about)})
             try:
@@ -636,21 +631,29 @@ def _write(path, store, dataset, rows, size: int, source: str, progress, labels=
             except PermissionError:  # Windows keeps a file that is mapped: this one lies beside it for now
                 os.replace(whole, path.with_name(f"{path.stem}.{source[:8]}.safetensors"))
     except (OSError, SafetensorError) as error:
-        way_out = "make room, or let SSL_LESSONS_DATA name a folder"
-        raise DataError(f"could not write {path} ({error}); {way_out}") from error
+        room = "make room, or let SSL_LESSONS_DATA name a folder"
+        raise DataError(f"could not write {path} ({error}); {room}") from error
 
 
-def _class_number(label, row: int) -> int:
+def _class_number(label, name: str) -> int:
     """A label as an int, -1 for None."""
     with suppress(TypeError):
         number = -1 if label is None else operator.index(label)
         if -1 <= number < 100_000:
             return number
-    raise DataError(f"the label of image {row} is {label!r}; give the number of a class, from 0 on")
+    raise DataError(f"the label of {name} is {label!r}; give the number of a class, from 0 on")
+
+
+def _fingerprint(tensors: dict[str, Tensor]) -> str:
+    """The sha256 of pixels, then labels."""
+    digest = hashlib.sha256(tensors["images"].numpy())
+    if "labels" in tensors:
+        digest.update(tensors["labels"].numpy())
+    return digest.hexdigest()
 
 
 def _checksum(about: dict[str, str]) -> str:
-    """Of what a cache file says of its images; their fingerprint is that of the pixels and labels."""
+    """Of what a cache file says of its images."""
     return hashlib.sha256(json.dumps(sorted(about.items())).encode()).hexdigest()
 
 
@@ -662,33 +665,31 @@ def _read(path: Path, store: ImageStore, source: str) -> ImageStore | None:
     try:
         with safe_open(path, "pt") as file:
             about = file.metadata()
-            if about["source"] != source:
-                return None
-            rows = file.get_tensor("images")
-            labels = file.get_tensor("labels") if "labels" in file.keys() else None  # noqa: SIM118
-        digest = hashlib.sha256(rows.numpy())
-        digest.update(b"" if labels is None else labels.numpy())
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if about["source"] != source:
+            return None
         checksum = about.pop("checksum", None)  # not in an older version's
-        if digest.hexdigest() != about["fingerprint"] or checksum not in (None, _checksum(about)):
+        if _fingerprint(tensors) != about["fingerprint"] or checksum not in (None, _checksum(about)):
             raise ValueError("its checksum is another")
+        rows, labels = tensors["images"], tensors.get("labels")
         skipped = tuple(json.loads(about["skipped"]))
-        left_out = {one.rpartition(" (")[0] for one in skipped}
-        files = tuple(one for one in store.files if _shown(one) not in left_out)
+        left_out = {entry.rpartition(" (")[0] for entry in skipped}
+        files = tuple(name for name in store.files if printable(name) not in left_out)
         if files and len(files) != len(rows):
             raise ValueError(f"it has {len(rows)} images of {len(files)} files")
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        warnings.warn(f"the cache file {path} is damaged ({error}) and is built again", stacklevel=5)
+        warnings.warn(f"the cache file {path} is damaged ({error}) and is built again", stacklevel=4)
         return None
     skipped += store.skipped
     if skipped:
         few = ", ".join(skipped[:5]) + ", …" * (len(skipped) > 5)
-        part = f"{len(skipped)} of {len(skipped) + len(rows)} images"
-        warnings.warn(f"{part} of {store.origin} cannot be used and are left out: {few}", stacklevel=5)
+        counts = f"{len(skipped)} of {len(skipped) + len(rows)} images of {store.origin}"
+        warnings.warn(f"{counts} cannot be used and are left out: {few}", stacklevel=4)
     classes = store.classes
     if labels is not None and not classes:
         classes = tuple(map(str, range(int(labels.max()) + 1)))
-    found = {"labels": labels, "classes": classes, "fingerprint": about["fingerprint"], "skipped": skipped}
-    return replace(store, images=rows.transpose(1, 2), files=files, **found)
+    kept = {"files": files, "fingerprint": about["fingerprint"], "skipped": skipped}
+    return replace(store, images=rows.transpose(1, 2), labels=labels, classes=classes, **kept)
 
 
 # ---- Where files lie, and how they come there -------------------------------------------------------------
@@ -760,19 +761,19 @@ def _download(url: str, md5: str, packed: Path, progress: bool, allowed: bool) -
     try:
         if not allowed:
             raise OSError("download=False")
-        if not part.exists() or _digests(part)[0] != md5:
+        if not check_integrity(part, md5):
             have = part.stat().st_size if part.exists() else 0
             asked = {"User-Agent": "ssl-lessons", "Range": f"bytes={have}-"}
             with urllib.request.urlopen(urllib.request.Request(url, headers=asked), timeout=30) as answer:
-                bar = tqdm(None, packed.name, answer.length, unit="B", unit_scale=True, disable=not progress)
-                # 206: what is missing comes; 200: all of it
-                with bar, open(part, "ab" if answer.status == 206 else "wb") as file:
-                    while block := answer.read(1 << 20):
-                        file.write(block)
-                        bar.update(len(block))
+                bar = {"desc": packed.name, "total": answer.length, "mininterval": 1, "disable": not progress}
+                with (
+                    open(part, "ab" if answer.status == 206 else "wb") as file,  # 200: it sends all of it
+                    tqdm.wrapattr(answer, "read", **bar) as stream,
+                ):
+                    shutil.copyfileobj(stream, file, 1 << 20)
                 if answer.length:
                     raise OSError(f"the connection ended {answer.length:,} bytes early")
-        arrived = _digests(part)[0]
+        arrived = calculate_md5(part)
         if arrived != md5:
             wrong = part.replace(f"{packed}.wrong")
             raise OSError(f"it arrived with md5 {arrived} instead of {md5}, and was set aside as {wrong}")
@@ -788,8 +789,7 @@ def _download(url: str, md5: str, packed: Path, progress: bool, allowed: bool) -
 def _unpack(packed: Path, md5: str, home: Path) -> None:
     """An archive's one folder, renamed to `home` when it is whole. tarfile's filter (3.10.12, 3.11.4) refuses
     what would lead outside, CVE-2007-4559; torchvision's own extraction has none before Python 3.14."""
-    actual_md5, sha256 = _digests(packed)
-    official = actual_md5 == md5
+    official = check_integrity(packed, md5)
     room = (1 << 20) + 10 * packed.stat().st_size  # photographs hardly shrink
     with TemporaryDirectory(dir=home.parent, prefix=f".{home.name}-") as place:
         try:
@@ -801,6 +801,7 @@ def _unpack(packed: Path, md5: str, home: Path) -> None:
                     tar.extract(member, place, filter="data")
                 while tar.fileobj.read(1 << 20):  # to the end, where the checksum of a gzip file stands
                     pass
+            sha256 = hashlib.sha256(np.memmap(packed, mode="r")).hexdigest()
             note = {"archive": packed.name, "sha256": sha256, "official": official}
             Path(place, home.name, _MARKER).write_text(json.dumps(note))
         except (tarfile.TarError, EOFError, zlib.error, OSError, TypeError) as error:
@@ -808,18 +809,8 @@ def _unpack(packed: Path, md5: str, home: Path) -> None:
             raise DataError(f"could not unpack {packed} ({reason}); if it is damaged, remove it") from error
         Path(place, home.name).replace(home)
     if not official:
-        other = f"{packed} is not the official file: its md5 is {actual_md5}, not {md5}"
-        warnings.warn(f"{other}; it is used, and every record says so", stacklevel=4)
-
-
-def _digests(path: Path) -> tuple[str, str]:
-    """(md5, sha256) of a file."""
-    md5, sha256 = hashlib.md5(usedforsecurity=False), hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            md5.update(block)
-            sha256.update(block)
-    return md5.hexdigest(), sha256.hexdigest()
+        told = f"{packed} is not the official file: its md5 is not {md5}"
+        warnings.warn(f"{told}; it is used, and every record says so", stacklevel=4)
 
 
 def _origin(home: Path) -> tuple[str, str]:
