@@ -27,7 +27,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from http.client import HTTPException
-from itertools import chain
 from numbers import Integral
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -79,15 +78,18 @@ class ImageStore:
     files: tuple[str, ...] = ()
 
     def __post_init__(self):
-        labels, count = self.labels, len(self.classes)
+        labels, whose = self.labels, f"labels of {self.name} ({self.split})"
         if labels is None:
             return
         if labels.dtype != torch.int64 or labels.shape != (len(self.images),):
             kind = f"{labels.dtype} {tuple(labels.shape)}"
-            raise DataError(f"labels of {self.name} ({self.split}) are {kind}; give an int64 for each image")
-        if len(labels) and not 0 <= labels.min() <= labels.max() < count:
-            told = f"labels of {self.name} ({self.split}) run from {labels.min()} to {labels.max()}"
-            raise DataError(f"{told}; number its {count} classes from 0 to {count - 1}, or give none a label")
+            raise DataError(f"{whose} are {kind}; give an int64 for each image")
+        outside = labels[(labels < 0) | (labels >= len(self.classes))].tolist()
+        if outside:
+            last = len(self.classes) - 1
+            raise DataError(
+                f"{whose} include {outside[0]}; number the classes from 0 to {last}, or give none"
+            )
 
     @property
     def size(self) -> int:
@@ -107,8 +109,8 @@ class ImageStore:
     @property
     def facts(self) -> dict:
         """What a record says of the images: which they are, how many, and where they came from."""
-        names = ("name", "split", "size", "fingerprint", "origin")
-        return {**{name: getattr(self, name) for name in names}, "images": len(self)}
+        facts = {name: getattr(self, name) for name in ("name", "split", "size", "fingerprint", "origin")}
+        return {**facts, "images": len(self)}
 
     def batch(self, indices: Sequence[int] | Tensor, device: torch.device | str | None = None) -> Tensor:
         """uint8 (B, 3, S, S), a copy laid out (B, S, 3, S), on `device` (None: where the store is)."""
@@ -130,9 +132,9 @@ class ImageStore:
 
     def copies(self, other: ImageStore) -> Tensor:
         """Rows, int64, of the images that `other` holds too, to the bit: images that have leaked."""
-        known = {hash(row.numpy().tobytes()) for row in other.images.cpu()}
-        found = [hash(row.numpy().tobytes()) in known for row in self.images.cpu()]
-        return torch.tensor(found, dtype=torch.bool).nonzero()[:, 0]
+        theirs = {hash(image.numpy().tobytes()) for image in other.images.cpu()}
+        leaked = [hash(image.numpy().tobytes()) in theirs for image in self.images.cpu()]
+        return torch.tensor(leaked, dtype=torch.bool).nonzero()[:, 0]
 
     def to(self, device: torch.device | str, budget: int | None = None) -> ImageStore:
         """The same images on a GPU, if they take at most `budget` bytes (None: half of its free memory), else
@@ -163,8 +165,7 @@ def _rows(indices: Sequence[int] | Tensor, count: int) -> Tensor:
         kind = f"{indices.dtype} {tuple(indices.shape)}"
         raise ValueError(f"indices are {kind}; give a list of row numbers, or a mask of {count} bools")
     if len(indices) and not 0 <= indices.min() <= indices.max() < count:
-        told = f"indices run from {indices.min()} to {indices.max()}"
-        raise IndexError(f"{told}; the rows of {count} images are 0 to {count - 1}")
+        raise IndexError(f"indices run from {indices.min()} to {indices.max()}; there are {count} images")
     return indices.to(torch.int64)
 
 
@@ -224,7 +225,7 @@ ROLES = {
     "val": ("val", "valid", "validation"),
 }
 # fmt: on
-SPLITS = frozenset(chain(*ROLES.values()))  # what the folder of a split is called, in any case
+SPLITS = frozenset().union(*ROLES.values())  # what the folder of a split is called, in any case
 SHAPES = {"train": (4000, 0), "test": (1000, 1)}  # split: (images, seed)
 _MARKER = ".ssl_lessons.json"  # in an unpacked folder: the archive it came from
 
@@ -265,13 +266,14 @@ def load(
             return _cached(store, size, source, lambda: STL10(home.parent, native), progress, limit)
         except (FileNotFoundError, RuntimeError) as error:
             raise DataError(f"{error}: {again}") from error
-    passed: dict[str, str] = {}
-    folders = {wnid: _pictures(home / native, wnid, passed) for wnid in WNIDS[name]}
+    root, skipped = home / native, []
+    folders = {wnid: _pictures(root, wnid, skipped) for wnid in WNIDS[name]}
     missing = ", ".join(wnid for wnid in folders if not folders[wnid])
     if missing:
-        raise DataError(f"{home / native} has no images of {missing}: {again}")
+        raise DataError(f"{root} has no images of {missing}: {again}")
     samples = [(path, label) for label, paths in enumerate(folders.values()) for path in paths]
-    _name_files(store, home / native, samples, passed)
+    files = tuple(os.path.relpath(path, root) for path, _ in samples)
+    store = replace(store, files=files, skipped=tuple(skipped))
     return _cached(store, size, source or _mark(home, samples), lambda: samples, progress, limit)
 
 
@@ -284,36 +286,37 @@ def folder(
     `split` is only a name. DataError for a folder of splits."""
     _check(size, limit)
     root = Path(os.path.realpath(os.path.expanduser(path)))
-    shown, passed = printable(str(root)), {}
+    shown, skipped = printable(str(root)), []
     if not root.is_dir():
         raise DataError(f"{shown} is not a folder")
-    splits = printable(", ".join(_splits(_folders(root))))
+    inner = _folders(root)
+    splits = printable(", ".join(_splits(inner)))
     if splits:
-        raise DataError(
-            f"{shown} has the splits {splits}: read one with load(path, split), or name its folder"
-        )
-    direct = _pictures(root, "", passed) or []
-    folders = {name: _pictures(root, name, passed) for name in _folders(root)}
+        raise DataError(f"{shown} has the splits {splits}: read one by load(path, split), or name its folder")
+    direct = _pictures(root, "", skipped) or []
+    folders = {name: _pictures(root, name, skipped) for name in inner}
     folders = {name: paths for name, paths in folders.items() if paths is not None}
     nested = [path for paths in folders.values() for path in paths]
-    name = printable(root.name).replace("\\", "_")[:40]
-    name = f"{name}-{hashlib.sha256(os.fsencode(root)).hexdigest()[:8]}"
-    store = ImageStore(None, None, (), name, split, "", origin=f"folder {shown}")
+    origin, classes = f"folder {shown}", ()
     if len(direct) > len(nested):  # a stray cover.png beside class folders is less
         samples = [(path, -1) for path in sorted(direct + nested, key=os.path.split)]
         if nested:
             counts = f"{len(direct)} lie directly in it, {len(nested)} in folders"
-            warnings.warn(f"the images of {store.origin} get no labels: {counts}", stacklevel=2)
+            warnings.warn(f"the images of {origin} get no labels: {counts}", stacklevel=2)
     else:
         samples = [(path, label) for label, paths in enumerate(folders.values()) for path in paths]
-        store.classes = tuple(map(printable, folders))
-        passed |= dict.fromkeys(direct, "beside the folders of the classes")
-        passed |= {str(root / name): "a class without images" for name in folders if not folders[name]}
-    _name_files(store, root, samples, passed)
+        classes = tuple(map(printable, folders))
+        strays = [printable(os.path.basename(path)) for path in direct]
+        skipped += [f"{file} (beside the folders of the classes)" for file in strays]
+        skipped += [f"{printable(name)} (a class without images)" for name in folders if not folders[name]]
     if not samples:
-        few = "; ".join(store.skipped[:5])
+        few = "; ".join(skipped[:5])
         raise DataError(f"no images in {shown}: put them in a folder CLASS/ of it, or in it. {few}")
-    return _cached(store, size, _mark(root, samples, store.classes), lambda: samples, progress, limit)
+    name = printable(root.name).replace("\\", "_")[:40]
+    name = f"{name}-{hashlib.sha256(os.fsencode(root)).hexdigest()[:8]}"
+    files = tuple(os.path.relpath(path, root) for path, _ in samples)
+    store = ImageStore(None, None, classes, name, split, "", tuple(skipped), origin, files)
+    return _cached(store, size, _mark(root, samples, classes), lambda: samples, progress, limit)
 
 
 def from_dataset(
@@ -391,18 +394,18 @@ def _folders(root: Path) -> list[str]:
     return sorted(name for name in names if not name.startswith(_HIDDEN))
 
 
-def _pictures(root: Path, name: str, passed: dict[str, str]) -> list[str] | None:
+def _pictures(root: Path, name: str, skipped: list[str]) -> list[str] | None:
     """Paths of the pictures in the folder `name` of `root` and below it, by folder, then by name ("": only in
     the root itself); None where only this package keeps something. Links are followed, but in no circle.
-    `passed` gets what else there is, and why."""
-
-    def refused(error: OSError) -> None:
-        passed[error.filename] = str(error.strerror)
-
+    `skipped` gets what else there is, as "file (why)"."""
     ours = {os.path.realpath(place) for place in (data_root(), cache_root())}
     only_ours = os.path.realpath(root / name) in ours
     seen = {os.path.realpath(root), *ours} if name else set()
-    pictures = []
+    pictures, reasons = [], {}
+
+    def refused(error: OSError) -> None:
+        reasons[error.filename] = str(error.strerror)
+
     for folder, inner, files in os.walk(root / name, onerror=refused, followlinks=True):
         real = os.path.realpath(folder)
         if real in seen:
@@ -415,15 +418,17 @@ def _pictures(root: Path, name: str, passed: dict[str, str]) -> list[str] | None
         for file in files:
             path = os.path.join(folder, file)
             if file == "record.json" or file.endswith(".safetensors"):
-                passed[path], only_ours = "kept here by ssl_lessons", True
+                reasons[path], only_ours = "kept here by ssl_lessons", True
             elif file.startswith(_HIDDEN):
                 continue
             elif not file.lower().endswith(_SUFFIXES):
-                passed[path] = "not a picture by its ending"
+                reasons[path] = "not a picture by its ending"
             elif not os.path.isfile(path):
-                passed[path] = "not a file, or a link to none"
+                reasons[path] = "not a file, or a link to none"
             else:
                 pictures.append(path)
+    for path in sorted(reasons):
+        skipped.append(f"{printable(os.path.relpath(path, root))} ({reasons[path]})")
     return sorted(pictures, key=os.path.split) if pictures or not only_ours else None
 
 
@@ -435,13 +440,6 @@ def _mark(root: Path, samples: Sequence[tuple[str, int]], classes: Sequence[str]
         mark.update(os.fsencode(os.path.relpath(path, root)))
         mark.update(f":{label}:{state.st_size}:{state.st_mtime_ns}\n".encode())
     return mark.hexdigest()
-
-
-def _name_files(store: ImageStore, root: Path, samples, passed: dict[str, str]) -> None:
-    store.files = tuple(os.path.relpath(path, root) for path, _ in samples)
-    store.skipped = tuple(
-        f"{printable(os.path.relpath(path, root))} ({why})" for path, why in sorted(passed.items())
-    )
 
 
 def _splits(names: list[str]) -> list[str]:
