@@ -4,8 +4,7 @@
     store = folder("photos/", size=96)               # CLASS/*.jpg, or pictures without classes
     store = from_dataset(CIFAR10("data"), size=32)   # of torchvision or Hugging Face, or a tensor
 
-torchvision knows addresses, checksums and classes, Pillow the kinds of pictures. One cache file a split and
-size keeps what was decoded and is read as a memory map. Letters: N images, B batch, S their side.
+One memory-mapped file a split and size keeps what was decoded. N images, B in a batch, S their side.
 """
 
 from __future__ import annotations
@@ -82,13 +81,11 @@ class ImageStore:
         if labels is None:
             return
         if labels.dtype != torch.int64 or labels.shape != (len(self.images),):
-            kind = f"{labels.dtype} {tuple(labels.shape)}"
-            raise DataError(f"{whose} are {kind}; give an int64 for each image")
+            raise DataError(f"{whose} are {labels.dtype} {tuple(labels.shape)}; give an int64 for each image")
         outside = labels[(labels < 0) | (labels >= len(self.classes))].tolist()
         if outside:
-            last = len(self.classes) - 1
             raise DataError(
-                f"{whose} include {outside[0]}; number the classes from 0 to {last}, or give none"
+                f"{whose} include {outside[0]}; give all from 0 to {len(self.classes) - 1}, or none"
             )
 
     @property
@@ -162,8 +159,7 @@ def _rows(indices: Sequence[int] | Tensor, count: int) -> Tensor:
     if indices.dtype == torch.bool and indices.shape == (count,):
         return indices.nonzero()[:, 0]
     if indices.ndim != 1 or len(indices) and not is_whole(indices):
-        kind = f"{indices.dtype} {tuple(indices.shape)}"
-        raise ValueError(f"indices are {kind}; give a list of row numbers, or a mask of {count} bools")
+        raise ValueError(f"indices are {indices.dtype} {tuple(indices.shape)}; give rows, or {count} bools")
     if len(indices) and not 0 <= indices.min() <= indices.max() < count:
         raise IndexError(f"indices run from {indices.min()} to {indices.max()}; there are {count} images")
     return indices.to(torch.int64)
@@ -235,11 +231,10 @@ def load(
 ) -> ImageStore:
     """A split of a dataset, every image `size` x `size` (short side resized, centre cropped), fetched first.
 
-    Args:
-        name: "imagenette" | "imagewoof" | "stl10" | "shapes", or a folder, of which `split` names a subfolder
-            in any case ("train" and "pretrain" are the whole folder where it has no splits).
-        split: the dataset's own name of a split, or the role "pretrain" | "train" | "test".
-        limit: at most so many images, evenly spaced over the split.
+    name: "imagenette" | "imagewoof" | "stl10" | "shapes", or a folder, of which `split` names a subfolder in
+        any case ("train" and "pretrain" are the whole folder where it has no splits).
+    split: the dataset's own name of a split, or the role "pretrain" | "train" | "test".
+    limit: at most so many images, evenly spaced over the split.
     DataError: unknown name, split or size; not there, with download=False or without network."""
     _check(size, limit)
     if name not in CATALOGUE and name != "" and os.path.isdir(os.path.expanduser(name)):
@@ -247,15 +242,14 @@ def load(
     entry = _entry(name)
     native = next((own for own in ROLES.get(split, (split,)) if own in entry.splits), None)
     if native is None:
-        splits = ", ".join(dict.fromkeys([*entry.splits, *ROLES]))
-        raise DataError(f"{name} has no split {split!r}; choose one of: {splits}")
+        raise DataError(f"{name} has no split {split!r}; choose one of: {', '.join(entry.splits)}, or a role")
     store = ImageStore(None, None, entry.classes, name, native, "")
     if name == "shapes":
         count, seed = SHAPES[native]
         store.origin = f"shapes.draw({count}, {size}, seed={seed})"
         source = hashlib.sha256(Path(shapes.__file__).read_bytes()).hexdigest()  # other code, other drawings
-        drawings = functools.partial(shapes.draw, count, size, seed)
-        store = _cached(store, size, source, lambda: list(zip(*drawings(), strict=True)), progress)
+        drawn = functools.partial(shapes.draw, count, size, seed)
+        store = _cached(store, size, source, lambda: list(zip(*drawn(), strict=True)), progress)
         return store.subset(_spaced(count, limit)) if limit and limit < count else store
     home = fetch(name, size, progress=progress, download=download)
     store.origin, source = _origin(home)
@@ -266,24 +260,23 @@ def load(
             return _cached(store, size, source, lambda: STL10(home.parent, native), progress, limit)
         except (FileNotFoundError, RuntimeError) as error:
             raise DataError(f"{error}: {again}") from error
-    root, skipped = home / native, []
-    folders = {wnid: _pictures(root, wnid, skipped) for wnid in WNIDS[name]}
+    root = home / native
+    folders = {wnid: _pictures(root, wnid, []) for wnid in WNIDS[name]}
     missing = ", ".join(wnid for wnid in folders if not folders[wnid])
     if missing:
         raise DataError(f"{root} has no images of {missing}: {again}")
     samples = [(path, label) for label, paths in enumerate(folders.values()) for path in paths]
-    files = tuple(os.path.relpath(path, root) for path, _ in samples)
-    store = replace(store, files=files, skipped=tuple(skipped))
+    store.files = tuple(os.path.relpath(path, root) for path, _ in samples)
     return _cached(store, size, source or _mark(home, samples), lambda: samples, progress, limit)
 
 
 def folder(
     path: str | Path, size: int, *, limit: int | None = None, progress=True, split: str = "all"
 ) -> ImageStore:
-    """Any folder of images. `path/CLASS/*.jpg`, at any depth: every subfolder is a class, sorted by name,
-    even an empty one. Where most images lie directly in `path`: labels None, and all images below it. Links
-    are followed; what is passed over is told and kept in `skipped`. Other arguments and errors as in `load`;
-    `split` is only a name. DataError for a folder of splits."""
+    """Any folder of images. `path/CLASS/*.jpg`, at any depth: every subfolder is a class, even an empty one.
+    Where most images lie directly in `path`: labels None, and all images below it. Links are followed; what
+    is passed over is told and kept in `skipped`. `split` is only a name, the rest as in `load`. DataError for
+    a folder of splits."""
     _check(size, limit)
     root = Path(os.path.realpath(os.path.expanduser(path)))
     shown, skipped = printable(str(root)), []
@@ -324,13 +317,11 @@ def from_dataset(
 ) -> ImageStore:
     """Any dataset as an ImageStore, in a temporary file: nothing says when a dataset has changed.
 
-    Args:
-        dataset: has `len` and numbered items: (image, label), a dictionary with "image" and perhaps "label"
-            (Hugging Face), or an image alone: a PIL image, a tensor (3 or 1, H, W), uint8 or float in [0, 1],
-            or a uint8 array (H, W, 3). So a tensor (N, 3, H, W) will do.
-        labels: class numbers (N,), in place of the items' own.
-        classes: None: the dataset's `classes`, the names of its `features["label"]`, or "0", "1", …
-        name, split: for the run record.
+    dataset: has `len` and numbered items: (image, label), a dictionary with "image" and perhaps "label", as
+        Hugging Face's, or an image alone: PIL's, a tensor (3 or 1, H, W), uint8 or float in [0, 1], or a
+        uint8 array (H, W, 3). So a tensor (N, 3, H, W) will do.
+    labels: class numbers (N,), in place of the items' own.
+    classes: None: the dataset's `classes`, the names of its `features["label"]`, or "0", "1", …
     DataError: not one item is an image (single ones are left out with a warning), or a label no number."""
     _check(size)
     name = name or type(dataset).__name__.lower()
@@ -395,9 +386,8 @@ def _folders(root: Path) -> list[str]:
 
 
 def _pictures(root: Path, name: str, skipped: list[str]) -> list[str] | None:
-    """Paths of the pictures in the folder `name` of `root` and below it, by folder, then by name ("": only in
-    the root itself); None where only this package keeps something. Links are followed, but in no circle.
-    `skipped` gets what else there is, as "file (why)"."""
+    """Paths of the pictures in `root`/`name` and below ("": only in the root), by folder, then by name; None
+    where only this package keeps something. `skipped` gets what else there is, and why."""
     ours = {os.path.realpath(place) for place in (data_root(), cache_root())}
     only_ours = os.path.realpath(root / name) in ours
     seen = {os.path.realpath(root), *ours} if name else set()
@@ -460,11 +450,8 @@ def _part(path: str | Path, split: str) -> Path:
     doubtful = len(folders) > 1 or folders and split in ROLES and not splits
     missing = not folders and (splits or split not in ("train", "pretrain"))
     if doubtful or missing:
-        told = f"no folder of {printable(str(root))} is surely the split {split!r}"
-        has = printable(", ".join(inner)) or "none"
-        raise DataError(
-            f"{told}; it has {has}: name the one that is meant, or read all as classes with folder"
-        )
+        has = printable(f"{root} has {', '.join(inner) or 'no folders'}")
+        raise DataError(f"{has}: name the folder that is the split {split!r}, or read all with folder")
     return root / folders[0] if folders else root
 
 
@@ -551,10 +538,7 @@ def _check_white(what: str, values, least: float, most: float):
     """The same values, whose brightest is from `least` to `most`; NaN is refused too."""
     low, high = values.min(), values.max()
     if not (low >= 0 and least <= high <= most):
-        raise ValueError(
-            f"{what} run from {low:g} to {high:g}, which does not say what is white; "
-            "scale them to 8 bits or to floats in [0, 1], and leave normalisation out"
-        )
+        raise ValueError(f"{what} run from {low:g} to {high:g}: scale them to 8 bits or to floats in [0, 1]")
     return values
 
 
@@ -564,8 +548,7 @@ def _check_pixels(image: Image.Image) -> None:
 
 
 def _cached(store, size: int, source: str, build: Callable, progress: bool, limit=None) -> ImageStore:
-    """`store` with its images: from a cache file, or from the dataset `build()` where that file is missing,
-    damaged, or of another `source`."""
+    """`store` with its images: from a cache file of this `source`, or decoded from the dataset `build()`."""
     kind = f"{store.split}-{limit}" if limit else store.split
     path = cache_root() / f"{store.name}-{kind}-{size}.safetensors"
     beside = path.with_name(f"{path.stem}.{source[:8]}.safetensors")
@@ -583,8 +566,7 @@ def _cached(store, size: int, source: str, build: Callable, progress: bool, limi
 
 
 def _write(path, store, item: Callable, rows, size: int, source: str, progress, workers=None) -> None:
-    """Decode `item(row)`, a picture and its label, of all `rows` into a file of `images` uint8 (N, S, 3, S)
-    and `labels` int64 (N,)."""
+    """Decode `item(row)`, a picture and its label, of all `rows` into a cache file."""
 
     def decoded(row: int) -> tuple[np.ndarray | str, object]:
         """Pixels, or why there are none; the label."""
@@ -615,7 +597,7 @@ def _write(path, store, item: Callable, rows, size: int, source: str, progress, 
                     numbers.append(_class_number(label, name))
                     file.write(pixels)
             if not numbers:
-                first = ", ".join(skipped[:1])
+                first = "".join(skipped[:1])
                 raise DataError(f"not one of {len(rows)} images of {store.origin} can be decoded: {first}")
             pixels = np.memmap(raw, np.uint8, "c", shape=(len(numbers), size, 3, size))  # not in memory
             tensors = {"images": torch.from_numpy(pixels)}
@@ -629,8 +611,7 @@ def _write(path, store, item: Callable, rows, size: int, source: str, progress, 
             except PermissionError:  # Windows keeps a file that is mapped: this one lies beside it for now
                 os.replace(whole, path.with_name(f"{path.stem}.{source[:8]}.safetensors"))
     except (OSError, SafetensorError) as error:
-        room = "make room, or let SSL_LESSONS_DATA name a folder"
-        raise DataError(f"could not write {path} ({error}); {room}") from error
+        raise DataError(f"could not write {path} ({error}); make room, or set SSL_LESSONS_DATA") from error
 
 
 def _class_number(label, name: str) -> int:
@@ -656,8 +637,7 @@ def _checksum(about: dict[str, str]) -> str:
 
 
 def _read(path: Path, store: ImageStore, source: str) -> ImageStore | None:
-    """`store` with the images of a cache file, mapped copy-on-write; None if the file is missing, of another
-    source, or damaged: its checksums are compared each time."""
+    """`store` with the images of a cache file, mapped copy-on-write; None if missing, old or damaged."""
     if not path.exists():
         return None
     try:
@@ -681,8 +661,8 @@ def _read(path: Path, store: ImageStore, source: str) -> ImageStore | None:
     skipped += store.skipped
     if skipped:
         few = ", ".join(skipped[:5]) + ", …" * (len(skipped) > 5)
-        counts = f"{len(skipped)} of {len(skipped) + len(rows)} images of {store.origin}"
-        warnings.warn(f"{counts} cannot be used and are left out: {few}", stacklevel=4)
+        told = f"{len(skipped)} of {len(skipped) + len(rows)} images of {store.origin} are left out: {few}"
+        warnings.warn(told, stacklevel=4)
     classes = store.classes
     if labels is not None and not classes:
         classes = tuple(map(str, range(int(labels.max()) + 1)))
@@ -699,10 +679,8 @@ def data_root() -> Path:
     named = os.environ.get("SSL_LESSONS_DATA")
     if named:
         root = Path(os.path.expanduser(named))
-        # a notebook and the command line do not work in the same folder
         if not root.is_absolute() or root.exists() and not root.is_dir():
-            here = root.absolute()
-            raise DataError(f"SSL_LESSONS_DATA is {named!r} ({here}); give the whole path of a folder")
+            raise DataError(f"SSL_LESSONS_DATA is {named!r} ({root.absolute()}); give the path of a folder")
         return root
     for place in (Path.cwd(), *Path.cwd().parents, Path(__file__).resolve().parent.parent):
         if (place / "notebooks").is_dir() and (place / "ssl_lessons").is_dir():
@@ -732,9 +710,8 @@ def find(name: str) -> Path | None:
 
 
 def fetch(name: str, size: int = 160, *, progress: bool = True, download: bool = True) -> Path:
-    """The unpacked folder of a dataset: found, or unpacked from its archive, or downloaded first. Of several
-    archives, the smallest whose images are not below `size` pixels, else the largest. DataError: no network
-    (naming the file and its place), a wrong checksum, an unsafe archive."""
+    """The unpacked folder of a dataset: found, unpacked, or downloaded first; of two archives
+    the smaller, if not below `size` pixels. DataError: no network, a wrong checksum, an unsafe archive."""
     archives = _entry(name).archives
     if not archives:
         return data_root()  # Shapes: nothing to fetch
@@ -777,10 +754,10 @@ def _download(url: str, md5: str, packed: Path, progress: bool, allowed: bool) -
             raise OSError(f"it arrived with md5 {arrived} instead of {md5}, and was set aside as {wrong}")
         part.replace(packed)
     except (OSError, HTTPException) as error:
-        told = f"could not download {packed.name} ({error}). The next call goes on from what is there"
         by_hand = f"get {url} elsewhere and put it at {data_root() / packed.name}"
         raise DataError(
-            f"{told}. Or {by_hand}, or let SSL_LESSONS_DATA name its folder; 'shapes' needs no download"
+            f"could not download {packed.name} ({error}). The next call goes on from what is there. "
+            f"Or {by_hand}, or let SSL_LESSONS_DATA name its folder; 'shapes' needs no download"
         ) from error
 
 
@@ -807,8 +784,7 @@ def _unpack(packed: Path, md5: str, home: Path) -> None:
             raise DataError(f"could not unpack {packed} ({reason}); if it is damaged, remove it") from error
         Path(place, home.name).replace(home)
     if not official:
-        told = f"{packed} is not the official file: its md5 is not {md5}"
-        warnings.warn(f"{told}; it is used, and every record says so", stacklevel=4)
+        warnings.warn(f"{packed} is not the official file: its md5 is not {md5}; it is used", stacklevel=4)
 
 
 def _origin(home: Path) -> tuple[str, str]:

@@ -279,7 +279,7 @@ def test_folder_by_name_with_splits(tmp_path):
         len(images.load(name, split, 16, progress=False)) for split in ("pretrain", "train", "test", "val")
     ]
     assert sizes == [8, 8, 2, 2]
-    with pytest.raises(DataError, match="surely the split .test."):  # never the training images under another name
+    with pytest.raises(DataError, match="the split .test."):  # never the training images under another name
         images.load(str(tmp_path / "zoo" / "train"), "test", 16)
 
 
