@@ -77,16 +77,14 @@ class ImageStore:
     files: tuple[str, ...] = ()
 
     def __post_init__(self):
-        labels, whose = self.labels, f"labels of {self.name} ({self.split})"
+        labels, last = self.labels, len(self.classes) - 1
         if labels is None:
             return
-        if labels.dtype != torch.int64 or labels.shape != (len(self.images),):
-            raise DataError(f"{whose} are {labels.dtype} {tuple(labels.shape)}; give an int64 for each image")
-        outside = labels[(labels < 0) | (labels >= len(self.classes))].tolist()
-        if outside:
-            raise DataError(
-                f"{whose} include {outside[0]}; give all from 0 to {len(self.classes) - 1}, or none"
-            )
+        outside = labels[(labels < 0) | (labels > last)].tolist()
+        if outside or labels.dtype != torch.int64 or labels.shape != (len(self.images),):
+            kind = f"{labels.dtype} {tuple(labels.shape)}, out of range: {outside[:3]}"
+            whose = f"labels of {self.name} ({self.split})"
+            raise DataError(f"{whose} are {kind}; give each image an int64 from 0 to {last}, or all none")
 
     @property
     def size(self) -> int:
@@ -289,19 +287,18 @@ def folder(
     direct = _pictures(root, "", skipped) or []
     folders = {name: _pictures(root, name, skipped) for name in inner}
     folders = {name: paths for name, paths in folders.items() if paths is not None}
-    nested = [path for paths in folders.values() for path in paths]
-    origin, classes = f"folder {shown}", ()
-    if len(direct) > len(nested):  # a stray cover.png beside class folders is less
-        samples = [(path, -1) for path in sorted(direct + nested, key=os.path.split)]
-        if nested:
-            counts = f"{len(direct)} lie directly in it, {len(nested)} in folders"
-            warnings.warn(f"the images of {origin} get no labels: {counts}", stacklevel=2)
-    else:
-        samples = [(path, label) for label, paths in enumerate(folders.values()) for path in paths]
-        classes = tuple(map(printable, folders))
+    samples = [(path, label) for label, paths in enumerate(folders.values()) for path in paths]
+    origin, classes = f"folder {shown}", tuple(map(printable, folders))
+    if len(direct) <= len(samples):  # a stray cover.png beside class folders
         strays = [printable(os.path.basename(path)) for path in direct]
-        skipped += [f"{file} (beside the folders of the classes)" for file in strays]
+        skipped += [f"{stray} (beside the folders of the classes)" for stray in strays]
         skipped += [f"{printable(name)} (a class without images)" for name in folders if not folders[name]]
+    elif samples:
+        counts = f"{len(direct)} lie directly in it, {len(samples)} in folders"
+        warnings.warn(f"the images of {origin} get no labels: {counts}", stacklevel=2)
+    if len(direct) > len(samples):
+        paths = sorted([*direct, *(path for path, _ in samples)], key=os.path.split)
+        samples, classes = [(path, -1) for path in paths], ()
     if not samples:
         few = "; ".join(skipped[:5])
         raise DataError(f"no images in {shown}: put them in a folder CLASS/ of it, or in it. {few}")
@@ -392,11 +389,8 @@ def _pictures(root: Path, name: str, skipped: list[str]) -> list[str] | None:
     only_ours = os.path.realpath(root / name) in ours
     seen = {os.path.realpath(root), *ours} if name else set()
     pictures, reasons = [], {}
-
-    def refused(error: OSError) -> None:
-        reasons[error.filename] = str(error.strerror)
-
-    for folder, inner, files in os.walk(root / name, onerror=refused, followlinks=True):
+    options = {"onerror": lambda error: reasons.update({error.filename: error.strerror}), "followlinks": True}
+    for folder, inner, files in os.walk(root / name, **options):
         real = os.path.realpath(folder)
         if real in seen:
             inner.clear()
@@ -701,7 +695,8 @@ def cache_root() -> Path:
 def _writable(place: Path) -> bool:
     with suppress(OSError):
         place.mkdir(parents=True, exist_ok=True)
-    return os.access(place, os.W_OK)
+        return os.access(place, os.W_OK)
+    return False
 
 
 def find(name: str) -> Path | None:

@@ -11,6 +11,7 @@ resume.pt, from which the others can be made again. torch is loaded with weights
 from __future__ import annotations
 
 import ast
+import dataclasses
 import errno
 import hashlib
 import importlib.metadata
@@ -199,18 +200,14 @@ def read_state(path: Path) -> dict:
 
 
 def _plain(value):
-    """What JSON can hold: policies and tuples opened up, tensors as numbers, NaN as null."""
-    if hasattr(value, "__dataclass_fields__"):
-        return {name: _plain(getattr(value, name)) for name in value.__dataclass_fields__}
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if hasattr(value, "tolist"):  # of torch or NumPy
-        return _plain(value.tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value.name if isinstance(value, Path) else value
+    """What JSON can hold: recipes opened up, tensors as numbers, of a path its name, NaN as null."""
+
+    def opened(part):
+        if isinstance(part, Path):
+            return part.name
+        return part.tolist() if hasattr(part, "tolist") else dataclasses.asdict(part)
+
+    return json.loads(json.dumps(value, default=opened), parse_constant=lambda name: None)
 
 
 def _checksum(record: dict) -> str:
@@ -235,7 +232,8 @@ def _read(path: Path) -> dict:
         raise RecordError(f"no record at {path}; name a run's folder, the one with record.json") from None
     except (OSError, ValueError, RecursionError) as error:  # no text, no JSON
         raise RecordError(f"{path} is damaged ({error}); delete its folder and run it again") from None
-    if not isinstance(record, dict) or not isinstance(schema := record.get("schema"), int):
+    schema = record.get("schema") if isinstance(record, dict) else None
+    if not isinstance(schema, int):
         raise RecordError(f"{path} is not a run record: it has no schema number")
     if schema > SCHEMA:
         raise RecordError(f"{path} has schema {schema}, this version reads up to {SCHEMA}; update it")
@@ -266,8 +264,8 @@ def _encoder_in(state: dict) -> dict[str, torch.Tensor]:
     """The plain network's weights in a checkpoint, as encoder.safetensors has them."""
     tapped = any(name.startswith("encoder.network.") for name in state["method"])
     prefix = "encoder.network." if tapped else "encoder."
-    inside = {name: t for name, t in state["method"].items() if name.startswith(prefix)}
-    return _copied({name.removeprefix(prefix): t for name, t in inside.items()})
+    weights = {name: t for name, t in state["method"].items() if name.startswith(prefix)}
+    return _copied({name.removeprefix(prefix): t for name, t in weights.items()})
 
 
 class Run:
@@ -423,9 +421,7 @@ class Run:
         except (SafetensorError, OSError) as error:
             problem = f"is damaged ({error})"
         if not self.resume_path.exists():
-            raise RecordError(
-                f"{self.encoder_path} {problem}, and no resume.pt is there; train the run again"
-            )
+            raise RecordError(f"{self.encoder_path} {problem}, and no resume.pt is there: train again")
         state = self.load_resume()
         weights = _encoder_in(state)
         self.restore(state)
@@ -442,9 +438,8 @@ class Run:
         try:
             network.load_state_dict(weights, strict=True)
         except RuntimeError as error:
-            raise RecordError(
-                f"{self.encoder_path} is not of this {type(network).__name__}: {error}"
-            ) from None
+            kind = type(network).__name__
+            raise RecordError(f"{self.encoder_path} is not of this {kind}: {error}") from None
 
     def publish(self, folder: str | Path, name: str, network: torch.nn.Module) -> Path:
         """Write a network for `evaluate.pretrained`: NAME.safetensors, floats in half precision, and
