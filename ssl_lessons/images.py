@@ -396,7 +396,7 @@ def _pictures(root: Path, name: str, skipped: list[str]) -> list[str] | None:
             inner.clear()
             continue
         seen.add(real)
-        inner[:] = sorted(name for name in inner if not name.startswith(_HIDDEN)) if name else []
+        inner[:] = sorted(child for child in inner if not child.startswith(_HIDDEN)) if name else []
         if name and "record.json" in files:  # a run: its figures are no data
             inner[:], files = [], ["record.json"]
         for file in files:
@@ -577,10 +577,8 @@ def _write(path, store, item: Callable, rows, size: int, source: str, progress, 
     numbers, skipped = [], []
     names = list(map(printable, store.files)) or [f"image {row}" for row in rows]
     bar = {"desc": f"Decoding {store.origin} to {size} px", "total": len(rows), "disable": not progress}
-    # Windows does not remove a file that is mapped; what is left goes with the next cleaning of the folder.
-    inside = {"dir": path.parent, "prefix": f".{path.stem}-", "ignore_cleanup_errors": True}
-    try:
-        with TemporaryDirectory(**inside) as place:
+    try:  # Windows does not remove a file that is mapped: that is no error
+        with TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}", ignore_cleanup_errors=True) as place:
             raw, whole = Path(place, "raw"), Path(place, "whole")
             with open(raw, "wb") as file, ThreadPoolExecutor(workers) as pool:
                 items = tqdm(pool.map(decoded, rows), leave=False, mininterval=1, **bar)

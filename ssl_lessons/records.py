@@ -40,17 +40,9 @@ REQUIRED = {"schema": int, "versions": dict, "device": object, "dataset": object
 REQUIRED |= {"seed": object, "seconds": (int, float), "history": list, "metrics": dict}
 
 # What a reader calls each method; a record has the name of its class, whose case does not count.
-TITLES = {
-    "simclr": "SimCLR",
-    "moco": "MoCo v2",
-    "relational": "relational reasoning",
-    "byol": "BYOL",
-    "simsiam": "SimSiam",
-    "supervised": "supervised",
-    "random": "random encoder",
-    "pixels": "raw pixels",
-    "colours": "counted colours",
-}
+TITLES = {"simclr": "SimCLR", "moco": "MoCo v2", "relational": "relational reasoning", "byol": "BYOL"}
+TITLES |= {"simsiam": "SimSiam", "supervised": "supervised", "random": "random encoder"}
+TITLES |= {"pixels": "raw pixels", "colours": "counted colours"}
 _VERSIONED = ("ssl_lessons", "torch", "torchvision", "timm", "builtins")  # packages with a version
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -162,8 +154,7 @@ def atomically(path: Path, write: Callable[[Path], object], size: int = 0) -> No
         reason = f"disk full{needed}" if error.errno in _FULL else error.strerror
         raise RecordError(f"{path} cannot be written ({reason}); the last version is kept") from error
     finally:
-        with suppress(OSError):  # renamed, if all went well
-            temporary.unlink()
+        temporary.unlink(missing_ok=True)  # renamed, if all went well
 
 
 def _write_bytes(path: Path, data: bytes | memoryview) -> None:
@@ -334,11 +325,11 @@ class Run:
     def restore(self, state: dict) -> bool:
         """Make the record that of a checkpoint, without what was judged at another epoch; returns whether it
         has changed."""
-        before = self.record
+        before, kept = self.record, state.get("record", {})
         if len(before.get("history", ())) == len(state["history"]):
-            record = {**state.get("record", {}), **before}
+            record = {**kept, **before}
         else:
-            record = {**before, "metrics": {}, **state.get("record", {})}
+            record = {**before, "metrics": {}, **kept}
         self.record = {**record, "history": state["history"], "seconds": state["seconds"]}
         self.record["encoder_checksum"] = digest(_encoder_in(state))
         return self.record != before or "checksum" not in before
@@ -402,8 +393,7 @@ class Run:
         """Write the network's weights as encoder.safetensors, and the record with their checksum."""
         weights = _copied(network.state_dict())
         _write_weights(self.encoder_path, weights)
-        self.record["encoder_checksum"] = digest(weights)
-        self.save()
+        self.update(encoder_checksum=digest(weights))
 
     def encoder(self) -> dict[str, torch.Tensor]:
         """The network's weights. An encoder.safetensors that is missing, damaged or another run's is made
