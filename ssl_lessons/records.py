@@ -237,26 +237,23 @@ def _read(path: Path) -> dict:
     return record
 
 
-def _copied(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Weights on the CPU, each tensor a contiguous copy of its own (tied ones twice)."""
+def _write_weights(path: Path, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Write weights, each tensor a contiguous copy of its own on the CPU (tied ones twice); the copies."""
     import torch
-
-    kind = torch.contiguous_format
-    return {n: t.detach().to("cpu", copy=True, memory_format=kind) for n, t in weights.items()}
-
-
-def _write_weights(path: Path, weights: dict[str, torch.Tensor]) -> None:
     from safetensors.torch import save
 
-    _write_bytes(path, save(weights))
+    kind = torch.contiguous_format
+    copies = {n: t.detach().to("cpu", copy=True, memory_format=kind) for n, t in weights.items()}
+    _write_bytes(path, save(copies))
+    return copies
 
 
 def _encoder_in(state: dict) -> dict[str, torch.Tensor]:
-    """The plain network's weights in a checkpoint, as encoder.safetensors has them."""
+    """The plain network's weights in a checkpoint."""
     tapped = any(name.startswith("encoder.network.") for name in state["method"])
     prefix = "encoder.network." if tapped else "encoder."
     weights = {name: t for name, t in state["method"].items() if name.startswith(prefix)}
-    return _copied({name.removeprefix(prefix): t for name, t in weights.items()})
+    return {name.removeprefix(prefix): t for name, t in weights.items()}
 
 
 class Run:
@@ -272,9 +269,9 @@ class Run:
     def in_memory(cls, *, device: torch.device | str = "cpu", **settings) -> Run:
         """A run that is kept nowhere: its record has versions, device, time and the given settings."""
         started = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        record = {"schema": SCHEMA, "started": started, "versions": versions()}
-        record |= {"device": device_name(device), "dataset": None, "recipe": None}
-        record |= {"profile": None, "seed": None, "seconds": 0.0, "history": [], "metrics": {}}
+        record = {"schema": SCHEMA, "started": started, "versions": versions(), "device": device_name(device)}
+        record |= dict.fromkeys(("dataset", "recipe", "profile", "seed"))
+        record |= {"seconds": 0.0, "history": [], "metrics": {}}
         return cls(None, {**record, **_plain(settings)})
 
     @classmethod
@@ -323,8 +320,7 @@ class Run:
             return run
 
     def restore(self, state: dict) -> bool:
-        """Make the record that of a checkpoint, without what was judged at another epoch; returns whether it
-        has changed."""
+        """Make the record that of a checkpoint, less what was judged at another epoch; whether it changed."""
         before, kept = self.record, state.get("record", {})
         if len(before.get("history", ())) == len(state["history"]):
             record = {**kept, **before}
@@ -391,8 +387,7 @@ class Run:
 
     def save_encoder(self, network: torch.nn.Module) -> None:
         """Write the network's weights as encoder.safetensors, and the record with their checksum."""
-        weights = _copied(network.state_dict())
-        _write_weights(self.encoder_path, weights)
+        weights = _write_weights(self.encoder_path, network.state_dict())
         self.update(encoder_checksum=digest(weights))
 
     def encoder(self) -> dict[str, torch.Tensor]:
@@ -436,7 +431,7 @@ class Run:
         NAME.json, this run's record with the weights' sha256."""
         path = Path(folder, f"{name}.safetensors")
         path.parent.mkdir(parents=True, exist_ok=True)
-        weights = _copied(network.state_dict())
+        weights = network.state_dict()
         _write_weights(path, {n: t.half() if t.is_floating_point() else t for n, t in weights.items()})
         sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
         _write(path.with_suffix(".json"), {**self.record, "sha256": sha256})
