@@ -112,8 +112,7 @@ class ImageStore:
         rows = self.images.transpose(1, 2)  # (N, S, 3, S)
         indices = to_device(_rows(indices, len(self)), rows.device)
         pinned = rows.is_pinned()  # then the batch is too, and its transfer does not wait
-        shape = (len(indices), *rows.shape[1:])
-        out = torch.empty(shape, dtype=torch.uint8, device=rows.device, pin_memory=pinned)
+        out = rows.new_empty((len(indices), *rows.shape[1:]), pin_memory=pinned)
         torch.index_select(rows, 0, indices, out=out)
         return out.to(device or rows.device, non_blocking=pinned).transpose(1, 2)
 
@@ -289,16 +288,16 @@ def folder(
     folders = {name: paths for name, paths in folders.items() if paths is not None}
     samples = [(path, label) for label, paths in enumerate(folders.values()) for path in paths]
     origin, classes = f"folder {shown}", tuple(map(printable, folders))
-    if len(direct) <= len(samples):  # a stray cover.png beside class folders
+    if len(direct) > len(samples):
+        nested = [path for path, _ in samples]
+        if nested:
+            counts = f"{len(direct)} lie directly in it, {len(nested)} in folders"
+            warnings.warn(f"the images of {origin} get no labels: {counts}", stacklevel=2)
+        samples, classes = [(path, -1) for path in sorted(direct + nested, key=os.path.split)], ()
+    else:  # a stray cover.png beside class folders
         strays = [printable(os.path.basename(path)) for path in direct]
         skipped += [f"{stray} (beside the folders of the classes)" for stray in strays]
         skipped += [f"{printable(name)} (a class without images)" for name in folders if not folders[name]]
-    elif samples:
-        counts = f"{len(direct)} lie directly in it, {len(samples)} in folders"
-        warnings.warn(f"the images of {origin} get no labels: {counts}", stacklevel=2)
-    if len(direct) > len(samples):
-        paths = sorted([*direct, *(path for path, _ in samples)], key=os.path.split)
-        samples, classes = [(path, -1) for path in paths], ()
     if not samples:
         few = "; ".join(skipped[:5])
         raise DataError(f"no images in {shown}: put them in a folder CLASS/ of it, or in it. {few}")
@@ -520,9 +519,9 @@ def _without_notes(png: bytes) -> bytes:
     kept, at = [png[:8]], 8
     while at < len(png):
         end = at + 12 + int.from_bytes(png[at : at + 4], "big")
-        kind, checksum = png[at + 4 : at + 8], png[end - 4 : end]
-        whole = zlib.crc32(png[at + 4 : end - 4]) == int.from_bytes(checksum, "big")
-        if kind == b"tRNS" or kind[:1].isupper() or kind == b"eXIf" and whole:
+        kind, checksum = png[at + 4 : at + 8], int.from_bytes(png[end - 4 : end], "big")
+        whole_exif = kind == b"eXIf" and zlib.crc32(png[at + 4 : end - 4]) == checksum
+        if kind == b"tRNS" or kind[:1].isupper() or whole_exif:
             kept.append(png[at:end])
         at = end
     return b"".join(kept)
@@ -635,9 +634,9 @@ def _read(path: Path, store: ImageStore, source: str) -> ImageStore | None:
     try:
         with safe_open(path, "pt") as file:
             about = file.metadata()
+            if about["source"] != source:
+                return None
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if about["source"] != source:
-            return None
         checksum = about.pop("checksum", None)  # not in an older version's
         if _fingerprint(tensors) != about["fingerprint"] or checksum not in (None, _checksum(about)):
             raise ValueError("its checksum is another")
@@ -672,7 +671,9 @@ def data_root() -> Path:
     if named:
         root = Path(os.path.expanduser(named))
         if not root.is_absolute() or root.exists() and not root.is_dir():
-            raise DataError(f"SSL_LESSONS_DATA is {named!r} ({root.absolute()}); give the path of a folder")
+            raise DataError(
+                f"SSL_LESSONS_DATA is {named!r}; name a folder by its whole path ({root.absolute()})"
+            )
         return root
     for place in (Path.cwd(), *Path.cwd().parents, Path(__file__).resolve().parent.parent):
         if (place / "notebooks").is_dir() and (place / "ssl_lessons").is_dir():

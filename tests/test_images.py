@@ -307,7 +307,7 @@ def test_wrong_names_and_numbers_are_answered_with_the_right_ones(ask, answer):
 def test_data_root(tmp_path, monkeypatch, root):
     assert images.data_root() == root
     monkeypatch.setenv("SSL_LESSONS_DATA", __file__)
-    with pytest.raises(DataError, match="path of a folder"):
+    with pytest.raises(DataError, match="name a folder"):
         images.data_root()
     monkeypatch.delenv("SSL_LESSONS_DATA")
     for name in ("notebooks/grids", "ssl_lessons"):
