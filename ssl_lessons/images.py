@@ -671,9 +671,7 @@ def data_root() -> Path:
     if named:
         root = Path(os.path.expanduser(named))
         if not root.is_absolute() or root.exists() and not root.is_dir():
-            raise DataError(
-                f"SSL_LESSONS_DATA is {named!r}; name a folder by its whole path ({root.absolute()})"
-            )
+            raise DataError(f"SSL_LESSONS_DATA is {named!r}; name a folder by its path, {root.absolute()}")
         return root
     for place in (Path.cwd(), *Path.cwd().parents, Path(__file__).resolve().parent.parent):
         if (place / "notebooks").is_dir() and (place / "ssl_lessons").is_dir():
