@@ -24,11 +24,12 @@ def beside(metrics: dict[str, dict]) -> str:
     """What was learnt, in a line: a record's kNN accuracy beside those of the yardsticks that it has."""
     if "knn" not in metrics:
         return "kNN: not judged"
-    levels = []
+    text, joint = f"kNN {100 * metrics['knn']['value']:.1f} %", " beside "
     for kind, title in YARDSTICKS.items():
         if f"knn_{kind}" in metrics:
-            levels.append(f"{title} {100 * metrics[f'knn_{kind}']['value']:.1f}")
-    return f"kNN {100 * metrics['knn']['value']:.1f} %" + (f" beside {', '.join(levels)}" if levels else "")
+            text += f"{joint}{title} {100 * metrics[f'knn_{kind}']['value']:.1f}"
+            joint = ", "
+    return text
 
 
 def mean_error(values: Sequence[float]) -> tuple[float, float]:
@@ -59,11 +60,9 @@ def arms(name: str, lines: Sequence[dict]) -> dict[str, list[dict]]:
 
 
 def verdict(best: dict[str, list[dict]]) -> str:
-    """The best arm against the worst, in words, from what `arms` gives.
-
-    An effect is more than two standard errors of the gap, and needs three seeds in both arms. Where the arms'
-    names begin alike ("SimCLR, 32", "SimCLR, 128"), each group has a verdict of its own.
-    """
+    """The best arm against the worst, in words, from what `arms` gives. An effect is more than two standard
+    errors of the gap, and needs three seeds in both arms. Where the arms' names begin alike ("SimCLR, 32",
+    "SimCLR, 128"), each group has a verdict of its own."""
     scores = {arm: [line["knn"] for line in lines] for arm, lines in best.items()}
     groups = {}
     for arm in scores:

@@ -1,7 +1,5 @@
-"""What the lessons train beside what they build: trials, baselines, and any method under a lesson's settings.
-
-Each is kept in a folder and read from there when it is asked for again, so that lessons share it.
-"""
+"""What the lessons train beside what they build: trials, baselines, any method under a lesson's settings.
+Each is kept in a folder and read from there when it is asked for again, so that lessons share it."""
 
 import hashlib
 import json
@@ -66,11 +64,9 @@ def trained(
     progress: str = "none",
     monitor: Monitor | None = None,
 ) -> Run:
-    """One method trained under a lesson's settings, or read from disk where that has been done.
-
-    The settings are `network`, `view`, `stem`, `recipe`, `epochs`, `batch_size` (None: the recipe's), `seed`,
-    `precision` and, in place of the recipe's, `lr` and `temperature`; `evaluate.load_encoder` gives the
-    encoder of what is returned.
+    """One method trained under a lesson's settings: `network`, `view`, `stem`, `recipe`, `epochs`, `seed`,
+    `precision`, `batch_size` (None: the recipe's), `lr` and `temperature` in place of the recipe's; or read
+    from disk where that has been done. `evaluate.load_encoder` gives the encoder of what is returned.
 
     Args:
         method: one of `METHODS`, "supervised" (`lab.supervised_epochs` passes over one view of each image,
@@ -125,8 +121,7 @@ def trial(
 ) -> Run:
     """One small experiment of a lesson, kept in its run's folder: run again, it is read instead of repeated.
     `build` makes the method right after the seed is set (a class of the learner's own, edited, is another
-    trial), and `measure` gives what to note of it when trained, {metric: value}; `settings`: `pretrain`'s.
-    """
+    trial), and `measure` gives what to note of it when trained, {metric: value}; `settings`: `pretrain`'s."""
     torch.manual_seed(lab.seed)
     method = build()
     kind, source = type(method), source_of(type(method))
@@ -149,12 +144,10 @@ def trial(
 
 
 def baselines(lab: SimpleNamespace, train: ImageStore, test: ImageStore) -> dict[str, dict]:
-    """What every method is judged beside, {"random": metrics, "pixels": …, "colours": …, "supervised": …}.
-
-    Each is `judge`'s: of the lesson's network before training, of raw pixels, of counted colours, and of the
-    network trained with all labels. Read from the committed leaderboard where that has them for the same
-    images, views and network; else measured here and kept in runs/ for all lessons.
-    """
+    """What a method is judged beside: `judge`'s metrics of the lesson's network before training ("random"),
+    of raw "pixels", of counted "colours", and of the network trained with all labels ("supervised").
+    Read from the committed leaderboard where that has them for the same images, views and network; else
+    measured here and kept in runs/ for all lessons."""
     if lab.profile == "smoke":  # that they can be measured is tested; on thousands of pixels it takes long
         train, test = (store.subset(torch.arange(min(200, len(store)))) for store in (train, test))
     names = ("network", "view", "stem", "supervised_epochs", "seed", "precision")

@@ -56,18 +56,16 @@ def setup(
     run_dir: str | None = None,
     **parameters,
 ) -> SimpleNamespace:
-    """Choose a lesson's settings, validate its parameters, and report the device.
+    """Choose the settings of a lesson ("03"), validate its parameters, and report the device. Returns a
+    namespace of the settings, with `lesson`, `profile`, `device`, `precision`, `run_dir`, `started`,
+    `earlier` (seconds of training that are read from disk instead of spent now) and `trials`.
 
     Args:
-        lesson: its number, "03".
         settings: values for each profile; None: those of `profiles(lesson)`. A key may narrow its profile,
             "class on shapes", "class on a CPU" or "class on stl10 with a GPU"; the narrowest that fits is
             taken, a dataset's before a CPU's.
         profile, run_dir, parameters: the notebook's. A parameter that is not None or "" replaces the setting
             of its name; `Unknown` for one that there is not, or that does not fit.
-    Returns:
-        A namespace of the settings, with `lesson`, `profile`, `device`, `precision`, `run_dir`, `started`,
-        `earlier` (seconds of training that are read from disk instead of spent now) and `trials`.
     """
     declared = _declared({"profile", "run_dir", *parameters})
     settings = settings or profiles(lesson)
@@ -137,12 +135,9 @@ def _speed(values: dict, device: torch.device, precision: str, seconds: float = 
 
 
 def _declared(names: set[str]) -> dict[str, Parameter]:
-    """What this notebook's own cell of parameters declares; none outside a notebook.
-
-    Stops at a parameter that is not among the lesson's `names`: papermill only warns, and goes on without it.
-    Parameters are what two cells assign, as they were last run: the notebook's own, known by `profile`, and
-    papermill's after it.
-    """
+    """What this notebook's own cell of parameters declares; none outside a notebook. Stops at one that is not
+    among the lesson's `names`: papermill only warns. Parameters are what two cells assign, as they were last
+    run: the notebook's own, known by `profile`, and papermill's after it."""
     declared, present, shell = {}, [], IPython.get_ipython()
     for source in shell.user_ns.get("In", []) if shell else []:
         with suppress(SyntaxError):  # of magics
