@@ -51,9 +51,9 @@ def test_the_speed_of_this_machine_turns_recorded_minutes_into_minutes_here(tmp_
     record = Run.in_memory(**facts).record
     path = tmp_path / "results" / "03-imagenette-class.json"
     path.write_text(json.dumps({**record, "speed": 500.0}), encoding="utf-8")
-    (line,) = lab.measured_minutes("03", speed=250.0)
+    (line,) = lesson.measured_minutes("03", speed=250.0)
     assert line.startswith("measured: 10.0 min") and line.endswith("about 20 min here")
-    assert "here" not in lab.measured_minutes("03")[0]
+    assert "here" not in lesson.measured_minutes("03")[0]
 
 
 def test_on_colab_without_a_gpu_one_line_says_what_to_change(monkeypatch, capsys):
@@ -87,7 +87,7 @@ def test_every_lesson_has_settings_for_every_profile_which_its_set_up_takes(tmp_
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")  # the checkout's file is found from anywhere
     for key in [f"{number:02d}" for number in range(12)] + ["row"]:
-        settings = lab.profiles(key)
+        settings = lesson.profiles(key)
         assert {"smoke", "class", "full"} <= set(settings), key
         assert not [name for name in settings if name.split(" ")[0] not in lab.PROFILES], key
         assert settings["smoke"]["dataset"] == "shapes"
@@ -97,7 +97,7 @@ def test_every_lesson_has_settings_for_every_profile_which_its_set_up_takes(tmp_
     beside.write_text('"03": {class: {dataset: shapes, epochs: 77}}', encoding="utf-8")
     assert setup("03").epochs == 77
     with pytest.raises(Unknown, match="no profiles.yaml with lesson '99'"):
-        lab.profiles("99")
+        lesson.profiles("99")
 
 
 def test_parameters_replace_settings_and_empty_ones_do_not(capsys):
@@ -297,7 +297,7 @@ def test_results_skip_a_damaged_record_and_name_it(tmp_path, capsys):
     (tmp_path / "results" / "03-broken.json").write_text("{", encoding="utf-8")
     assert list(lab.results("03-*")) == ["03-imagenette-class", "03-shapes-smoke"]
     assert "left out: " in (out := capsys.readouterr().out) and "03-broken.json is damaged" in out
-    lines = lab.measured_minutes("04")
+    lines = lesson.measured_minutes("04")
     assert lines == [f"measured: 1.5 min in profile class (stl10) on {record['device']}"]
 
 

@@ -14,17 +14,14 @@ import torch
 from ssl_lessons import evaluate, networks
 from ssl_lessons.images import ImageStore
 from ssl_lessons.lab.evidence import YARDSTICKS
+from ssl_lessons.methods import byol, moco, relational, simclr, simsiam
 from ssl_lessons.methods.base import Method, views_of
-from ssl_lessons.methods.byol import BYOL
-from ssl_lessons.methods.moco import MoCo
-from ssl_lessons.methods.relational import Relational
-from ssl_lessons.methods.simclr import SimCLR
-from ssl_lessons.methods.simsiam import SimSiam
 from ssl_lessons.parameters import known
 from ssl_lessons.records import TITLES, Run, results_folder, source_of
 from ssl_lessons.training import Monitor, pretrain
 
-METHODS = {"simclr": SimCLR, "moco": MoCo, "relational": Relational, "byol": BYOL, "simsiam": SimSiam}
+METHODS = {"simclr": simclr.SimCLR, "moco": moco.MoCo, "relational": relational.Relational}
+METHODS |= {"byol": byol.BYOL, "simsiam": simsiam.SimSiam}
 
 
 def runs_folder() -> Path:

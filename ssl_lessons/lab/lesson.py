@@ -14,7 +14,6 @@ from types import SimpleNamespace
 import IPython
 import torch
 import yaml
-from torch.utils.benchmark import Timer
 
 from ssl_lessons import images
 from ssl_lessons.devices import autocast, pick_device, pick_precision, prepare
@@ -129,9 +128,14 @@ def _speed(values: dict, device: torch.device, precision: str, seconds: float = 
         with autocast(device, precision):
             loss = network(batch).float().square().mean()
         loss.backward()
+        loss.item()  # waits for a GPU
 
-    timer = Timer("step()", globals={"step": step}, num_threads=torch.get_num_threads())
-    return 32 / timer.blocked_autorange(min_run_time=seconds).median
+    step()  # sets things up
+    steps, begun = 0, time.perf_counter()
+    while steps == 0 or time.perf_counter() - begun < seconds:
+        step()
+        steps += 1
+    return 32 * steps / (time.perf_counter() - begun)
 
 
 def _declared(names: set[str]) -> dict[str, Parameter]:
