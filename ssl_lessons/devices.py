@@ -17,11 +17,9 @@ class TrainingError(Exception):
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """The device meant by a name; "auto" is the GPU where there is one (CUDA's or a Mac's), else the CPU.
-
-    `accelerate launch --cpu` makes "auto" the CPU. Raises `TrainingError` for a name that PyTorch does not
-    know, or a GPU that it does not see.
-    """
+    """The device meant by a name; "auto" is the GPU where there is one (CUDA's or a Mac's), else the CPU, as
+    `accelerate launch --cpu` wants it. TrainingError: a name that PyTorch does not know, a GPU that it does
+    not see."""
     if name == "auto":
         if parse_flag_from_env("ACCELERATE_USE_CPU"):
             return torch.device("cpu")
@@ -34,22 +32,18 @@ def pick_device(name: str = "auto") -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise TrainingError(f"device {name!r} is not known; choose auto, cpu, cuda, cuda:0 or mps") from None
-    counts = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
-    counts["xpu"] = torch.xpu.device_count()
-    count = counts.get(device.type, 0)
-    if (device.index or 0) >= count:
-        raise TrainingError(
-            f"PyTorch sees {count or 'no'} {device.type} for device {name!r}; choose auto or cpu"
-        )
+    counts = {"cpu": 1, "cuda": torch.cuda.device_count(), "xpu": torch.xpu.device_count()}
+    counts["mps"] = int(torch.backends.mps.is_available())
+    if (device.index or 0) >= counts.get(device.type, 0):
+        there = f"{counts.get(device.type) or 'no'} {device.type}"
+        raise TrainingError(f"PyTorch sees {there} for device {name!r}; choose auto or cpu")
     return device
 
 
 def pick_precision(name: str, device: torch.device) -> str:
-    """The arithmetic for the passes: "fp32", "bf16" or "fp16".
-
-    "auto" takes what the device computes natively: bf16 on GPUs from compute capability 8 and on CPUs with
-    AVX512-BF16; fp16 with loss scaling on older GPUs (a T4 only emulates bf16); else fp32.
-    """
+    """The arithmetic for the passes: "fp32", "bf16" or "fp16". "auto" is what the device computes natively:
+    bf16 on GPUs from compute capability 8 and on CPUs with AVX512-BF16; fp16 with loss scaling on older GPUs
+    (a T4 only emulates bf16); else fp32."""
     if name == "auto":
         if device.type == "cuda":
             return "bf16" if torch.cuda.get_device_capability(device)[0] >= 8 else "fp16"

@@ -43,11 +43,11 @@ def check_run(method: Method, images: int, batch_size: int, epochs: int) -> None
     warm-up), a queue of MoCo's that is longer than the data."""
     recipe, queue = method.recipe, getattr(method.recipe, "queue", 0)
     if epochs * (images // batch_size) == 1 and learning_rate(recipe, batch_size, 0, epochs) == 0:
-        told = "this run has one step, at a rate of 0, and learns nothing: take more epochs, or warmup=0"
-        warnings.warn(told, stacklevel=3)
+        text = "this run has one step, at a rate of 0, and learns nothing: take more epochs, or warmup=0"
+        warnings.warn(text, stacklevel=3)
     if queue > images:
-        told = f"queue {queue} is longer than the data, {images} images: an image meets its own older keys"
-        warnings.warn(f"{told} as negatives; take queue={max(1, images // 2)} or less", stacklevel=3)
+        text = f"queue {queue} is longer than the data, {images} images: an image's older keys are negatives"
+        warnings.warn(f"{text}; take queue={max(1, images // 2)} or less", stacklevel=3)
 
 
 def build_optimizer(method: Method) -> torch.optim.Optimizer:
@@ -58,14 +58,11 @@ def build_optimizer(method: Method) -> torch.optim.Optimizer:
     submodules (`constant`), and a predictor with a rate or decay of its own. A group's rate is multiplied by
     its `scale`. `TrainingError` where nothing could learn.
     """
-    recipe = method.recipe
+    recipe, weights = method.recipe, list(method.encoder.parameters())
     if not torch.is_grad_enabled():
         raise TrainingError("gradients are switched off; call it outside of no_grad and inference_mode")
-    weights = list(method.encoder.parameters())
     if weights and not any(weight.requires_grad for weight in weights):
-        raise TrainingError(
-            "every weight of the encoder is frozen; call requires_grad_(True) on some of them"
-        )
+        raise TrainingError("every weight of the encoder is frozen; call requires_grad_(True) on some")
     groups: dict[tuple, dict] = {}
     apart = recipe.predictor_lr != 1 or recipe.predictor_weight_decay is not None
     for name, parameter in method.named_parameters():
@@ -75,16 +72,16 @@ def build_optimizer(method: Method) -> torch.optim.Optimizer:
         plain = recipe.plain_norms and parameter.ndim <= 1
         constant = part in method.constant_lr
         predictor = apart and part == "predictor"
-        group = groups.setdefault((plain, constant, predictor), {"params": [], "constant": constant})
+        scale = recipe.predictor_lr if predictor else 1.0
+        group = {"params": [], "constant": constant, "scale": scale}
+        group = groups.setdefault((plain, constant, predictor), group)
         group["params"].append(parameter)
-        group["scale"] = recipe.predictor_lr if predictor else 1.0
         if predictor and recipe.predictor_weight_decay is not None:
             group["weight_decay"] = recipe.predictor_weight_decay
         if plain:
             group["weight_decay"] = 0.0
-    parameters = list(groups.values())
-    settings = {"lr": recipe.lr, "weight_decay": recipe.weight_decay}
-    # One kernel for all weights, where there is one, instead of a loop over them.
+    parameters, settings = list(groups.values()), {"lr": recipe.lr, "weight_decay": recipe.weight_decay}
+    # one kernel for all weights, where there is one, instead of a loop over them
     fused = next(method.parameters()).device.type in ("cpu", "cuda") or None
     if recipe.optimizer == "lars":
         try:

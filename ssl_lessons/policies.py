@@ -48,9 +48,7 @@ class Policy:
             if not 0 <= probability <= 1:
                 raise ValueError(f"policy {self.name!r}: {name} is {probability}; give a number in [0, 1]")
         if len(self.jitter) != 4 or min(self.jitter) < 0 or self.jitter[HUE] > 0.5:
-            raise ValueError(
-                f"policy {self.name!r}: jitter is {self.jitter}; give four numbers >= 0, hue <= 0.5"
-            )
+            raise ValueError(f"policy {self.name!r}: jitter is {self.jitter}; give four >= 0, hue <= 0.5")
 
     def blur_for(self, size: int, published: int = 224) -> "Policy":
         """The same policy with the blur's sigma, in pixels of a view of `published`, made pixels of a view of
@@ -124,8 +122,7 @@ def draw(
 ) -> Draws:
     """Draw a policy's parameters for `count` images of height x width pixels, from a CPU generator (None: the
     global one). The same numbers are consumed whatever the policy, so a probability can be changed alone.
-
-    Raises ValueError for a generator on another device, and for a count or side below 1."""
+    ValueError: a generator on another device, a count or side below 1."""
     if generator is not None and generator.device.type != "cpu":
         raise ValueError(f"generator is on {generator.device}; give a torch.Generator of the CPU")
     if min(count, height, width) < 1:

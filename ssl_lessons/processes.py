@@ -61,7 +61,7 @@ def accelerated(device: torch.device, precision: str) -> Iterator[Accelerator]:
         mixed = "no" if precision == "fp32" else precision
         threads = torch.get_num_threads()
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "OMP_NUM_THREADS")  # Accelerate says that it raises it
+            warnings.filterwarnings("ignore", "OMP_NUM_THREADS")  # which Accelerate raises
             accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=mixed)
         torch.set_num_threads(threads)
         accelerator.gradient_accumulation_steps = 1  # `accelerate launch`'s would only divide every loss
@@ -91,8 +91,8 @@ def of_all(value) -> list:
 
 def mean_of_all(numbers: dict[str, float]) -> dict[str, float]:
     """Each number's mean over the processes, which all have the same names; on all of them."""
-    everyone = of_all(numbers)
-    return {name: sum(other[name] for other in everyone) / len(everyone) for name in numbers}
+    parts = of_all(numbers)
+    return {name: sum(part[name] for part in parts) / len(parts) for name in numbers}
 
 
 def share_weights(module: nn.Module) -> None:
@@ -153,16 +153,15 @@ class JointBatchNorm(nn.modules.batchnorm._BatchNorm):
 def joint_batchnorm(module: nn.Module, device: torch.device) -> Iterator[None]:
     """Within it every BatchNorm of `module` takes its statistics from all processes; names and tensors stay.
     A subclass (timm's with an activation inside, split BatchNorm) keeps those of its own process."""
-    layers = []
+    kinds = {}
     if rank_and_size()[1] > 1:
-        layers = [m for m in module.modules() if type(m) in (nn.BatchNorm1d, nn.BatchNorm2d)]
-    kinds = [type(layer) for layer in layers]
-    for layer in layers:
+        kinds = {m: type(m) for m in module.modules() if type(m) in (nn.BatchNorm1d, nn.BatchNorm2d)}
+    for layer in kinds:
         layer.__class__ = nn.SyncBatchNorm if device.type == "cuda" else JointBatchNorm
         layer.process_group = None  # SyncBatchNorm's: all processes
     try:
         yield
     finally:
-        for layer, kind in zip(layers, kinds, strict=True):
+        for layer, kind in kinds.items():
             layer.__class__ = kind
             del layer.process_group

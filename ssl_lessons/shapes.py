@@ -1,28 +1,22 @@
 """Shapes: the embedded dataset. Ten classes of drawn pictures, no download, the same on every run.
 
 A class is a form and a texture together: two classes are discs, four are plain, and only the pair tells them
-apart. Everything else is drawn at random: place, scale, rotation, light, background. Three choices keep the
-short cuts shut:
+apart. Everything else is drawn at random: place, scale, rotation, light, background. Short cuts are shut:
 
-- Colours come from one palette that all images share. With colours of its own, an image could be told from
-  every other by colour alone, and instance discrimination would learn exactly that and no form.
-- A texture is cut through to the ground, and no colour is reserved for it, so that a histogram holds the same
-  few colours for every class. The exposure varies more than the classes differ in painted area.
+- All images share one palette. By colours of its own, instance discrimination would tell an image from every
+  other, and would learn no form.
+- A texture is cut through to the ground, so that a histogram holds the same few colours for every class, and
+  the exposure varies more than the classes differ in painted area.
 - Objects lie anywhere, turned and lit at random, so that comparing pixels does not find their like.
-
-The file goes from the parts to the whole: forms, textures, the random numbers of an image, the picture.
 """
-
-from __future__ import annotations
 
 import operator
 
 import numpy as np
 from numpy import ndarray
 
-# Local coordinates: the object's centre is (0, 0), its half-extent about 1, y points down. A form is a signed
-# distance function: negative inside, zero on the outline, positive outside, in the same local units. One
-# function serves a whole batch, because x and y are arrays (n, H, W).
+# Local coordinates of a batch, x and y (n, H, W): the object's centre is (0, 0), its half-extent about 1, y
+# points down. A form is a signed distance in these units: negative inside, zero on the outline.
 
 
 def _polygon(x: ndarray, y: ndarray, corners: ndarray) -> ndarray:
@@ -40,8 +34,7 @@ def _polygon(x: ndarray, y: ndarray, corners: ndarray) -> ndarray:
 
 def _corners(radii: list[float], count: int) -> ndarray:
     """`count` corners around the centre, the first at the top, with the given radii in turn. (count, 2)"""
-    angle = 2 * np.pi * np.arange(count) / count
-    radius = np.resize(radii, count)
+    angle, radius = 2 * np.pi * np.arange(count) / count, np.resize(radii, count)
     return np.stack([radius * np.sin(angle), -radius * np.cos(angle)], axis=1).astype(np.float32)
 
 
@@ -68,8 +61,8 @@ _FORMS = {
     "heart": _heart,
 }
 
-# A texture is the share (0 to 1) that is cut away at a point. `pixel` is a pixel's width in local units:
-# edges inside the texture are softened over one pixel, like the outline.
+# A texture is the share (0 to 1) that is cut away at a point; its edges are softened over one pixel, whose
+# width in local units is `pixel`, like the outline.
 
 
 def _soft(distance: ndarray, pixel: ndarray) -> ndarray:
@@ -89,61 +82,41 @@ def _checks(x: ndarray, y: ndarray, pixel: ndarray) -> ndarray:
 
 
 def _dots(x: ndarray, y: ndarray, pixel: ndarray) -> ndarray:
-    period, radius = np.float32(0.52), np.float32(0.17)
+    period = np.float32(0.52)
     u, v = np.mod(x, period) - period / 2, np.mod(y, period) - period / 2
-    return _soft(np.hypot(u, v) - radius, pixel)
+    return _soft(np.hypot(u, v) - np.float32(0.17), pixel)
 
 
-_TEXTURES = {
-    "plain": lambda x, y, pixel: np.zeros_like(x),
-    "striped": lambda x, y, pixel: _stripes(y, 0.5, pixel),
-    "checked": _checks,
-    "dotted": _dots,
-}
-# fmt: off
-CLASSES: tuple[str, ...] = (  # a texture and a form
-    "plain disc", "dotted disc", "striped square", "checked square", "plain triangle", "striped triangle",
-    "plain ring", "plain star", "dotted heart", "checked cross",
-)
-# fmt: on
+_TEXTURES = {"plain": lambda x, y, pixel: np.zeros_like(x), "checked": _checks, "dotted": _dots}
+_TEXTURES["striped"] = lambda x, y, pixel: _stripes(y, 0.5, pixel)
+
+# A class is a texture and a form.
+CLASSES = ("plain disc", "dotted disc", "striped square", "checked square", "plain triangle")
+CLASSES += ("striped triangle", "plain ring", "plain star", "dotted heart", "checked cross")
 
 # The shared palette, RGB in [0, 1].
 FOREGROUND = np.float32([(0.98, 0.70, 0.22), (0.42, 0.76, 0.98), (0.96, 0.50, 0.52), (0.55, 0.86, 0.52)])
 BACKGROUND = np.float32([(0.26, 0.28, 0.41), (0.41, 0.33, 0.32), (0.25, 0.39, 0.38), (0.38, 0.30, 0.43)])
 
-# What is drawn at random for an image. Places, light and exposure vary enough to defeat pixels and
-# histograms; the clouds stay faint, because to instance discrimination they are a name tag on every image.
-_SCALE = (0.36, 0.70)  # the object's half-extent, in half picture sides
-_TURN = np.float32(np.pi / 6)  # rotation, either way
-_ROOM = 0.6  # the share of its half-extent that an object keeps inside the picture, at least
-_EXPOSURE = 0.4  # the darkest picture loses this share of its light
-_RAMP = 0.2  # brightness gained towards the lamp and lost away from it, at the middle of a side
-_RIM, _SHADOW = 0.15, 0.2  # darkening at the outline, inside and outside
-_NOISE, _CLOUDS = 0.1, 4  # strength of the background's clouds, and the side of the grid they are made of
-
-_COLUMNS = 10  # random numbers of a scene
+_CLOUDS = 4  # the side of the grid that the background's clouds are made of
 _CHUNK = 200  # images drawn at once: keeps each working array at a few megabytes
 
 
-def _interpolation(size: int) -> ndarray:
-    """Cosine interpolation of `_CLOUDS` grid values to `size` pixels, as a matrix. (size, _CLOUDS)"""
-    at = (np.arange(size) + 0.5) / size * (_CLOUDS - 1)
-    away = np.clip(np.abs(at[:, None] - np.arange(_CLOUDS)), 0, 1)
-    return (0.5 + 0.5 * np.cos(np.pi * away)).astype(np.float32)
-
-
 def _paint(labels: ndarray, chance: ndarray, clouds: ndarray, size: int) -> ndarray:
-    """Pictures from their labels (n,) and their random numbers in [0, 1). → uint8 (n, size, size, 3)"""
+    """Pictures from their labels (n,) and their random numbers in [0, 1). → uint8 (n, size, size, 3)
+
+    Places, light and exposure vary enough to defeat pixels and histograms; the clouds stay faint, because to
+    instance discrimination they are a name tag on every image."""
     fore = FOREGROUND[(chance[:, 0] * len(FOREGROUND)).astype(int)]  # (n, 3)
     back = BACKGROUND[(chance[:, 1] * len(BACKGROUND)).astype(int)]  # (n, 3)
-    column = chance.T.astype(np.float32)[:, :, None, None]  # _COLUMNS of (n, 1, 1)
-    scale = _SCALE[0] + (_SCALE[1] - _SCALE[0]) * column[2]
-    room = 1 - _ROOM * scale
+    column = chance.T.astype(np.float32)[:, :, None, None]  # ten of (n, 1, 1)
+    scale = 0.36 + 0.34 * column[2]  # the object's half-extent, in half picture sides
+    room = 1 - 0.6 * scale  # at least this share of its half-extent stays inside the picture
     centre_x, centre_y = (2 * column[3] - 1) * room, (2 * column[4] - 1) * room
-    turn = (2 * column[5] - 1) * _TURN
+    turn = (2 * column[5] - 1) * np.float32(np.pi / 6)
     light = 2 * np.float32(np.pi) * column[6]
-    phase_x, phase_y = column[7], column[8]  # where the texture starts
-    exposure = 1 - _EXPOSURE * column[9]
+    phase_x, phase_y = column[7], column[8]  # where the texture begins
+    exposure = 1 - 0.4 * column[9]
 
     # Picture coordinates in [-1, 1], then the object's own: shifted, turned, scaled.
     grid = ((np.arange(size, dtype=np.float32) + 0.5) / size * 2 - 1).astype(np.float32)
@@ -156,55 +129,47 @@ def _paint(labels: ndarray, chance: ndarray, clouds: ndarray, size: int) -> ndar
     distance, cut = np.empty_like(x), np.empty_like(x)
     for label, name in enumerate(CLASSES):
         texture, form = name.split()
-        mine = labels == label
-        if mine.any():
-            distance[mine] = _FORMS[form](x[mine], y[mine])
-            cut[mine] = _TEXTURES[texture](x[mine] + phase_x[mine], y[mine] + phase_y[mine], pixel[mine])
+        rows = labels == label
+        if rows.any():
+            distance[rows] = _FORMS[form](x[rows], y[rows])
+            cut[rows] = _TEXTURES[texture](x[rows] + phase_x[rows], y[rows] + phase_y[rows], pixel[rows])
     object_share = _soft(distance, pixel) * (1 - cut)
 
     # Light: a gradient over the whole picture, a darker rim on the object, a soft shadow on the ground.
-    lamp = exposure * (1 + _RAMP * (np.cos(light) * px + np.sin(light) * py))
-    rim = 1 - _RIM * np.exp(np.minimum(distance, 0) * 8)
-    shadow = 1 - _SHADOW * np.exp(np.abs(distance) * -8)
-    weights = _interpolation(size)
+    lamp = exposure * (1 + 0.2 * (np.cos(light) * px + np.sin(light) * py))
+    rim = 1 - 0.15 * np.exp(np.minimum(distance, 0) * 8)
+    shadow = 1 - 0.2 * np.exp(np.abs(distance) * -8)
+    # The clouds' few values become pixels by cosine interpolation, a matrix (size, _CLOUDS).
+    place = (np.arange(size) + 0.5) / size * (_CLOUDS - 1)
+    away = np.clip(np.abs(place[:, None] - np.arange(_CLOUDS)), 0, 1)
+    weights = (0.5 + 0.5 * np.cos(np.pi * away)).astype(np.float32)
     noise = weights @ (2 * clouds.astype(np.float32) - 1) @ weights.T  # (n, size, size)
     on_object = object_share * rim * lamp
-    on_ground = (1 - object_share) * shadow * (1 + _NOISE * noise) * lamp
-    picture = np.empty((*x.shape, 3), dtype=np.uint8)
-    for c in range(3):
-        value = on_object * fore[:, c, None, None] + on_ground * back[:, c, None, None]
-        picture[..., c] = np.clip(value * 255 + np.float32(0.5), 0, 255)
-    return picture
+    on_ground = (1 - object_share) * shadow * (1 + 0.1 * noise) * lamp
+    colour = on_object[..., None] * fore[:, None, None] + on_ground[..., None] * back[:, None, None]
+    return np.clip(colour * 255 + np.float32(0.5), 0, 255).astype(np.uint8)
 
 
 def draw(count: int, size: int = 64, seed: int = 0) -> tuple[ndarray, ndarray]:
-    """Draw the first `count` pictures of the endless series that `seed` names.
-
+    """Draw the first `count` pictures of the endless series that `seed` names: 0 for training, 1 for testing.
     Returns images, uint8 (count, size, size, 3), RGB in 0..255, and labels, int64 (count,), indices into
     `CLASSES`. Every ten pictures in a row hold each class once, in an order of their own. Picture i depends
     on the seed and on i alone: a larger `count` only appends, and another `size` shows the same scenes at
-    another resolution. By convention seed 0 is for training and seed 1 for testing.
-
-    Raises TypeError for arguments that are not whole numbers, ValueError for count < 0, size < 8 or seed < 0.
-    """
-    numbers = []
+    another resolution. TypeError: an argument that is no whole number. ValueError: count < 0, size < 8 or
+    seed < 0."""
     for name, value, least in (("count", count, 0), ("size", size, 8), ("seed", seed, 0)):
-        try:
-            number = operator.index(value)
-        except TypeError:
-            raise TypeError(f"{name} must be a whole number, not {value!r}") from None
-        if number < least:
-            raise ValueError(f"{name} must be at least {least}, not {number}")
-        numbers.append(number)
-    count, size, seed = numbers
+        if not hasattr(value, "__index__"):
+            raise TypeError(f"{name} must be a whole number, not {value!r}")
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}, not {value}")
+    count, size, seed = map(operator.index, (count, size, seed))  # NumPy's would overflow
     # Three streams, each read row by row, so that the rows of the first images do not depend on `count`.
     order, scene, weather = (np.random.default_rng([seed, stream]) for stream in range(3))
     blocks = -(-count // len(CLASSES))
     labels = order.random((blocks, len(CLASSES))).argsort(axis=1).reshape(-1)[:count].astype(np.int64)
     images = np.empty((count, size, size, 3), dtype=np.uint8)
     for start in range(0, count, _CHUNK):
-        some = slice(start, min(start + _CHUNK, count))
-        rows = some.stop - some.start
-        chance, clouds = scene.random((rows, _COLUMNS)), weather.random((rows, _CLOUDS, _CLOUDS))
-        images[some] = _paint(labels[some], chance, clouds, size)
+        some = labels[start : start + _CHUNK]
+        chance, clouds = scene.random((len(some), 10)), weather.random((len(some), _CLOUDS, _CLOUDS))
+        images[start : start + _CHUNK] = _paint(some, chance, clouds, size)
     return images, labels

@@ -10,8 +10,7 @@ import pytest
 
 from ssl_lessons import lab
 from ssl_lessons.lab import lesson
-from ssl_lessons.parameters import Unknown
-from ssl_lessons.records import TITLES
+from ssl_lessons.records import TITLES, Run
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests" / "benchmarks"))
@@ -132,7 +131,8 @@ def test_lesson_times_a_real_kernel_and_keeps_what_was_measured_before(tmp_path)
 
 def test_minutes_come_from_benchmarks_and_records(tmp_path, monkeypatch):
     row = {"lesson": "03", "profile": "smoke", "dataset": "shapes", "device": "CPU", "seconds": 30.0}
-    record = {"profile": "class", "dataset": {"name": "imagenette"}, "device": "CPU", "lesson_seconds": 90.0}
+    facts = {"profile": "class", "dataset": {"name": "imagenette"}, "lesson_seconds": 90.0}
+    record = Run.in_memory(**facts).record | {"device": "CPU"}
     (tmp_path / "04-imagenette-class.json").write_text(json.dumps(record))
     (tmp_path / "05-imagenette-class.json").write_text("{")  # damaged: passed over
     monkeypatch.setattr(lesson, "results_folder", lambda: tmp_path)
@@ -162,12 +162,6 @@ def test_filling_the_page_keeps_what_stands_around(tmp_path):
     page.write_text(marks[0], encoding="utf-8")
     with pytest.raises(ValueError, match="must have the lines <!-- views -->"):
         report.fill(tmp_path)
-
-
-def test_a_benchmark_that_is_not_committed_is_an_error_that_lists_the_others():
-    with pytest.raises(Unknown, match="no benchmark 'nothing' is committed; choose one of: .*views"):
-        lab.benchmark("nothing")
-    assert lab.benchmark("views")["sizes"]
 
 
 def test_every_benchmark_is_committed_and_on_the_page():

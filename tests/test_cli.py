@@ -171,7 +171,7 @@ def test_unknown_names_are_answered_with_the_known(arguments, answer, capsys):
     ("arguments", "answer"),
     [
         ("run 07", "choose one of: 03_toy"),
-        ("run 03 --profile gigantic", "auto, smoke, class, full"),
+        ("run 03 --profile gigantic", "smoke, class, full"),
         ("run 03 --dataset imagenete", "imagenette"),
         ("run 03 -p epoch 3", "profile, dataset, epochs, run_dir"),
         ("run 03 -p epochs three", "epochs is 'three'; it must be a whole number above 0"),

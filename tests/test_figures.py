@@ -89,14 +89,9 @@ def test_health_has_a_panel_for_each_diagnostic(count):
 
 
 def spans(axis):
-    """{colour: (from, to)} of the shaded stretches of an axis, by either direction."""
-    found = {}
-    for patch in axis.patches:
-        box = patch.get_bbox()
-        across = (box.x0, box.x1) == (0, 1)  # axhspan: as wide as the axis
-        edges = (box.y0, box.y1) if across else (box.x0, box.x1)
-        found[patch.get_facecolor()[:3]] = tuple(sorted(edges))
-    return found
+    """{colour: (from, to)} of the shaded stretches of an axis."""
+    boxes = {patch.get_facecolor()[:3]: patch.get_bbox() for patch in axis.patches}
+    return {colour: tuple(sorted((box.y0, box.y1))) for colour, box in boxes.items()}
 
 
 RED, GREEN = (matplotlib.colors.to_rgb(colour) for colour in (palette.VERMILION, palette.GREEN))
@@ -130,27 +125,6 @@ def test_health_of_several_runs_has_a_line_for_each_and_one_legend():
     assert [len(line.get_ydata()) for line in figure.axes[1].lines] == [2, 2, 2, 0, 2, 2, 2, 2]
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == list(runs)
-
-
-def test_shade_works_along_x_too():
-    figure, (axis,) = palette.axes_row(1, 3, 2)
-    axis.plot([0.2, 0.3], [0, 1])
-    figures.shade(axis, "x", 0.1, 0.5)
-    low, high = axis.get_xlim()
-    assert low < 0.1 and high > 0.5
-    assert spans(axis) == {RED: (low, 0.1), GREEN: (0.5, high)}
-
-
-@pytest.mark.parametrize("values", [{"a": 0.0}, {"a": 1.0, "b": 0.25}, {str(i): i / 20 for i in range(12)}])
-def test_accuracy_bars(values):
-    figure = figures.accuracy_bars(values, title="t", baselines=["a"])
-    (axis,) = figure.axes
-    assert axis.get_xlabel() == "test accuracy (%)"
-    assert [bar.get_width() for bar in axis.patches] == [100 * value for value in values.values()]
-    assert axis.yaxis_inverted()  # the first on top
-    grey = matplotlib.colors.to_rgba(figures.GREY)
-    names = [label.get_text() for label in axis.get_yticklabels()]
-    assert [bar.get_facecolor() == grey for bar in axis.patches] == [name == "a" for name in names]
 
 
 @pytest.mark.parametrize("count", [1, 2, 8])

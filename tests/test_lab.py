@@ -47,12 +47,13 @@ def test_the_speed_of_this_machine_turns_recorded_minutes_into_minutes_here(tmp_
     values = {"network": "conv4", "view": 16}
     speed = SPEED(values, torch.device("cpu"), "fp32", seconds=0.05)
     assert speed > 0 and SPEED({}, torch.device("cpu"), "fp32") is None
-    record = {"dataset": {"name": "imagenette"}, "lesson_seconds": 600, "profile": "class", "device": "CPU"}
+    facts = {"dataset": {"name": "imagenette"}, "lesson_seconds": 600, "profile": "class"}
+    record = Run.in_memory(**facts).record
     path = tmp_path / "results" / "03-imagenette-class.json"
     path.write_text(json.dumps({**record, "speed": 500.0}), encoding="utf-8")
-    (line,) = lab.measured_minutes("03", speed=250.0)
+    (line,) = lesson.measured_minutes("03", speed=250.0)
     assert line.startswith("measured: 10.0 min") and line.endswith("about 20 min here")
-    assert "here" not in lab.measured_minutes("03")[0]
+    assert "here" not in lesson.measured_minutes("03")[0]
 
 
 def test_on_colab_without_a_gpu_one_line_says_what_to_change(monkeypatch, capsys):
@@ -66,7 +67,7 @@ def test_the_profile_is_the_parameters_then_the_environments_then_class(monkeypa
     monkeypatch.setenv("SSL_LESSONS_PROFILE", "smoke")
     assert pick_profile("auto") == "smoke" and pick_profile("full") == "full"
     monkeypatch.setenv("SSL_LESSONS_PROFILE", "fast")
-    with pytest.raises(Unknown, match="profile 'fast' is not known; choose one of: auto, smoke, class, full"):
+    with pytest.raises(Unknown, match="profile 'fast' is not known; choose one of: smoke, class, full"):
         pick_profile()
 
 
@@ -86,7 +87,7 @@ def test_every_lesson_has_settings_for_every_profile_which_its_set_up_takes(tmp_
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")  # the checkout's file is found from anywhere
     for key in [f"{number:02d}" for number in range(12)] + ["row"]:
-        settings = lab.profiles(key)
+        settings = lesson.profiles(key)
         assert {"smoke", "class", "full"} <= set(settings), key
         assert not [name for name in settings if name.split(" ")[0] not in lab.PROFILES], key
         assert settings["smoke"]["dataset"] == "shapes"
@@ -96,7 +97,7 @@ def test_every_lesson_has_settings_for_every_profile_which_its_set_up_takes(tmp_
     beside.write_text('"03": {class: {dataset: shapes, epochs: 77}}', encoding="utf-8")
     assert setup("03").epochs == 77
     with pytest.raises(Unknown, match="no profiles.yaml with lesson '99'"):
-        lab.profiles("99")
+        lesson.profiles("99")
 
 
 def test_parameters_replace_settings_and_empty_ones_do_not(capsys):
@@ -112,7 +113,7 @@ def test_parameters_replace_settings_and_empty_ones_do_not(capsys):
 @pytest.mark.parametrize(
     "wrong, message",
     [
-        ({"profile": "quick"}, "profile 'quick' is not known; choose one of: auto, smoke, class, full"),
+        ({"profile": "quick"}, "profile 'quick' is not known; choose one of: smoke, class, full"),
         ({"dataset": "imagenete"}, "dataset 'imagenete' is not known; choose one of: .*shapes, or a folder"),
         (
             {"network": "resnet20"},
@@ -177,7 +178,7 @@ def test_papermills_unknown_parameter_stops_a_real_notebook(tmp_path, monkeypatc
     source, out = notebook(tmp_path), tmp_path / "out.ipynb"
     options = {"progress_bar": False, "cwd": str(tmp_path), "kernel_name": "python3"}
     with pytest.raises(
-        papermill.PapermillExecutionError, match="parameter 'epocs' is not known; this lesson has"
+        papermill.PapermillExecutionError, match="parameter 'epocs' is not known; choose one of"
     ):
         papermill.execute_notebook(source, out, {"epocs": 5, "epochs": 2}, **options)
     papermill.execute_notebook(source, out, {"epochs": 2}, **options)
@@ -198,7 +199,7 @@ def test_unknown_parameters_are_looked_for_in_the_parameter_cells_only(monkeypat
         "%broken (",
     )
     for cell in ('profile = "auto"\nepoch: int = 3', "# Parameters\nepoch = 3\n"):
-        with pytest.raises(Unknown, match="parameter 'epoch' is not known; this lesson has: epochs, profile"):
+        with pytest.raises(Unknown, match="parameter 'epoch' is not known; choose one of: epochs, profile"):
             asked("x = 1", cell)
 
 
@@ -296,7 +297,7 @@ def test_results_skip_a_damaged_record_and_name_it(tmp_path, capsys):
     (tmp_path / "results" / "03-broken.json").write_text("{", encoding="utf-8")
     assert list(lab.results("03-*")) == ["03-imagenette-class", "03-shapes-smoke"]
     assert "left out: " in (out := capsys.readouterr().out) and "03-broken.json is damaged" in out
-    lines = lab.measured_minutes("04")
+    lines = lesson.measured_minutes("04")
     assert lines == [f"measured: 1.5 min in profile class (stl10) on {record['device']}"]
 
 

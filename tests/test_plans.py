@@ -42,8 +42,8 @@ def quiet(monkeypatch):
             "method 'mocco' is not known; choose one of: simclr, moco",
         ),
         ({"parameters": {"dataset": "imagenete"}}, "choose one of: imagenette, imagewoof, stl10, shapes"),
-        ({"profile": "huge"}, "auto, smoke, class, full"),
-        ({"profile": None}, "auto, smoke, class, full"),  # from the environment, see below
+        ({"profile": "huge"}, "smoke, class, full"),
+        ({"profile": None}, "smoke, class, full"),  # from the environment, see below
         ({"parameters": {"epochs": 2.5}}, "epochs is 2.5; it must be a whole number"),
         ({"parameters": {"epochs": None}}, "epochs is None; it must be a whole number"),
         ({"parameters": {"epochs": True}}, "epochs is True; it must be a whole number"),

@@ -7,7 +7,6 @@ from ssl_lessons.lab.experiments import (  # noqa: F401
     TITLES,
     add_judgement,
     baselines,
-    knn_of,
     open_run,
     runs_folder,
     trained,
@@ -15,14 +14,10 @@ from ssl_lessons.lab.experiments import (  # noqa: F401
 )
 from ssl_lessons.lab.lesson import (  # noqa: F401
     PROFILES,
-    benchmark,
     finish,
     gap,
     judgement,
-    measured_minutes,
     pick_profile,
-    profiles,
-    recorded_minutes,
     results,
     setup,
     show_recipe,

@@ -4,6 +4,7 @@ import inspect
 import runpy
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -13,13 +14,8 @@ from ssl_lessons.parameters import Unknown
 
 
 def check(name: str, mine, reference, atol: float = 1e-5) -> None:
-    """Compare what a learner built with what the package says; print how close they are.
-
-    Args:
-        mine, reference: tensors, numbers, or sequences of them. atol: largest absolute difference allowed.
-    Raises:
-        AssertionError: they differ; the message says how, and what usually causes it.
-    """
+    """Compare what a learner built with what the package says (tensors, numbers, sequences of them); print
+    how close they are. AssertionError: they differ by more than `atol`; it says how, and the usual cause."""
     problem, difference = _difference(mine, reference, atol)
     if problem:
         raise AssertionError(f"✗ {name}: {problem}")
@@ -27,49 +23,61 @@ def check(name: str, mine, reference, atol: float = 1e-5) -> None:
 
 
 def _difference(mine, reference, atol: float) -> tuple[str, float]:
+    """What is wrong, "" for nothing, and the largest absolute difference."""
     if mine is None or mine is Ellipsis:
         return "nothing was returned yet; return the value from your function", 0.0
+    kind = type(mine).__name__
     if isinstance(reference, (list, tuple)):
         if not hasattr(mine, "__len__"):
-            return f"a {type(mine).__name__}, expected {len(reference)} values", 0.0
+            return f"a {kind}, expected {len(reference)} values", 0.0
         if len(mine) != len(reference):
             return f"{len(mine)} values, expected {len(reference)}", 0.0
-        parts = [_difference(a, b, atol) for a, b in zip(mine, reference, strict=True)]
-        wrong = next((f"in value {i}, {text}" for i, (text, _) in enumerate(parts) if text), "")
-        return wrong, max((difference for _, difference in parts), default=0.0)
-    reference = torch.as_tensor(reference).detach().cpu()
+        largest = 0.0
+        for i, (own, right) in enumerate(zip(mine, reference, strict=True)):
+            problem, difference = _difference(own, right, atol)
+            if problem:
+                return f"in value {i}, {problem}", difference
+            largest = max(largest, difference)
+        return "", largest
+    right = torch.as_tensor(reference).detach().cpu().double()
     try:
-        mine = torch.as_tensor(mine).detach().cpu()
+        own = torch.as_tensor(mine).detach().cpu().double()
     except (TypeError, ValueError, RuntimeError):
-        return f"a {type(mine).__name__} that is no tensor, expected shape {tuple(reference.shape)}", 0.0
-    if mine.shape != reference.shape:
-        hint = "; transposed?" if mine.shape == reference.shape[::-1] else ""
-        return f"shape {tuple(mine.shape)}, expected {tuple(reference.shape)}{hint}", 0.0
-    a, b = mine.double(), reference.double()
-    if (b.isfinite() & ~a.isfinite()).any():
+        return f"a {kind} that is no tensor, expected shape {tuple(right.shape)}", 0.0
+    if own.shape != right.shape:
+        hint = "; transposed?" if own.shape == right.shape[::-1] else ""
+        return f"shape {tuple(own.shape)}, expected {tuple(right.shape)}{hint}", 0.0
+    if (right.isfinite() & ~own.isfinite()).any():
         return "holds NaN or infinity; an exp of a large number, or a division by zero?", 0.0
-    same = (a == b) | (a.isnan() & b.isnan())  # an infinity equals itself: a masked similarity
-    gaps = torch.where(same, 0.0, (a - b).abs())
-    difference = gaps.max().item() if a.numel() else 0.0
+    same = (own == right) | (own.isnan() & right.isnan())  # an infinity equals itself: a masked similarity
+    gaps = torch.where(same, 0.0, (own - right).abs())
+    difference = gaps.max().item() if own.numel() else 0.0
     if difference <= atol:
         return "", difference
-    return f"largest difference {difference:.3g}{_cause(a, b, atol)}", difference
+    return f"largest difference {difference:.3g}{_cause(own, right, atol)}", difference
 
 
-def _cause(a: Tensor, b: Tensor, atol: float) -> str:
-    """The usual reason why `a` is not `b`, where one fits."""
-    if torch.allclose(-a, b, atol=atol):
+def _cause(own: Tensor, right: Tensor, atol: float) -> str:
+    """The usual reason why `own` is not `right`, where one fits."""
+
+    def near(a: Tensor, b: Tensor) -> bool:
+        return torch.allclose(a, b, atol=atol)
+
+    if near(-own, right):
         return "; the sign is the other way round"
-    if not a.any():
+    if not own.any():
         return "; yours is all zeros"
-    scale = (a * b).sum() / (b * b).sum()
-    if a.numel() > 1 and torch.allclose(a, scale * b, atol=atol):  # one number is a multiple of any other
+    if own.numel() == 1:  # one number is a multiple of any other
+        return ""
+    scale = (own * right).sum() / (right * right).sum()
+    if near(own, scale * right):
         return f"; yours is {scale:.4g} times the expected: a sum for a mean, a missing factor?"
-    if a.numel() > 1 and torch.allclose((a - b), (a - b).mean().expand_as(a), atol=atol):
-        return f"; yours is {(a - b).mean():.4g} more everywhere: a missing term?"
-    if a.dim() == 2 and a.shape[0] == a.shape[1] and torch.allclose(a.T, b, atol=atol):
+    offset = (own - right).mean()
+    if near(own - right, offset.expand_as(own)):
+        return f"; yours is {offset:.4g} more everywhere: a missing term?"
+    if own.dim() == 2 and own.shape[0] == own.shape[1] and near(own.T, right):
         return "; yours is the transpose"
-    if a.numel() > 1 and torch.allclose(a.flatten().sort().values, b.flatten().sort().values, atol=atol):
+    if near(own.flatten().sort().values, right.flatten().sort().values):
         return "; the right values in another order"
     return ""
 
@@ -85,10 +93,10 @@ def lesson_files(name: str) -> list[Path]:
 def exercise(name: str, mine: Callable) -> Callable:
     """`assess` a learner's function by notebooks/exercises/NN.k.py, NN.k being the beginning of the name."""
     number = name.split()[0]
-    found = lesson_files(f"exercises/{number}.py")
-    if not found:
+    files = lesson_files(f"exercises/{number}.py")
+    if not files:
         raise Unknown(f"exercise {number!r} is not known: no notebooks/exercises/{number}.py")
-    return assess(name, mine, **runpy.run_path(str(found[0]))["EXERCISE"])
+    return assess(name, mine, **runpy.run_path(str(files[0]))["EXERCISE"])
 
 
 def assess(
@@ -102,13 +110,11 @@ def assess(
     seeds: int = 3,
     atol: float = 1e-5,
 ) -> Callable:
-    """Check a learner's function on several random cases; return it where it is right, else the solution.
-
-    A wrong answer is compared with known `mistakes` first, and the one that gives the same on every case is
-    named; else the difference is described. Nothing is raised: the lesson goes on with what is returned.
+    """Check a learner's function on random cases; return it where it is right, else the solution: the lesson
+    goes on, and nothing is raised. A wrong answer is named by the known mistake that gives the same on every
+    case; else the difference is described.
 
     Args:
-        mine, solution: functions with the same arguments.
         case: a seed -> the arguments, made anew for each call, so that a function may change them.
         mistakes: {what was done, in words: a function that does it}.
         observe: (result, *arguments) -> what is compared, where that is not the result: a changed buffer, a
@@ -130,30 +136,26 @@ def assess(
     except NotImplementedError:
         print(f"… {name}: not solved yet. Replace `raise NotImplementedError` and run both cells again.")
     except Exception as error:  # whatever an attempt can raise: its line is shown, and the lesson goes on
-        print(f"✗ {name}: {_own_line(error, mine)}")
+        print(f"✗ {name}: {type(error).__name__}{_place(error, mine)}: {error}")
     else:
         problem, difference = _difference(own, expected, atol)
         if not problem:
             print(f"★ {name}: solved, equal on {seeds} random cases within {max(difference, 1e-7):.0e}.")
             return mine
-        for text, wrong in (mistakes or {}).items():
-            try:
-                if not _difference(own, outcomes(wrong), atol)[0]:
-                    problem = text
+        for words, mistake in (mistakes or {}).items():
+            with suppress(Exception):  # of a mistake that stops, where the learner's did not
+                if not _difference(own, outcomes(mistake), atol)[0]:
+                    problem = words
                     break
-            except Exception:  # a mistake that stops, where the learner's did not
-                continue
         print(f"✗ {name}: {problem}")
     print("  The lesson goes on with the solution in its place.")
     return solution
 
 
-def _own_line(error: Exception, function: Callable) -> str:
-    """What was raised, and the line of the learner's function that it came from."""
-    code = inspect.unwrap(function).__code__
-    own = [line for line in traceback.extract_tb(error.__traceback__) if line.filename == code.co_filename]
-    place = ""
-    if own:
-        within = own[-1].lineno - code.co_firstlineno + 1
-        place = f" in line {within} of your function"
-    return f"{type(error).__name__}{place}: {error}"
+def _place(error: Exception, function: Callable) -> str:
+    """The line of the learner's function that an error came from, in words."""
+    code, place = inspect.unwrap(function).__code__, ""
+    for frame in traceback.extract_tb(error.__traceback__):
+        if frame.filename == code.co_filename:
+            place = f" in line {frame.lineno - code.co_firstlineno + 1} of your function"
+    return place

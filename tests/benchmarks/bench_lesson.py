@@ -71,7 +71,7 @@ def main(argv=None) -> int:
 
 def table(report: dict) -> str:
     """A row a lesson, a column a profile and device; from `bench lesson` and the committed records."""
-    minutes = report["rows"] + lab.recorded_minutes()
+    minutes = report["rows"] + lab.lesson.recorded_minutes()
     columns = {(row["profile"], row["device"]) for row in minutes}
     columns = sorted(columns, key=lambda column: (lab.PROFILES.index(column[0]), column[1]))
     rows = []
