@@ -153,9 +153,9 @@ def matrix(values: Tensor, xlabel: str, ylabel: str, title: str = "", label: str
 
 def leaderboard(tables: Sequence, metric: str = "knn", label: str = "kNN") -> Figure:
     """Accuracy against training time: a panel for each table of `batch.leaderboard.tables`, a point for each
-    row. Colour tells the method, shape the epochs. Bars are one sample standard deviation of the accuracy over
-    seeds, minutes the least of them; what took no training is a dashed line. `metric`: the one they are ranked
-    by; `label`: its name."""
+    row. Colour tells the method, shape the epochs. Bars are one sample standard deviation of the accuracy
+    over seeds, minutes are the least of them; what took no training is a dashed line. `metric`: the one they
+    are ranked by; `label`: its name."""
     across, down = min(2, len(tables)), (len(tables) + 1) // 2
     figure, panels = axes_row(across, 6.2 * across + 0.4, 4.4 * down, down)
     for axis in panels[len(tables) :]:
