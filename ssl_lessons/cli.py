@@ -323,7 +323,7 @@ def pretrain(args) -> int:
     fields = check(dict(args.p), of_recipe(recipe), "recipe field")
     for name in {"policy", "policy_prime"} & fields.keys():
         fields[name] = ssl.views.POLICIES[known("policy", fields[name], ssl.views.POLICIES)]
-    ssl.networks.check_name(args.network, rulers=False)
+    ssl.networks.check_name(args.network)
     data = ssl.batch.grid.dataset(args.dataset, Path.cwd())
     device, out = ssl.devices.pick_device(args.device), args.out
     network = {"name": args.network, "image_size": args.crop, "stem": args.stem, "layer": None}

@@ -90,7 +90,7 @@ def setup(
         known = ", ".join(images.CATALOGUE)
         raise Unknown(f"dataset {dataset!r} is not known; choose one of: {known}, or a folder of images")
     if "network" in values:
-        check_name(values["network"], rulers=False)
+        check_name(values["network"])
         if parameters.get("network") and values["network"] != settings[fitting[0]].get("network"):
             values["stem"] = None  # the profile's stem belongs to the profile's network
 
