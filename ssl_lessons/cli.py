@@ -33,7 +33,6 @@ from ssl_lessons.parameters import (
     folder,
     known,
     of_notebook,
-    of_recipe,
     printable,
 )
 
@@ -320,9 +319,10 @@ def pretrain(args) -> int:
 
     make, recipes = method_file(args.method)
     recipe = recipes[known("recipe", args.recipe, recipes)]
-    fields = check(dict(args.p), of_recipe(recipe), "recipe field")
+    fields = dict(args.p)
     for name in {"policy", "policy_prime"} & fields.keys():
         fields[name] = ssl.views.POLICIES[known("policy", fields[name], ssl.views.POLICIES)]
+    recipe = recipe.override(**fields)
     ssl.networks.check_name(args.network)
     data = ssl.batch.grid.dataset(args.dataset, Path.cwd())
     device, out = ssl.devices.pick_device(args.device), args.out
@@ -335,7 +335,7 @@ def pretrain(args) -> int:
         stores = labelled(args, data, args.size) if ssl.records.main_process() else []
         torch.manual_seed(args.seed)  # the initial weights
         plain = ssl.networks.build(args.network, args.crop, args.stem)
-        method = make(plain, image_size=args.crop, recipe=recipe, **fields)
+        method = make(plain, image_size=args.crop, recipe=recipe)
         monitor = ssl.evaluate.knn_monitor(*stores, args.crop, args.device) if stores else None
         same = {name: getattr(args, name) for name in ("epochs", "batch_size", "seed", "device", "precision")}
         ssl.training.pretrain(method, pool, run=run, monitor=monitor, progress="lines", **same)
