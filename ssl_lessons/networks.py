@@ -139,13 +139,12 @@ class Encoder(nn.Module):
 
     `network` is the very module that was passed in: training the encoder trains it. What lies behind the
     layer does not run; a layer that runs more than once in a pass is read at its first run, and averaged over
-    positions. BatchNorms in eval mode in a network that trains are frozen: `train()` leaves them so.
-    """
+    positions. BatchNorms in eval mode in a network that trains are frozen: `train()` leaves them so."""
 
-    def __init__(self, network: nn.Module, layer: str | None):
+    def __init__(self, network: nn.Module, layer: str | None, channels: int = 3):
         super().__init__()
         self.network, self.layer = network, layer  # layer None: the network's own output
-        self.width, self.channels = 0, 3  # of the features; of the images
+        self.channels, self.width = channels, 0  # of the images; of the features, which `tap` finds
         self.axis = 1  # of the layer's output: where the features are
         self.frozen: list[nn.Module] = []
         self.training = network.training  # one that is in eval mode as a whole is not frozen, but at rest
@@ -164,8 +163,8 @@ class Encoder(nn.Module):
         layer = f"layer {self.layer!r}" if self.layer else "the network"
         outputs = []
 
-        class Reached(Exception):
-            """Ends this pass at the layer, and no pass of an encoder within the network."""
+        class Reached(Exception):  # ends this pass, and not that of an encoder within the network
+            pass
 
         def stop(module, inputs, output):
             outputs.append(output)
@@ -182,12 +181,10 @@ class Encoder(nn.Module):
         if not getattr(kind, "is_floating_point", False):
             raise ValueError(f"{layer} returns a {kind}; choose a layer that returns one tensor of floats")
         if output.dim() < 2 or len(output) != len(images):
-            shape = tuple(output.shape)
-            raise ValueError(f"{layer} returns {shape}, not a row for each of {len(images)} images")
+            raise ValueError(f"{layer} returns {tuple(output.shape)}, not a row for each of {len(images)}")
         learns = self.training and torch.is_grad_enabled() and not output.requires_grad
         if learns and any(parameter.requires_grad for parameter in self.parameters()):
-            way_out = "take no_grad, detach or inference_mode out of the network, or unfreeze what is before"
-            raise ValueError(f"{layer} returns numbers without gradient; {way_out}")
+            raise ValueError(f"{layer} returns numbers without gradient; take no_grad and detach out of it")
         return output
 
     def forward(self, images: Tensor) -> Tensor:
@@ -251,7 +248,6 @@ def check_network(network: nn.Module) -> None:
 def tap(network: nn.Module, layer: str | int | None = None, image_size=64, channels=3) -> Encoder:
     """Turn any network on float (B, channels, image_size, image_size) into an encoder at one of its layers,
     and find how wide its output is. The network is not copied, and is `unwrapped`.
-
     layer: a name as in `network.named_modules()` ("encoder.layers.3"), or an index into its direct children.
     None: the pooling before an `fc` (torchvision's and timm's ResNets), else the network's own output, with a
     warning where that comes from a classifier. ValueError: a layer that is not there (the message lists those
@@ -267,14 +263,12 @@ def tap(network: nn.Module, layer: str | int | None = None, image_size=64, chann
         layer = next((name for name in ("avgpool", "global_pool") if name in layers), None)
     if isinstance(layer, int):
         if not -len(children) <= layer < len(children):
-            numbered = ", ".join(f"{i} {name}" for i, name in enumerate(children))
-            raise ValueError(f"layer {layer} is out of range; the {len(children)} children: {numbered}")
+            raise ValueError(f"layer {layer} is out of range of the children {', '.join(children)}")
         layer = children[layer]
     if layer is not None and layer not in layers:
         raise ValueError(f"layer {layer!r} is not in the network; choose one of: {', '.join(layers)}")
 
-    encoder = Encoder(network, layer)
-    encoder.channels = channels
+    encoder = Encoder(network, layer, channels)
     device = next(network.parameters(), torch.empty(0)).device
     example = torch.zeros(2, channels, image_size, image_size, device=device)
     ran: list[nn.Module] = []  # in this order
@@ -286,8 +280,7 @@ def tap(network: nn.Module, layer: str | int | None = None, image_size=64, chann
         except ValueError:
             raise
         except Exception as error:  # whatever a network raises
-            shape = tuple(example.shape[1:])
-            raise ValueError(f"the network takes no images {shape}: {error}; is image_size right?") from error
+            raise ValueError(f"images {tuple(example.shape[1:])} do not fit: {error}; image_size?") from error
         encoder.axis = _axis(encoder, example, output)
     encoder.width = output.shape[encoder.axis]
 
@@ -297,8 +290,8 @@ def tap(network: nn.Module, layer: str | int | None = None, image_size=64, chann
     if isinstance(last, nn.Linear) or name.startswith("classifier"):  # SqueezeNet's is a convolution
         before = [part for part in ran[: weighted[-1]] if not isinstance(part, nn.Dropout)]
         way_out = f", for example layer={names.get(before[-1])!r}" if before else ""
-        text = f"the network is read at its output, the {encoder.width} numbers of its layer {name!r}; if "
-        warnings.warn(f"{text}they are scores of classes, name a layer before it{way_out}", stacklevel=2)
+        text = f"the network is read at its layer {name!r}; if it scores classes, name another{way_out}"
+        warnings.warn(text, stacklevel=2)
     return encoder
 
 
@@ -347,11 +340,8 @@ class SplitBatchNorm2d(nn.BatchNorm2d):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.splits == 1:
             return super().forward(x)
-        least = 2 * self.splits
-        if len(x) < least:  # one image alone has no variance
-            raise ValueError(
-                f"a batch of {len(x)} is too small for {self.splits} splits; give at least {least}"
-            )
+        if len(x) < 2 * self.splits:  # one image alone has no variance
+            raise ValueError(f"a batch of {len(x)} is too small for {self.splits} splits, of 2 at least each")
         parts = x.tensor_split(self.splits)  # not chunk: that may give fewer parts, and a part of one image
         if not self.track_running_stats:
             return torch.cat([super(SplitBatchNorm2d, self).forward(part) for part in parts])
@@ -379,10 +369,7 @@ def split_batchnorm(network: nn.Module, splits: int) -> nn.Module:
 def _refuse_fused(norm: _BatchNorm) -> None:
     """timm has BatchNorms that hold an activation too, which would be lost with the layer."""
     if type(norm) not in (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm, SplitBatchNorm2d):
-        name = type(norm).__name__
-        raise ValueError(
-            f"{name} is more than a BatchNorm; take a recipe without split or other normalisation"
-        )
+        raise ValueError(f"{type(norm).__name__} is more than a BatchNorm; choose a recipe that leaves it be")
 
 
 # Not timm's ScaledStdConv2d: its learnt gain is in no checkpoint of ours, and it has no linear layer.

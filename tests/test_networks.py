@@ -213,7 +213,7 @@ def test_an_unknown_layer_is_answered_with_the_names(layer):
 
 @pytest.mark.parametrize("layer", [6, -7])
 def test_an_index_out_of_range_is_answered_with_the_children(layer):
-    with pytest.raises(ValueError, match=f"layer {layer} is out of range; .* 6 children: 0 stem, .*5 head"):
+    with pytest.raises(ValueError, match=f"layer {layer} is out of range of the children stem, .*, head"):
         networks.tap(Branched(), layer, image_size=8)
 
 
@@ -338,7 +338,7 @@ def test_split_batchnorm_follows_batchnorms_other_settings():
 
 def test_split_batchnorm_refuses_a_batch_too_small_with_a_way_out():
     layer = networks.split_batchnorm(nn.BatchNorm2d(3), 4)
-    with pytest.raises(ValueError, match="batch of 7 is too small for 4 splits.* at least 8"):
+    with pytest.raises(ValueError, match="batch of 7 is too small for 4 splits, of 2"):
         layer(torch.randn(7, 3, 4, 4))
 
 
