@@ -81,7 +81,7 @@ def _check(x: Tensor, y: Tensor | None = None, width: int | None = None) -> None
     if y is None:
         return
     if y.shape != (len(x),) or not is_whole(y):
-        raise ValueError(f"labels are {y.dtype} {tuple(y.shape)}; give whole numbers for each of {len(x)}")
+        raise ValueError(f"labels are {y.dtype} {tuple(y.shape)}; give a whole number for each of {len(x)}")
     if y.min() < 0:
         raise ValueError(f"a label is {y.min()}; leave images without a class out, and number classes from 0")
 

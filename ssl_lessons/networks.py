@@ -280,7 +280,8 @@ def tap(network: nn.Module, layer: str | int | None = None, image_size=64, chann
         except ValueError:
             raise
         except Exception as error:  # whatever a network raises
-            raise ValueError(f"images {tuple(example.shape[1:])} do not fit: {error}; image_size?") from error
+            shape = tuple(example.shape[1:])
+            raise ValueError(f"images {shape} do not fit: {error}; is image_size right?") from error
         encoder.axis = _axis(encoder, example, output)
     encoder.width = output.shape[encoder.axis]
 

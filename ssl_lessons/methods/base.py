@@ -220,7 +220,7 @@ class Method(nn.Module):
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise
-            raise ValueError("a batch of one image does not do for BatchNorm; give at least 2") from error
+            raise ValueError("a batch of one has no variance for BatchNorm; give at least 2") from error
         finally:
             _in_a_method.reset(token)
         return objective.loss if alone else objective
