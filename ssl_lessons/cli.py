@@ -10,10 +10,8 @@ import argparse
 import codecs
 import contextlib
 import functools
-import importlib
 import json
 import os
-import pkgutil
 import platform
 import runpy
 import shutil
@@ -21,20 +19,12 @@ import signal
 import sys
 import threading
 import time
-from importlib import metadata, util
+from importlib import metadata
 from pathlib import Path
 
 import ssl_lessons as ssl
-from ssl_lessons.parameters import (
-    Parameter,
-    Unknown,
-    check,
-    fit,
-    folder,
-    known,
-    of_notebook,
-    printable,
-)
+from ssl_lessons import parameters
+from ssl_lessons.parameters import Parameter, Unknown, known, printable
 
 OK, FAILED, USAGE, PIPE = 0, 1, 2, 141
 
@@ -59,27 +49,13 @@ def lines_of(text: str) -> str:
 
 
 def show(args, value, text: str) -> None:
-    """Print for a program (`--json`) or for a person."""
-    print(json.dumps(value, indent=2, default=str) if args.json else lines_of(text))
+    """Print for a program (`--json`) or for a person. What else a command prints goes to standard error if
+    standard output belongs to the JSON."""
+    print(json.dumps(value, indent=2, default=str) if args.json else lines_of(text), file=args.stdout)
 
 
 def warn(text: str) -> None:
     print(lines_of(text), file=sys.stderr)
-
-
-def talk(args):
-    """With --json, standard output belongs to the JSON; whatever else is printed goes to standard error."""
-    return contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext()
-
-
-@contextlib.contextmanager
-def kept(text: str):
-    """Add to what is said of an interruption where its work is kept."""
-    try:
-        yield
-    except KeyboardInterrupt as stop:
-        stop.kept = text
-        raise
 
 
 def table(rows) -> str:
@@ -122,18 +98,6 @@ def _device() -> str:
     return f"{device}, {ssl.records.device_name(device)}, precision {precision}"
 
 
-def _fastprogress() -> str:
-    release = metadata.version("fastprogress")
-    if release in ("1.1.0", "1.1.1", "1.1.2", "1.1.3", "1.1.4"):
-        raise ImportError(f"{release} fails on Colab: pip install --upgrade fastprogress")
-    return release
-
-
-def _notebooks() -> str:
-    missing = [name for name in ("jupyterlab", "papermill", "nbconvert") if not util.find_spec(name)]
-    return f"missing: pip install {' '.join(missing)}" if missing else "ready"
-
-
 CHECKS = {
     "python": lambda: f"{platform.python_version()}, {platform.platform()}",
     "cpu": lambda: f"{os.cpu_count()} cores",
@@ -142,27 +106,26 @@ CHECKS = {
     "profile": lambda: f"{ssl.lab.pick_profile()} is what 'auto' means here",
     "data root": lambda: f"{ssl.images.data_root()}, decoded images in {ssl.images.cache_root()}",
     "disk": lambda: f"{shutil.disk_usage(ssl.images.cache_root()).free / 2**30:.1f} GiB free",
-    "fastprogress": _fastprogress,
-    "notebooks": _notebooks,
+    "fastprogress": lambda: metadata.version("fastprogress"),
 }
 
 
 def examine() -> list[tuple[str, str, str]]:
     """What this Python and this machine have: ("ok" or "broken", name, detail), for each of `CHECKS`."""
-    found = []
+    findings = []
     for name, look in CHECKS.items():
         try:
-            found.append(("ok", name, look()))
+            findings.append(("ok", name, look()))
         except Exception as error:  # a compiled library may raise anything
-            found.append(("broken", name, str(error)))
-    return found
+            findings.append(("broken", name, str(error)))
+    return findings
 
 
 def doctor(args) -> int:
-    found = examine()
-    healthy = all(status == "ok" for status, *_ in found)
-    rows = [dict(zip(("status", "name", "detail"), finding, strict=True)) for finding in found]
-    show(args, {"ok": healthy, "version": ssl.__version__, "findings": rows}, table(found))
+    findings = examine()
+    healthy = all(status == "ok" for status, *_ in findings)
+    rows = [{"status": status, "name": name, "detail": detail} for status, name, detail in findings]
+    show(args, {"ok": healthy, "version": ssl.__version__, "findings": rows}, table(findings))
     return OK if healthy else FAILED
 
 
@@ -177,8 +140,7 @@ def data_list(args) -> int:
 
 def data_fetch(args) -> int:
     known("dataset", args.name, ssl.images.CATALOGUE)
-    with talk(args):
-        path = ssl.images.fetch(args.name, args.size)
+    path = ssl.images.fetch(args.name, args.size)
     show(args, {"name": args.name, "path": path}, f"{args.name} is in {path}")
     return OK
 
@@ -189,32 +151,31 @@ def data_fetch(args) -> int:
 def run(args) -> int:
     grid = ssl.batch.grid
     notebook = grid.find_lesson(args.lesson)
-    declared = of_notebook(notebook)
-    asked = dict(args.p)
-    asked |= {name: vars(args)[name] for name in ("profile", "dataset") if vars(args)[name]}
-    parameters = grid.meant(check(asked, declared, f"parameter of {notebook.name}"), Path.cwd())
-    values = {key: one.default for key, one in declared.items()} | parameters
+    declared = parameters.of_notebook(notebook)
+    options = {"profile": args.profile, "dataset": args.dataset}
+    asked = dict(args.p) | {name: value for name, value in options.items() if value}
+    chosen = grid.meant(parameters.check(asked, declared, f"parameter of {notebook.name}"), Path.cwd())
+    values = {key: one.default for key, one in declared.items()} | chosen
     words = [Path(str(values[key])).name for key in ("dataset", "profile") if values.get(key)]
     name = "-".join([notebook.stem, *words, time.strftime("%Y%m%d-%H%M%S")])
     out = (args.out or ssl.lab.runs_folder() / name).resolve()
-    with talk(args), kept(f"; what it reached is kept in {out}"):
-        print(lines_of(f"{notebook.name} {parameters} → {out}"), flush=True)
-        one = grid.planned(notebook, declared, parameters, name)
-        say = functools.partial(print, end="", flush=True)
-        error = grid.carry_out(one, out, say=say, minutes=args.minutes)["error"]
+    args.kept = f"; what it reached is kept in {out}"
+    print(lines_of(f"{notebook.name} {chosen} → {out}"), flush=True)
+    one = grid.planned(notebook, declared, chosen, name)
+    say = functools.partial(print, end="", flush=True)
+    error = grid.carry_out(one, out, say=say, minutes=args.minutes)["error"]
     executed, record = out / notebook.name, out / "record.json"
     paths = {"notebook": executed, "html": executed.with_suffix(".html"), "record": record}
     paths = {kind: path if path.exists() else None for kind, path in paths.items()}
+    lines = [f"{kind:<9}{path}" for kind, path in paths.items() if path]
     metrics = {}
     if record.exists() and not error:
         metrics = json.loads(record.read_text(encoding="utf-8")).get("metrics", {})
-    lines = [f"{kind:<9}{path}" for kind, path in paths.items() if path]
     if metrics:
         lines += [metric_table(metrics), ssl.lab.beside(metrics)]  # the last line: what was learnt
-    text = "\n".join(lines)
-    show(args, {"ok": not error, **paths, "error": error, "metrics": metrics}, text)
+    show(args, {"ok": not error, **paths, "error": error, "metrics": metrics}, "\n".join(lines))
     if error:
-        warn(f"{notebook.name}: {error}; what it reached is kept in {out}")
+        warn(f"{notebook.name}: {error}{args.kept}")
     return FAILED if error else OK
 
 
@@ -224,20 +185,19 @@ def grid(args) -> int:
         raise Unknown("--jobs is for this machine; on a cluster the number of its workers decides")
     plan = grid.read(args.file)
     out = (args.out or ssl.lab.runs_folder() / Path(args.file).stem).resolve()
+    args.kept = f"; the same command goes on where {out} stands"
     if args.dry_run:
         rows = grid.results(out, plan)
     else:
-        with talk(args), kept(f"; the same command goes on where {out} stands"):
-            rows = grid.run(plan, out, args.jobs, args.scheduler, args.minutes)
-    done, failed = rows[rows["status"] == "done"], rows[rows["status"] == "failed"]
-    lines = [f"{len(done)} of {len(rows)} runs done, in {out}"]
+        rows = grid.run(plan, out, args.jobs, args.scheduler, args.minutes)
+    done = (rows["status"] == "done").sum()
+    lines = [f"{done} of {len(rows)} runs done, in {out}"]
     if args.dry_run:
         lines.append(table(zip(rows["status"], rows["folder"].map(os.path.basename), strict=True)))
-    elif len(failed):
-        lines.append(f"{len(failed)} failed; the same command tries them again:")
-        for _, row in failed.iterrows():
-            lines.append(f"  {row['name']}: {row['error']}\n    log: {row['folder']}/run.log")
-    ok = args.dry_run or len(done) == len(rows)
+    else:  # the same command tries the failed ones again
+        for row in rows[rows["status"] == "failed"].itertuples():
+            lines.append(f"  {row.name}: {row.error}\n    log: {row.folder}/run.log")
+    ok = bool(args.dry_run or done == len(rows))
     show(args, {"ok": ok, "out": out, "runs": json.loads(rows.to_json(orient="records"))}, "\n".join(lines))
     return OK if ok else FAILED
 
@@ -249,39 +209,27 @@ def leaderboard(args) -> int:
         if not Path(place).exists():
             raise Unknown(f"there is nothing at {place}; name record files, or folders that hold some")
     runs, problems = board.read(places)
+    tables = []
     if len(runs):
-        known("metric", args.metric, board.metrics(runs))
+        tables = board.tables(runs, args.metric)
         for name in runs["record"][runs[args.metric].isna()]:
             problems.append(f"{name} has no metric {args.metric}: unfinished, or not judged by it")
     for problem in problems:
         warn(f"left out: {problem}")
-    if not len(runs):
+    if not tables:
         warn(f"no record can be used in {', '.join(map(str, places))}")
         return FAILED
-    found = board.tables(runs, args.metric)
     if args.figure:
         label = board.LABELS.get(args.metric, args.metric)
-        ssl.figures.leaderboard(found, args.metric, label).savefig(args.figure)
-    if args.into:
-        board.put_into(args.into, board.markdown(found, args.metric))
-        warn(f"{args.into} has the results between its markers")
-    elif args.form == "json":
-        print(board.as_json(found, args.metric, problems))
+        ssl.figures.leaderboard(tables, args.metric, label).savefig(args.figure)
+    if args.form == "json":
+        print(board.as_json(tables, args.metric, problems))
     else:
-        print(board.FORMS[args.form](found, args.metric))
+        print(board.FORMS[args.form](tables, args.metric))
     return OK
 
 
 # ---- pretrain and evaluate ---------------------------------------------------------------------------------
-
-
-def method_file(name: str):
-    """The method in ssl_lessons/methods/NAME.py, and that file's recipes."""
-    files = sorted({file.name for file in pkgutil.iter_modules(ssl.methods.__path__)} - {"base", "recipes"})
-    file = importlib.import_module(f"ssl_lessons.methods.{known('method', name, files)}")
-    for thing in vars(file).values():
-        if isinstance(thing, type) and issubclass(thing, ssl.Method) and thing.__module__ == file.__name__:
-            return thing, file.RECIPES
 
 
 def labelled(args, data: str, size: int) -> list:
@@ -296,18 +244,18 @@ def labelled(args, data: str, size: int) -> list:
 
 
 def judge(args, run, encoder, stores, prefix: str = "", fine_tune_epochs: dict | None = None) -> int:
-    """Judge an encoder and a random one of its architecture, write both into the run's record, print them."""
+    """Judge an encoder and a random one of its architecture, print both, write them into the run's record."""
     network, metrics = run.record["network"], {}
     view = network["image_size"]
     if stores:
         same = (network["name"], view, network["stem"], run.record["seed"], network.get("layer"))
         untrained = ssl.evaluate.random_encoder(*same)
-        for each, mark in ((encoder, ""), (untrained, "_random")):
+        for judged, mark in ((encoder, ""), (untrained, "_random")):
             asked = {"device": args.device, "fine_tune_epochs": fine_tune_epochs}
-            for name, metric in ssl.evaluate.report(each, *stores, view, **asked).items():
+            for name, metric in ssl.evaluate.report(judged, *stores, view, **asked).items():
                 metrics[f"{prefix}{name}{mark}"] = metric
-    told = metric_table(metrics) if stores else "not judged: there are no labelled train and test images"
-    show(args, {"run": run.folder.resolve(), "metrics": metrics}, f"{told}\nrecord in {run.folder}")
+    text = metric_table(metrics) if stores else "not judged: there are no labelled train and test images"
+    show(args, {"run": run.folder.resolve(), "metrics": metrics}, f"{text}\nrecord in {run.folder}")
     run.record["metrics"].update(metrics)
     if metrics:
         run.save()  # printed first: what cannot be written is not lost
@@ -317,28 +265,28 @@ def judge(args, run, encoder, stores, prefix: str = "", fine_tune_epochs: dict |
 def pretrain(args) -> int:
     import torch
 
-    make, recipes = method_file(args.method)
-    recipe = recipes[known("recipe", args.recipe, recipes)]
+    make = ssl.lab.METHODS[known("method", args.method, ssl.lab.METHODS)]
+    recipe = make.recipes[known("recipe", args.recipe, make.recipes)]
     fields = dict(args.p)
     for name in {"policy", "policy_prime"} & fields.keys():
         fields[name] = ssl.views.POLICIES[known("policy", fields[name], ssl.views.POLICIES)]
     recipe = recipe.override(**fields)
     ssl.networks.check_name(args.network)
     data = ssl.batch.grid.dataset(args.dataset, Path.cwd())
-    device, out = ssl.devices.pick_device(args.device), args.out
     network = {"name": args.network, "image_size": args.crop, "stem": args.stem, "layer": None}
-    run = ssl.records.Run.at(out, device=device, network=network)
-    if run.record.get("network") != network:
-        raise Unknown(f"{out} holds a run of {run.record.get('network')}, not {network}; name another --out")
-    with talk(args), kept("; the same command goes on after the last epoch that it finished"):
-        pool = ssl.images.load(data, "pretrain", args.size, limit=args.limit)
-        stores = labelled(args, data, args.size) if ssl.records.main_process() else []
-        torch.manual_seed(args.seed)  # the initial weights
-        plain = ssl.networks.build(args.network, args.crop, args.stem)
-        method = make(plain, image_size=args.crop, recipe=recipe)
-        monitor = ssl.evaluate.knn_monitor(*stores, args.crop, args.device) if stores else None
-        same = {name: getattr(args, name) for name in ("epochs", "batch_size", "seed", "device", "precision")}
-        ssl.training.pretrain(method, pool, run=run, monitor=monitor, progress="lines", **same)
+    run = ssl.records.Run.at(args.out, device=ssl.devices.pick_device(args.device), network=network)
+    before = run.record.get("network")
+    if before != network:
+        raise Unknown(f"{args.out} holds a run of {before}, not {network}; name another --out")
+    args.kept = "; the same command goes on after the last epoch that it finished"
+    pool = ssl.images.load(data, "pretrain", args.size, limit=args.limit)
+    stores = labelled(args, data, args.size) if ssl.records.main_process() else []
+    torch.manual_seed(args.seed)  # the initial weights
+    plain = ssl.networks.build(args.network, args.crop, args.stem)
+    method = make(plain, image_size=args.crop, recipe=recipe)
+    monitor = ssl.evaluate.knn_monitor(*stores, args.crop, args.device) if stores else None
+    same = {name: getattr(args, name) for name in ("epochs", "batch_size", "seed", "device", "precision")}
+    ssl.training.pretrain(method, pool, run=run, monitor=monitor, progress="lines", **same)
     if not ssl.records.main_process():  # of several, one judges
         return OK
     return judge(args, run, method.encoder, stores)
@@ -353,8 +301,7 @@ def evaluate(args) -> int:
     encoder = ssl.evaluate.load_encoder(run)
     trained_on = run.record["dataset"]
     data = ssl.batch.grid.dataset(args.dataset or ssl.evaluate.place_of(trained_on), Path.cwd())
-    with talk(args):
-        stores = labelled(args, data, args.size or trained_on["size"])
+    stores = labelled(args, data, args.size or trained_on["size"])
     prefix = f"{Path(data).name}_" if args.dataset else ""
     epochs = ssl.evaluate.FINE_TUNE_EPOCHS if args.fine_tune else None
     return judge(args, run, encoder, stores, prefix, epochs)
@@ -384,29 +331,30 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=ssl.__version__)
     verbs = top.add_subparsers(required=True, metavar="COMMAND")
 
-    def command(name: str, function, text: str, example: str, group=verbs, json=True):
+    def command(function, text: str, example: str, group=verbs, json=True):
+        name = example.split()[0 if group is verbs else 1]
         epilog = f"example: ssl-lessons {example}"
-        made = group.add_parser(name, help=text, description=text, epilog=epilog)
-        made.set_defaults(function=function)
+        verb = group.add_parser(name, help=text, description=text, epilog=epilog)
+        verb.set_defaults(function=function, kept="")
         if json:
-            made.add_argument("--json", action="store_true", help="print JSON; all else to standard error")
-        return made.add_argument
+            verb.add_argument("--json", action="store_true", help="print JSON; all else to standard error")
+        return verb.add_argument
 
     setting = {"nargs": 2, "action": "append", "default": [], "metavar": ("NAME", "VALUE")}
     setting["help"] = "set one by name"
     limit = {"help": "use at most so many images of each split"}
     device = {"default": "auto", "help": "auto, cpu, cuda, cuda:0 or mps"}
-    command("doctor", doctor, "what this machine has, and whether anything is broken", "doctor")
+    command(doctor, "what this machine has, and whether anything is broken", "doctor")
     data = verbs.add_parser("data", help="list or fetch datasets", epilog="example: ssl-lessons data list")
     data = data.add_subparsers(required=True, metavar="ACTION")
-    command("list", data_list, "the datasets known by name", "data list --json", data)
-    text = "download, verify and unpack a dataset"
-    option = command("fetch", data_fetch, text, "data fetch imagenette --size 160", data)
+    command(data_list, "the datasets known by name", "data list --json", data)
+    example = "data fetch imagenette --size 160"
+    option = command(data_fetch, "download, verify and unpack a dataset", example, data)
     option("name", metavar="NAME")
     option("--size", default=160, help="short side of the archive's images: 160 or 320")
 
-    text = "execute a lesson into runs/…, with an HTML copy"
-    option = command("run", run, text, "run 03 --profile class --dataset imagenette -p epochs 20")
+    example = "run 03 --profile class --dataset imagenette -p epochs 20"
+    option = command(run, "execute a lesson into runs/…, with an HTML copy", example)
     option("lesson", metavar="LESSON", help="a number, a name, or the path of a notebook")
     option("--profile", help="auto, smoke, class or full")
     option("--dataset", help="a name from `data list`, or a folder of images")
@@ -415,7 +363,7 @@ def parser() -> argparse.ArgumentParser:
     option("-p", **setting)
 
     text = "execute a notebook over a grid of parameters; again to go on where it stopped"
-    option = command("grid", grid, text, "grid notebooks/grids/methods_on_shapes.yaml --jobs 2")
+    option = command(grid, text, "grid notebooks/grids/methods_on_shapes.yaml --jobs 2")
     option("file", metavar="FILE", help="a grid in YAML, such as those in notebooks/grids/")
     option("--out", metavar="DIR", help="folder of the runs (default: runs/NAME-OF-FILE)")
     option("--jobs", metavar="N", help="side by side (default: one for each GPU, else one)")
@@ -425,9 +373,9 @@ def parser() -> argparse.ArgumentParser:
 
     text = "train a method without labels, then judge its encoder; again to go on after an interruption"
     example = "pretrain --dataset shapes --network conv4 --epochs 3 -p temperature 0.1 --out runs/first"
-    option = command("pretrain", pretrain, text, example)
+    option = command(pretrain, text, example)
     option("--out", required=True, help="folder of the run")
-    option("--method", default="moco", help="a file of ssl_lessons/methods/ (default: moco)")
+    option("--method", default="moco", help="simclr, moco (default), relational, byol or simsiam")
     option("--recipe", default="short", help="settings by name (default: short, made for runs of minutes)")
     option("--network", default="resnet10_half", help="conv4, resnet10_half (default), resnet18, timm/NAME")
     option("--stem", choices=("imagenet", "small", "pool", "stride"), help="default: by --crop")
@@ -443,7 +391,7 @@ def parser() -> argparse.ArgumentParser:
     option("--device", **device)
 
     text = "judge a run's encoder beside a random one: kNN, linear probes with 100, 10 and 1 %% of the labels"
-    option = command("evaluate", evaluate, text, "evaluate runs/first --dataset imagewoof")
+    option = command(evaluate, text, "evaluate runs/first --dataset imagewoof")
     option("run", metavar="RUN", help="the folder of a run")
     option("--dataset", help="judge on another dataset than the run's own")
     option("--size", help="side of the stored images (default: the run's)")
@@ -453,16 +401,16 @@ def parser() -> argparse.ArgumentParser:
 
     text = "run records as a table: mean ± std over seeds, ranked, nothing averaged that may not be"
     example = "leaderboard runs/leaderboard --metric linear_10 --figure leaderboard.png"
-    option = command("leaderboard", leaderboard, text, example, json=False)
+    option = command(leaderboard, text, example, json=False)
     option("runs", metavar="RUNS", nargs="*", help="records, or folders of them; none: the committed ones")
     option("--metric", default="knn", help="what ranks: knn (default), linear_100, linear_10, linear_1, …")
     option("--figure", metavar="FILE", help="draw accuracy against wall-clock as well, PNG, SVG or PDF")
-    option("--into", metavar="FILE", help="put Markdown between the file's markers <!-- results -->")
-    form = {"dest": "form", "action": "store_const", "default": "text"}
-    for name in ("markdown", "html", "json", "csv"):
-        option(f"--{name}", const=name, help=f"print {name}", **form)
+    for form in ("markdown", "html", "json", "csv"):
+        option(
+            f"--{form}", dest="form", action="store_const", const=form, default="text", help=f"print {form}"
+        )
 
-    option = command("bench", bench, "run a benchmark of tests/benchmarks/", "bench views", json=False)
+    option = command(bench, "run a benchmark of tests/benchmarks/", "bench views", json=False)
     option("name", metavar="NAME", help="views, …")
     option("arguments", nargs=argparse.REMAINDER, help="handed to the benchmark; try --help")
     return top
@@ -477,9 +425,9 @@ def parsed(argv: list[str] | None) -> argparse.Namespace:
     args = parser().parse_args(argv)
     for name, value in vars(args).items():
         if name in NUMBERS and value is not None:
-            setattr(args, name, fit(name, value, NUMBERS[name]))
+            setattr(args, name, parameters.fit(name, value, NUMBERS[name]))
         if name in ("out", "run") and isinstance(value, str):
-            setattr(args, name, folder(value))
+            setattr(args, name, parameters.folder(value))
     return args
 
 
@@ -492,19 +440,20 @@ def main(argv: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="plain")
-    stops = []
     if threading.current_thread() is threading.main_thread():
         for number in {signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}:  # Slurm, a closed terminal
             if signal.getsignal(number) == signal.SIG_DFL:  # nohup's stays ignored
                 signal.signal(number, _stop)
-                stops.append(number)
+    args = argparse.Namespace(kept="")
     try:
         args = parsed(argv)
-        code = args.function(args)
+        args.stdout = sys.stdout
+        with contextlib.redirect_stdout(sys.stderr if vars(args).get("json") else sys.stdout):
+            code = args.function(args)
         sys.stdout.flush()
         return code
     except KeyboardInterrupt as stop:
-        warn(f"ssl-lessons: stopped{getattr(stop, 'kept', '')}")
+        warn(f"ssl-lessons: stopped{args.kept}")
         return 128 + (stop.args[0] if stop.args else signal.SIGINT)
     except BrokenPipeError:  # `| head` has read what it wanted
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -515,6 +464,3 @@ def main(argv: list[str] | None = None) -> int:
             raise  # a bug: show all of it
         warn(f"ssl-lessons: {error}")
         return USAGE if isinstance(error, Unknown) else FAILED
-    finally:
-        for number in stops:
-            signal.signal(number, signal.SIG_DFL)

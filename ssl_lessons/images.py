@@ -4,8 +4,7 @@
     store = folder("photos/", size=96)               # CLASS/*.jpg, or pictures without classes
     store = from_dataset(CIFAR10("data"), size=32)   # of torchvision or Hugging Face, or a tensor
 
-torchvision knows addresses, checksums and classes, Pillow the kinds of pictures. One cache file a split and
-size keeps what was decoded and is read as a memory map. Letters: N images, B batch, S their side.
+One memory-mapped file a split and size keeps what was decoded. N images, B in a batch, S their side.
 """
 
 from __future__ import annotations
@@ -22,12 +21,11 @@ import threading
 import urllib.request
 import warnings
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from http.client import HTTPException
-from itertools import chain
 from numbers import Integral
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -43,9 +41,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torchvision.datasets import STL10, Imagenette
+from torchvision.datasets.utils import calculate_md5, check_integrity
 from torchvision.transforms.functional import to_pil_image
+from tqdm import tqdm
 
 from ssl_lessons import shapes
+from ssl_lessons.parameters import printable
 
 
 class DataError(ValueError):
@@ -76,15 +77,14 @@ class ImageStore:
     files: tuple[str, ...] = ()
 
     def __post_init__(self):
-        labels, count = self.labels, len(self.classes)
+        labels, last = self.labels, len(self.classes) - 1
         if labels is None:
             return
-        if labels.dtype != torch.int64 or labels.shape != (len(self.images),):
-            kind = f"{labels.dtype} {tuple(labels.shape)}"
-            raise DataError(f"labels of {self.name} ({self.split}) are {kind}; give an int64 for each image")
-        if len(labels) and not 0 <= labels.min() <= labels.max() < count:
-            told = f"labels of {self.name} ({self.split}) run from {labels.min()} to {labels.max()}"
-            raise DataError(f"{told}; number its {count} classes from 0 to {count - 1}, or give none a label")
+        outside = labels[(labels < 0) | (labels > last)].tolist()
+        if outside or labels.dtype != torch.int64 or labels.shape != (len(self.images),):
+            kind = f"{labels.dtype} {tuple(labels.shape)}, out of range: {outside[:3]}"
+            whose = f"labels of {self.name} ({self.split})"
+            raise DataError(f"{whose} are {kind}; give each image an int64 from 0 to {last}, or all none")
 
     @property
     def size(self) -> int:
@@ -104,16 +104,15 @@ class ImageStore:
     @property
     def facts(self) -> dict:
         """What a record says of the images: which they are, how many, and where they came from."""
-        names = ("name", "split", "size", "fingerprint", "origin")
-        return {**{name: getattr(self, name) for name in names}, "images": len(self)}
+        facts = {name: getattr(self, name) for name in ("name", "split", "size", "fingerprint", "origin")}
+        return {**facts, "images": len(self)}
 
     def batch(self, indices: Sequence[int] | Tensor, device: torch.device | str | None = None) -> Tensor:
         """uint8 (B, 3, S, S), a copy laid out (B, S, 3, S), on `device` (None: where the store is)."""
         rows = self.images.transpose(1, 2)  # (N, S, 3, S)
         indices = to_device(_rows(indices, len(self)), rows.device)
         pinned = rows.is_pinned()  # then the batch is too, and its transfer does not wait
-        shape = (len(indices), *rows.shape[1:])
-        out = torch.empty(shape, dtype=torch.uint8, device=rows.device, pin_memory=pinned)
+        out = rows.new_empty((len(indices), *rows.shape[1:]), pin_memory=pinned)
         torch.index_select(rows, 0, indices, out=out)
         return out.to(device or rows.device, non_blocking=pinned).transpose(1, 2)
 
@@ -127,9 +126,9 @@ class ImageStore:
 
     def copies(self, other: ImageStore) -> Tensor:
         """Rows, int64, of the images that `other` holds too, to the bit: images that have leaked."""
-        known = {hash(row.numpy().tobytes()) for row in other.images.cpu()}
-        found = [hash(row.numpy().tobytes()) in known for row in self.images.cpu()]
-        return torch.tensor(found, dtype=torch.bool).nonzero()[:, 0]
+        theirs = {hash(image.numpy().tobytes()) for image in other.images.cpu()}
+        leaked = [hash(image.numpy().tobytes()) in theirs for image in self.images.cpu()]
+        return torch.tensor(leaked, dtype=torch.bool).nonzero()[:, 0]
 
     def to(self, device: torch.device | str, budget: int | None = None) -> ImageStore:
         """The same images on a GPU, if they take at most `budget` bytes (None: half of its free memory), else
@@ -157,11 +156,9 @@ def _rows(indices: Sequence[int] | Tensor, count: int) -> Tensor:
     if indices.dtype == torch.bool and indices.shape == (count,):
         return indices.nonzero()[:, 0]
     if indices.ndim != 1 or len(indices) and not is_whole(indices):
-        kind = f"{indices.dtype} {tuple(indices.shape)}"
-        raise ValueError(f"indices are {kind}; give a list of row numbers, or a mask of {count} bools")
+        raise ValueError(f"indices are {indices.dtype} {tuple(indices.shape)}; give rows, or {count} bools")
     if len(indices) and not 0 <= indices.min() <= indices.max() < count:
-        told = f"indices run from {indices.min()} to {indices.max()}"
-        raise IndexError(f"{told}; the rows of {count} images are 0 to {count - 1}")
+        raise IndexError(f"indices run from {indices.min()} to {indices.max()}; there are {count} images")
     return indices.to(torch.int64)
 
 
@@ -176,54 +173,42 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 # ---- Datasets by name, folders, other people's datasets ---------------------------------------------------
 
 
-class Imagewoof(Imagenette):
-    """Ten breeds of dog, by the makers of Imagenette; torchvision has only the latter."""
-
-    _BASE = "https://s3.amazonaws.com/fast-ai-imageclas/imagewoof2"
-    _ARCHIVES = {
-        "160px": (f"{_BASE}-160.tgz", "3d200a7be99704a0d7509be2a9fbfe15"),
-        "320px": (f"{_BASE}-320.tgz", "0f46d997ec2264e97609196c95897a44"),
-    }
-    # fmt: off
-    _WNID_TO_CLASS = {
-        "n02086240": ("Shih-Tzu",), "n02087394": ("Rhodesian ridgeback",), "n02088364": ("beagle",),
-        "n02089973": ("English foxhound",), "n02093754": ("Border terrier",),
-        "n02096294": ("Australian terrier",), "n02099601": ("golden retriever",),
-        "n02105641": ("Old English sheepdog",), "n02111889": ("Samoyed",), "n02115641": ("dingo",),
-    }
-    # fmt: on
-
-
 class Entry(NamedTuple):
     """A dataset: `archives` maps the side of the stored images, in pixels, to (address, md5)."""
 
     title: str
     splits: tuple[str, ...]
     classes: tuple[str, ...]
-    licence: str
     archives: dict[int, tuple[str, str]]
 
 
-def _fastai(title: str, dataset: type[Imagenette]) -> Entry:
-    classes = tuple(names[0] for names in dataset._WNID_TO_CLASS.values())
-    archives = {side: dataset._ARCHIVES[f"{side}px"] for side in (160, 320)}
-    terms = "ImageNet's terms: non-commercial research and teaching, https://image-net.org/download"
-    return Entry(title, ("train", "val"), classes, terms, archives)
-
-
 # fmt: off
+WNIDS = {  # the folder of each class, and its name; torchvision has no Imagewoof
+    "imagenette": {wnid: names[0] for wnid, names in Imagenette._WNID_TO_CLASS.items()},
+    "imagewoof": {
+        "n02086240": "Shih-Tzu", "n02087394": "Rhodesian ridgeback", "n02088364": "beagle",
+        "n02089973": "English foxhound", "n02093754": "Border terrier", "n02096294": "Australian terrier",
+        "n02099601": "golden retriever", "n02105641": "Old English sheepdog", "n02111889": "Samoyed",
+        "n02115641": "dingo"},
+}
+_WOOF = "https://s3.amazonaws.com/fast-ai-imageclas/imagewoof2"
 CATALOGUE = {
-    "imagenette": _fastai("Imagenette v2: ten easily told classes of ImageNet", Imagenette),
-    "imagewoof": _fastai("Imagewoof v2: ten breeds of dog from ImageNet", Imagewoof),
+    "imagenette": Entry(
+        "Imagenette v2: ten easily told classes of ImageNet", ("train", "val"),
+        tuple(WNIDS["imagenette"].values()),
+        {160: Imagenette._ARCHIVES["160px"], 320: Imagenette._ARCHIVES["320px"]}),
+    "imagewoof": Entry(
+        "Imagewoof v2: ten breeds of dog from ImageNet", ("train", "val"), tuple(WNIDS["imagewoof"].values()),
+        {160: (f"{_WOOF}-160.tgz", "3d200a7be99704a0d7509be2a9fbfe15"),
+         320: (f"{_WOOF}-320.tgz", "0f46d997ec2264e97609196c95897a44")}),
     "stl10": Entry(
         "STL-10: 100,000 unlabelled, 5,000 training and 8,000 test images of 96 x 96",
         ("unlabeled", "train", "test"),
         ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck"),
-        "from ImageNet, whose terms apply; cite Coates, Ng and Lee, AISTATS 2011",
         {96: (STL10.url, STL10.tgz_md5)}),
     "shapes": Entry(
         "Shapes: ten forms and textures drawn from a seed, nothing to download",
-        ("train", "test"), shapes.CLASSES, "drawn by this package and under its licence", {}),
+        ("train", "test"), shapes.CLASSES, {}),
 }
 # What a role is called: the first of these names that a dataset has, or a folder, in any case.
 ROLES = {
@@ -233,7 +218,7 @@ ROLES = {
     "val": ("val", "valid", "validation"),
 }
 # fmt: on
-SPLITS = frozenset(chain(*ROLES.values()))  # what the folder of a split is called, in any case
+SPLITS = frozenset().union(*ROLES.values())  # what the folder of a split is called, in any case
 SHAPES = {"train": (4000, 0), "test": (1000, 1)}  # split: (images, seed)
 _MARKER = ".ssl_lessons.json"  # in an unpacked folder: the archive it came from
 
@@ -243,30 +228,27 @@ def load(
 ) -> ImageStore:
     """A split of a dataset, every image `size` x `size` (short side resized, centre cropped), fetched first.
 
-    Args:
-        name: "imagenette" | "imagewoof" | "stl10" | "shapes", or a folder, of which `split` names a subfolder
-            in any case ("train" and "pretrain" are the whole folder where it has no splits).
-        split: the dataset's own name of a split, or the role "pretrain" | "train" | "test".
-        limit: at most so many images, evenly spaced over the split.
+    name: "imagenette" | "imagewoof" | "stl10" | "shapes", or a folder, of which `split` names a subfolder in
+        any case ("train" and "pretrain" are the whole folder where it has no splits).
+    split: the dataset's own name of a split, or the role "pretrain" | "train" | "test".
+    limit: at most so many images, evenly spaced over the split.
     DataError: unknown name, split or size; not there, with download=False or without network."""
     _check(size, limit)
     if name not in CATALOGUE and name != "" and os.path.isdir(os.path.expanduser(name)):
         return folder(_part(name, split), size, limit=limit, progress=progress, split=split)
-    known = _entry(name)
-    native = next((one for one in ROLES.get(split, (split,)) if one in known.splits), None)
+    entry = _entry(name)
+    native = next((own for own in ROLES.get(split, (split,)) if own in entry.splits), None)
     if native is None:
-        splits = ", ".join(dict.fromkeys([*known.splits, *ROLES]))
-        raise DataError(f"{name} has no split {split!r}; choose one of: {splits}")
-    store = ImageStore(None, None, known.classes, name, native, "")
+        raise DataError(f"{name} has no split {split!r}; choose one of: {', '.join(entry.splits)}, or a role")
+    store = ImageStore(None, None, entry.classes, name, native, "")
     if name == "shapes":
         count, seed = SHAPES[native]
         store.origin = f"shapes.draw({count}, {size}, seed={seed})"
-        source = _digests(Path(shapes.__file__))[1]  # other code, other drawings
+        source = hashlib.sha256(Path(shapes.__file__).read_bytes()).hexdigest()  # other code, other drawings
         drawn = functools.partial(shapes.draw, count, size, seed)
         store = _cached(store, size, source, lambda: list(zip(*drawn(), strict=True)), progress)
         return store.subset(_spaced(count, limit)) if limit and limit < count else store
-    side = next((side for side in known.archives if side >= size), max(known.archives))
-    home = fetch(name, side, progress=progress, download=download)
+    home = fetch(name, size, progress=progress, download=download)
     store.origin, source = _origin(home)
     again = f"remove {home}, to have it unpacked again"
     if name == "stl10":
@@ -275,53 +257,55 @@ def load(
             return _cached(store, size, source, lambda: STL10(home.parent, native), progress, limit)
         except (FileNotFoundError, RuntimeError) as error:
             raise DataError(f"{error}: {again}") from error
-    wnids = (Imagenette if name == "imagenette" else Imagewoof)._WNID_TO_CLASS
-    passed: dict[str, str] = {}
-    found = _class_folders(home / native, wnids, passed)
-    missing = ", ".join(wnid for wnid in wnids if not found.get(wnid))
+    root = home / native
+    folders = {wnid: _pictures(root, wnid, []) for wnid in WNIDS[name]}
+    missing = ", ".join(wnid for wnid in folders if not folders[wnid])
     if missing:
-        raise DataError(f"{home / native} has no images of {missing}: {again}")
-    samples = [(path, label) for label, wnid in enumerate(wnids) for path in found[wnid]]
-    store = _with_files(store, home / native, samples, passed)
+        raise DataError(f"{root} has no images of {missing}: {again}")
+    samples = [(path, label) for label, paths in enumerate(folders.values()) for path in paths]
+    store.files = tuple(os.path.relpath(path, root) for path, _ in samples)
     return _cached(store, size, source or _mark(home, samples), lambda: samples, progress, limit)
 
 
 def folder(
     path: str | Path, size: int, *, limit: int | None = None, progress=True, split: str = "all"
 ) -> ImageStore:
-    """Any folder of images. `path/CLASS/*.jpg`, at any depth: every subfolder is a class, sorted by name,
-    even an empty one. Where most images lie directly in `path`: labels None, and all images below it. Links
-    are followed; what is passed over is told and kept in `skipped`. Other arguments and errors as in `load`;
-    `split` is only a name. DataError for a folder of splits."""
+    """Any folder of images. `path/CLASS/*.jpg`, at any depth: every subfolder is a class, even an empty one.
+    Where most images lie directly in `path`: labels None, and all images below it. Links are followed; what
+    is passed over is told and kept in `skipped`. `split` is only a name, the rest as in `load`. DataError for
+    a folder of splits."""
     _check(size, limit)
     root = Path(os.path.realpath(os.path.expanduser(path)))
+    shown, skipped = printable(str(root)), []
     if not root.is_dir():
-        raise DataError(f"{_shown(root)} is not a folder")
-    passed: dict[str, str] = {}
-    inner, direct = _inside(root, passed)
-    if splits := _splits(inner):
-        told = f"{_shown(root)} has the splits {_shown(', '.join(splits))}"
-        raise DataError(f"{told}: read one with load(path, split), or name its folder")
-    found = _class_folders(root, inner, passed)
-    nested = [path for paths in found.values() for path in paths]
-    name = _shown(root.name).replace("\\", "_")[:40]
-    name = f"{name}-{hashlib.sha256(os.fsencode(root)).hexdigest()[:8]}"
-    store = ImageStore(None, None, (), name, split, "", origin=_shown(f"folder {root}"))
-    if len(direct) > len(nested):  # a stray cover.png beside class folders is less
-        samples = [(path, -1) for path in sorted(direct + nested, key=os.path.split)]
+        raise DataError(f"{shown} is not a folder")
+    inner = _folders(root)
+    splits = printable(", ".join(_splits(inner)))
+    if splits:
+        raise DataError(f"{shown} has the splits {splits}: read one by load(path, split), or name its folder")
+    direct = _pictures(root, "", skipped) or []
+    folders = {name: _pictures(root, name, skipped) for name in inner}
+    folders = {name: paths for name, paths in folders.items() if paths is not None}
+    samples = [(path, label) for label, paths in enumerate(folders.values()) for path in paths]
+    origin, classes = f"folder {shown}", tuple(map(printable, folders))
+    if len(direct) > len(samples):
+        nested = [path for path, _ in samples]
         if nested:
-            words = f"{len(direct)} lie directly in it, {len(nested)} in folders"
-            warnings.warn(f"the images of {store.origin} get no labels: {words}", stacklevel=3)
-    else:
-        store.classes = tuple(_shown(name) for name in found)
-        samples = [(path, label) for label, paths in enumerate(found.values()) for path in paths]
-        passed |= dict.fromkeys(direct, "beside the folders of the classes")
-        passed |= {str(root / name): "a class without images" for name, paths in found.items() if not paths}
-    store = _with_files(store, root, samples, passed)
+            counts = f"{len(direct)} lie directly in it, {len(nested)} in folders"
+            warnings.warn(f"the images of {origin} get no labels: {counts}", stacklevel=2)
+        samples, classes = [(path, -1) for path in sorted(direct + nested, key=os.path.split)], ()
+    else:  # a stray cover.png beside class folders
+        strays = [printable(os.path.basename(path)) for path in direct]
+        skipped += [f"{stray} (beside the folders of the classes)" for stray in strays]
+        skipped += [f"{printable(name)} (a class without images)" for name in folders if not folders[name]]
     if not samples:
-        few = "; ".join(store.skipped[:5])
-        raise DataError(f"no images in {_shown(root)}: put them in a folder CLASS/ of it, or in it. {few}")
-    return _cached(store, size, _mark(root, samples, store.classes), lambda: samples, progress, limit)
+        few = "; ".join(skipped[:5])
+        raise DataError(f"no images in {shown}: put them in a folder CLASS/ of it, or in it. {few}")
+    name = printable(root.name).replace("\\", "_")[:40]
+    name = f"{name}-{hashlib.sha256(os.fsencode(root)).hexdigest()[:8]}"
+    files = tuple(os.path.relpath(path, root) for path, _ in samples)
+    store = ImageStore(None, None, classes, name, split, "", tuple(skipped), origin, files)
+    return _cached(store, size, _mark(root, samples, classes), lambda: samples, progress, limit)
 
 
 def from_dataset(
@@ -329,32 +313,38 @@ def from_dataset(
 ) -> ImageStore:
     """Any dataset as an ImageStore, in a temporary file: nothing says when a dataset has changed.
 
-    Args:
-        dataset: has `len` and numbered items: (image, label), a dictionary with "image" and perhaps "label"
-            (Hugging Face), or an image alone: a PIL image, a tensor (3 or 1, H, W), uint8 or float in [0, 1],
-            or a uint8 array (H, W, 3). So a tensor (N, 3, H, W) will do.
-        labels: class numbers (N,), in place of the items' own.
-        classes: None: the dataset's `classes`, the names of its `features["label"]`, or "0", "1", …
-        name, split: for the run record.
+    dataset: has `len` and numbered items: (image, label), a dictionary with "image" and perhaps "label", as
+        Hugging Face's, or an image alone: PIL's, a tensor (3 or 1, H, W), uint8 or float in [0, 1], or a
+        uint8 array (H, W, 3). So a tensor (N, 3, H, W) will do.
+    labels: class numbers (N,), in place of the items' own.
+    classes: None: the dataset's `classes`, the names of its `features["label"]`, or "0", "1", …
     DataError: not one item is an image (single ones are left out with a warning), or a label no number."""
-    _check(size, None)
+    _check(size)
     name = name or type(dataset).__name__.lower()
     if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
         raise DataError(f"dataset {name} has no length or no numbered items; give a list of its items")
+    count = len(dataset)
     if classes is None:
         features = getattr(dataset, "features", None)  # of Hugging Face
         named = features.get("label") if isinstance(features, dict) else None
         classes = getattr(named, "names", None) or getattr(dataset, "classes", None) or ()
     classes = tuple(one if isinstance(one, str) else one[0] for one in classes)  # Imagenette's: synonyms
-    store = ImageStore(None, None, classes, name, split, "", origin=f"dataset {name}")
     if labels is not None:
         labels = labels.tolist() if hasattr(labels, "tolist") else list(labels)
-        if len(labels) != len(dataset):
-            counts = f"{len(dataset)} items and {len(labels)} labels"
-            raise DataError(f"dataset {name} has {counts}; give one for each")
+        if len(labels) != count:
+            raise DataError(f"dataset {name} has {count} items and {len(labels)} labels; give one for each")
+
+    def item(row: int) -> tuple:
+        item = dataset[row]
+        if isinstance(item, dict):
+            item = item["image"], item.get("label")
+        picture, label = item if isinstance(item, (tuple, list)) else (item, None)
+        return picture, label if labels is None else labels[row]
+
+    store = ImageStore(None, None, classes, name, split, "", origin=f"dataset {name}")
     with TemporaryDirectory(ignore_cleanup_errors=True) as place:  # mapped files stay readable
         path = Path(place, "images.safetensors")
-        _write(path, store, dataset, range(len(dataset)), size, "", progress, labels=labels, workers=1)
+        _write(path, store, item, range(count), size, "", progress, workers=1)
         return _read(path, store, "")
 
 
@@ -364,7 +354,7 @@ def _entry(name: str) -> Entry:
     return CATALOGUE[name]
 
 
-def _check(size: int, limit: int | None) -> None:
+def _check(size: int, limit: int | None = None) -> None:
     if not _whole(size) or not 8 <= size <= 1024:
         raise DataError(f"size {size!r}: the side of an image is a whole number of pixels from 8 to 1024")
     if limit is not None and not (_whole(limit) and limit >= 1):
@@ -380,71 +370,49 @@ def _spaced(count: int, limit: int | None) -> list[int]:
     return [i * count // taken for i in range(taken)]
 
 
-def _shown(name: str | Path) -> str:
-    """A name as text that can be printed and kept: control characters and bytes that are no UTF-8 escaped."""
-    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in str(name))
-
-
 # ---- Folders: what is read, and what a cache of it watches -------------------------------------------------
 
-# Formats that Pillow opens only to name them, or hands to another program.
-_NO_PICTURES = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}
-_KINDS = {ending: kind for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-_SUFFIXES = tuple(ending for ending, kind in _KINDS.items() if kind not in _NO_PICTURES)
-_FORMATS = tuple(set(Image.OPEN) - _NO_PICTURES)
 _HIDDEN = (".", "__MACOSX")  # how names begin that other systems leave
-_OURS = "kept here by ssl_lessons"
 
 
-def _scan(place: str | Path, passed: dict[str, str], seen: set[str]) -> Iterator[tuple[str, list, list]]:
-    """`os.walk`, links followed, but (folder, its folders by name, paths of its pictures by name). `passed`
-    gets what else there is, and why. A folder that is `seen` is left out: links may lead in a circle."""
+def _folders(root: Path) -> list[str]:
+    """The names of the folders in `root`, but for hidden ones."""
+    names = next(os.walk(root), ("", [], []))[1]
+    return sorted(name for name in names if not name.startswith(_HIDDEN))
 
-    def failed(error: OSError) -> None:
-        passed[error.filename] = str(error.strerror)
 
-    for folder, inner, names in os.walk(place, onerror=failed, followlinks=True):
-        real, pictures = os.path.realpath(folder), []
+def _pictures(root: Path, name: str, skipped: list[str]) -> list[str] | None:
+    """Paths of the pictures in `root`/`name` and below ("": only in the root), by folder, then by name; None
+    where only this package keeps something. `skipped` gets what else there is, and why."""
+    ours = {os.path.realpath(place) for place in (data_root(), cache_root())}
+    only_ours = os.path.realpath(root / name) in ours
+    seen = {os.path.realpath(root), *ours} if name else set()
+    pictures, reasons = [], {}
+    options = {"onerror": lambda error: reasons.update({error.filename: error.strerror}), "followlinks": True}
+    for folder, inner, files in os.walk(root / name, **options):
+        real = os.path.realpath(folder)
         if real in seen:
             inner.clear()
             continue
         seen.add(real)
-        inner[:] = sorted(name for name in inner if not name.startswith(_HIDDEN))
-        for name in sorted(name for name in names if not name.startswith(_HIDDEN)):
-            path, ending = os.path.join(folder, name), name.lower()
-            if ending == "record.json" or ending.endswith(".safetensors"):
-                passed[path] = _OURS
-            elif not ending.endswith(_SUFFIXES):
-                passed[path] = "not a picture by its ending"
+        inner[:] = sorted(child for child in inner if not child.startswith(_HIDDEN)) if name else []
+        if name and "record.json" in files:  # a run: its figures are no data
+            inner[:], files = [], ["record.json"]
+        for file in files:
+            path = os.path.join(folder, file)
+            if file == "record.json" or file.endswith(".safetensors"):
+                reasons[path], only_ours = "kept here by ssl_lessons", True
+            elif file.startswith(_HIDDEN):
+                continue
+            elif not file.lower().endswith(_SUFFIXES):
+                reasons[path] = "not a picture by its ending"
             elif not os.path.isfile(path):
-                passed[path] = "not a file, or a link to none"
+                reasons[path] = "not a file, or a link to none"
             else:
                 pictures.append(path)
-        yield folder, inner, pictures
-
-
-def _inside(root: Path, passed: dict[str, str]) -> tuple[list[str], list[str]]:
-    """The names of the folders in `root`, and its pictures."""
-    return next(_scan(root, passed, set()), ("", [], []))[1:]
-
-
-def _class_folders(root: Path, names: Iterable[str], passed: dict[str, str]) -> dict[str, list[str]]:
-    """{class: its pictures, by folder, then by name} of the folders `names` in `root`; our own data and runs
-    are no classes."""
-    found, ours = {}, {os.path.realpath(place) for place in (data_root(), *_cache_roots())}
-    for name in names:
-        here, seen, pictures = {}, {str(root), *ours}, []
-        if os.path.realpath(root / name) in ours:
-            continue
-        for folder, inner, direct in _scan(root / name, here, seen):
-            if os.path.join(folder, "record.json") in here:
-                inner.clear()  # a run: its figures are no data
-            else:
-                pictures += direct
-        passed |= here
-        if pictures or _OURS not in here.values():
-            found[name] = sorted(pictures, key=os.path.split)
-    return found
+    for path in sorted(reasons):
+        skipped.append(f"{printable(os.path.relpath(path, root))} ({reasons[path]})")
+    return sorted(pictures, key=os.path.split) if pictures or not only_ours else None
 
 
 def _mark(root: Path, samples: Sequence[tuple[str, int]], classes: Sequence[str] = ()) -> str:
@@ -457,12 +425,6 @@ def _mark(root: Path, samples: Sequence[tuple[str, int]], classes: Sequence[str]
     return mark.hexdigest()
 
 
-def _with_files(store: ImageStore, root: Path, samples, passed: dict[str, str]) -> ImageStore:
-    files = tuple(os.path.relpath(path, root) for path, _ in samples)
-    skipped = tuple(f"{_shown(os.path.relpath(path, root))} ({why})" for path, why in passed.items())
-    return replace(store, files=files, skipped=skipped)
-
-
 def _splits(names: list[str]) -> list[str]:
     """The subfolders that are splits: all are called so, or some for training and others for testing."""
     splits = [name for name in names if name.lower() in SPLITS]
@@ -473,19 +435,17 @@ def _splits(names: list[str]) -> list[str]:
 
 def _part(path: str | Path, split: str) -> Path:
     """The folder of a split: the subfolder that is called so, in any case, or the folder itself."""
-    root, names = Path(os.path.expanduser(path)), ROLES.get(split, (split,))
-    inner, _ = _inside(root, {})
-    splits, found = _splits(inner), []
-    for name in names:
-        found = found or [one for one in inner if one.lower() == name.lower()]
-    shown, has = _shown(root), _shown(", ".join(inner)) or "none"
-    if len(found) > 1 or found and split in ROLES and not splits:
-        told = f"{shown} has the folders {has}: is {_shown(found[0])} the split {split!r}?"
-        raise DataError(f"{told} Name the folder that is meant, or read all as classes with images.folder")
-    if not found and (splits or split not in ("train", "pretrain")):
-        told = f"{shown} has no folder {' or '.join(names[:2])} for the split {split!r}"
-        raise DataError(f"{told}; it has {has}")
-    return root / found[0] if found else root
+    root, names = Path(os.path.expanduser(path)), ROLES.get(split, (split.lower(),))
+    inner = _folders(root)
+    splits = _splits(inner)
+    taken = next((name for name in names if name in map(str.lower, inner)), None)
+    folders = [name for name in inner if name.lower() == taken]
+    doubtful = len(folders) > 1 or folders and split in ROLES and not splits
+    missing = not folders and (splits or split not in ("train", "pretrain"))
+    if doubtful or missing:
+        has = printable(f"{root} has {', '.join(inner) or 'no folders'}")
+        raise DataError(f"{has}: name the folder that is the split {split!r}, or read all with folder")
+    return root / folders[0] if folders else root
 
 
 # ---- Decoding, and the cache ------------------------------------------------------------------------------
@@ -498,6 +458,10 @@ _TURNS = {  # what EXIF's orientations ask for
     2: _FLIP.FLIP_LEFT_RIGHT, 3: _FLIP.ROTATE_180, 4: _FLIP.FLIP_TOP_BOTTOM, 5: _FLIP.TRANSPOSE,
     6: _FLIP.ROTATE_270, 7: _FLIP.TRANSVERSE, 8: _FLIP.ROTATE_90,
 }  # fmt: skip
+Image.init()  # fills the tables of formats and endings
+# without those that Pillow opens only to name them, or hands to another program
+_FORMATS = tuple(set(Image.OPEN) - {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"})
+_SUFFIXES = tuple(ending for ending, kind in Image.EXTENSION.items() if kind in _FORMATS)
 
 
 def square(source, size: int) -> np.ndarray:
@@ -505,77 +469,70 @@ def square(source, size: int) -> np.ndarray:
     central square, resized with antialiasing. ValueError for a picture that is too large, or whose numbers do
     not say what is white."""
     if isinstance(source, (str, Path)):
-        return _square_of(source, size)
+        with open(source, "rb") as file:
+            return square(_opened(file, size), size)
     if isinstance(source, Tensor) and source.is_floating_point():
-        _check_range("float pixels", source.min(), source.max(), 0, 1)
+        _check_white("float pixels", source, 0, 1)
     image = source if isinstance(source, Image.Image) else to_pil_image(source)
     _check_pixels(image)
     with _ONE_AT_A_TIME if image.width * image.height > _MANY_PIXELS else nullcontext():
-        deep = ";16" in str(getattr(image, "tile", ""))  # colours of 16 bits: Pillow takes the upper 8
+        halved = ";16" in str(getattr(image, "tile", ""))  # colours of 16 bits: Pillow takes the upper 8
         image.load()
         turn = None
         with suppress(Exception):  # broken metadata costs no picture
             turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
         image = image if turn is None else image.transpose(turn)
-        if image.mode in ("I", "F") or image.mode.startswith("I;16"):  # Pillow would clip them to white
-            image = _grey(image)
-        elif deep:
-            brightest = max(high for _, high in image.convert("RGB").getextrema())
-            _check_range("the upper 8 of 16 bits", 0, brightest, 64, 255)
+        if image.mode == "F":
+            values = _check_white("float pixels", np.asarray(image), 0, 1)
+            image = Image.fromarray((values * 255).round().astype(np.uint8))
+        elif image.mode == "I" or image.mode.startswith("I;16"):  # Pillow would clip them to white
+            values = _check_white("pixels of 16 bits", np.asarray(image), 2**14, 2**16 - 1)
+            image = Image.fromarray((values >> 8).astype(np.uint8))
+        elif halved:
+            _check_white("the upper 8 of 16 bits", np.asarray(image.convert("RGB")), 64, 255)
         if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
         side = min(image.size)
         left, top = ((length - side) / 2 for length in image.size)
         image = image if image.mode == "RGB" else image.convert("RGB")
         image = image.resize((size, size), Image.Resampling.BILINEAR, (left, top, left + side, top + side))
-    pixels = np.asarray(image).transpose(0, 2, 1)  # (S, S, 3) -> (S, 3, S), as views.py works
-    return np.ascontiguousarray(pixels)
+    return np.ascontiguousarray(np.asarray(image).transpose(0, 2, 1))  # (S, S, 3) -> (S, 3, S)
 
 
-def _square_of(path: str | Path | io.BytesIO, size: int) -> np.ndarray:
-    """`square` of a file. A PNG that cannot be read is tried again without its notes."""
-    with open(path, "rb") if isinstance(path, (str, Path)) else path as file:
-        start = file.read(8)
-        file.seek(0)
-        try:
-            # Pillow calls a large JPEG a bomb before it is drafted: decoded smaller, never below twice S
-            jpeg = start.startswith(b"\xff\xd8\xff")
-            image = JpegImageFile(file) if jpeg else Image.open(file, formats=_FORMATS)
-            if "progression" in image.info:  # is held as a whole all the same
-                _check_pixels(image)
-            image.draft(None, (2 * size, 2 * size))
-            return square(image, size)
-        except (OSError, SyntaxError, ValueError):
-            if file is path or start != b"\x89PNG\r\n\x1a\n":
-                raise
-            file.seek(0)
-            return _square_of(io.BytesIO(_without_notes(file.read())), size)
+def _opened(file: io.BufferedReader, size: int) -> Image.Image:
+    """The picture of a file; of a JPEG, one decoded smaller, not below twice S."""
+    start = file.read(8)
+    file.seek(0)
+    if start == b"\x89PNG\r\n\x1a\n":
+        return Image.open(io.BytesIO(_without_notes(file.read())))
+    if not start.startswith(b"\xff\xd8\xff"):
+        return Image.open(file, formats=_FORMATS)
+    image = JpegImageFile(file)  # Image.open calls a large one a bomb, before it is decoded smaller
+    if "progression" in image.info:  # is held as a whole all the same
+        _check_pixels(image)
+    image.draft(None, (2 * size, 2 * size))
+    return image
 
 
 def _without_notes(png: bytes) -> bytes:
-    """A PNG without the chunks that make no pixels, in which Pillow forgives nothing."""
-    at, kept = 8, png[:8]
+    """A PNG without the chunks that make no pixels, in which Pillow forgives nothing; EXIF stays if whole."""
+    kept, at = [png[:8]], 8
     while at < len(png):
         end = at + 12 + int.from_bytes(png[at : at + 4], "big")
-        kind = png[at + 4 : at + 8]
-        if kind == b"tRNS" or kind[:1].isupper():
-            kept += png[at:end]
+        kind, checksum = png[at + 4 : at + 8], int.from_bytes(png[end - 4 : end], "big")
+        whole_exif = kind == b"eXIf" and zlib.crc32(png[at + 4 : end - 4]) == checksum
+        if kind == b"tRNS" or kind[:1].isupper() or whole_exif:
+            kept.append(png[at:end])
         at = end
-    return kept
+    return b"".join(kept)
 
 
-def _grey(image: Image.Image) -> Image.Image:
-    """8-bit grey of floats in [0, 1], or of 16 bits that are used: 12 bits in 16 would come out black."""
-    values, floats = np.asarray(image), image.mode == "F"
-    what, least, most = ("float pixels", 0, 1) if floats else ("pixels of 16 bits", 2**14, 2**16 - 1)
-    _check_range(what, values.min(), values.max(), least, most)
-    return Image.fromarray(((values * 255).round() if floats else values >> 8).astype(np.uint8))
-
-
-def _check_range(what: str, low: float, high: float, least: float, most: float) -> None:
-    if not (low >= 0 and least <= high <= most):  # NaN is refused too
-        told = f"{what} run from {low:g} to {high:g}, which does not say what is white"
-        raise ValueError(f"{told}; scale them to 8 bits or to floats in [0, 1], and leave normalisation out")
+def _check_white(what: str, values, least: float, most: float):
+    """The same values, whose brightest is from `least` to `most`; NaN is refused too."""
+    low, high = values.min(), values.max()
+    if not (low >= 0 and least <= high <= most):
+        raise ValueError(f"{what} run from {low:g} to {high:g}: scale them to 8 bits or to floats in [0, 1]")
+    return values
 
 
 def _check_pixels(image: Image.Image) -> None:
@@ -584,68 +541,60 @@ def _check_pixels(image: Image.Image) -> None:
 
 
 def _cached(store, size: int, source: str, build: Callable, progress: bool, limit=None) -> ImageStore:
-    """`store` with its images: from a cache file, or from the dataset `build()` where that file is missing,
-    damaged, or of another `source`."""
+    """`store` with its images: from a cache file of this `source`, or decoded from the dataset `build()`."""
     kind = f"{store.split}-{limit}" if limit else store.split
     path = cache_root() / f"{store.name}-{kind}-{size}.safetensors"
     beside = path.with_name(f"{path.stem}.{source[:8]}.safetensors")
     store = replace(store, files=tuple(store.files[row] for row in _spaced(len(store.files), limit)))
     with FileLock(path.with_name(f".{path.name}.lock")):  # one process builds it, the others wait and read
-        found = _read(path, store, source) or _read(beside, store, source)
-        if found is None:
+        cached = _read(path, store, source) or _read(beside, store, source)
+        if cached is None:
             dataset = build()
-            _write(path, store, dataset, _spaced(len(dataset), limit), size, source, progress)
+            _write(path, store, dataset.__getitem__, _spaced(len(dataset), limit), size, source, progress)
             return _read(path, store, source) or _read(beside, store, source)
         if beside.exists():
             with suppress(PermissionError):
                 os.replace(beside, path)
-    return found
+    return cached
 
 
-def _write(path, store, dataset, rows, size: int, source: str, progress, labels=None, workers=None) -> None:
-    """Decode a dataset's `rows` into a file of `images` uint8 (N, S, 3, S) and `labels` int64 (N,)."""
-    digest, numbers, skipped = hashlib.sha256(), [], []
+def _write(path, store, item: Callable, rows, size: int, source: str, progress, workers=None) -> None:
+    """Decode `item(row)`, a picture and its label, of all `rows` into a cache file."""
 
-    def decoded(row: int) -> tuple[np.ndarray, int] | str:
+    def decoded(row: int) -> tuple[np.ndarray | str, object]:
+        """Pixels, or why there are none; the label."""
         try:
-            item = dataset[row]
-            if isinstance(item, dict):
-                item = item["image"], item.get("label")
-            picture, label = item if isinstance(item, (tuple, list)) else (item, None)
-            pixels = square(picture, size)
+            picture, label = item(row)
+            return square(picture, size), label
         except MemoryError:
             raise
+        except UnidentifiedImageError:  # whose message names the whole path
+            return "not an image", None
         except Exception as error:  # decoders raise nearly anything on a damaged file
-            name = _shown(store.files[rows.index(row)]) if store.files else f"image {row}"
-            reason = _shown(f"{type(error).__name__}: {error}")[:160].replace(" (", ", ")
-            known = isinstance(error, UnidentifiedImageError)  # whose message names the whole path
-            return f"{name} ({'not an image' if known else reason})"  # the name ends at the last " ("
-        return pixels, _class_number(label if labels is None else labels[row], row)
+            return printable(f"{type(error).__name__}: {error}")[:160].replace(" (", ", "), None
 
-    label = f"Decoding {len(rows):,} images of {store.origin} to {size} px:"
-    # Windows does not remove a file that is mapped; what is left goes with the next cleaning of the folder.
-    inside = {"dir": path.parent, "prefix": f".{path.stem}-", "ignore_cleanup_errors": True}
-    try:
-        with TemporaryDirectory(**inside) as place:
+    numbers, skipped = [], []
+    names = list(map(printable, store.files)) or [f"image {row}" for row in rows]
+    bar = {"desc": f"Decoding {store.origin} to {size} px", "total": len(rows), "disable": not progress}
+    try:  # Windows does not remove a file that is mapped: that is no error
+        with TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}", ignore_cleanup_errors=True) as place:
             raw, whole = Path(place, "raw"), Path(place, "whole")
             with open(raw, "wb") as file, ThreadPoolExecutor(workers) as pool:
-                for _, item in zip(_bar(rows, label, progress), pool.map(decoded, rows), strict=True):
-                    if isinstance(item, str):
-                        skipped.append(item)
+                items = tqdm(pool.map(decoded, rows), leave=False, mininterval=1, **bar)
+                for name, (pixels, label) in zip(names, items, strict=True):
+                    if isinstance(pixels, str):
+                        skipped.append(f"{name} ({pixels})")  # the name ends at the last " ("
                         continue
-                    pixels, number = item
-                    numbers.append(number)
-                    digest.update(pixels)
+                    numbers.append(_class_number(label, name))
                     file.write(pixels)
             if not numbers:
-                few = ", ".join(skipped[:1])
-                raise DataError(f"not one of {len(rows)} images of {store.origin} can be decoded: {few}")
+                first = "".join(skipped[:1])
+                raise DataError(f"not one of {len(rows)} images of {store.origin} can be decoded: {first}")
             pixels = np.memmap(raw, np.uint8, "c", shape=(len(numbers), size, 3, size))  # not in memory
             tensors = {"images": torch.from_numpy(pixels)}
             if max(numbers) >= 0:  # -1 marks an image without a label, as in torchvision's STL10
                 tensors["labels"] = torch.tensor(numbers)
-                digest.update(tensors["labels"].numpy())
-            about = {"source": source, "origin": store.origin, "fingerprint": digest.hexdigest()}
+            about = {"source": source, "origin": store.origin, "fingerprint": _fingerprint(tensors)}
             about |= {"classes": json.dumps(store.classes), "skipped": json.dumps(skipped)}
             save_file(tensors, whole, about | {"checksum": _checksum(about)})
             try:
@@ -653,27 +602,33 @@ def _write(path, store, dataset, rows, size: int, source: str, progress, labels=
             except PermissionError:  # Windows keeps a file that is mapped: this one lies beside it for now
                 os.replace(whole, path.with_name(f"{path.stem}.{source[:8]}.safetensors"))
     except (OSError, SafetensorError) as error:
-        way_out = "make room, or let SSL_LESSONS_DATA name a folder"
-        raise DataError(f"could not write {path} ({error}); {way_out}") from error
+        raise DataError(f"could not write {path} ({error}); make room, or set SSL_LESSONS_DATA") from error
 
 
-def _class_number(label, row: int) -> int:
+def _class_number(label, name: str) -> int:
     """A label as an int, -1 for None."""
     with suppress(TypeError):
         number = -1 if label is None else operator.index(label)
         if -1 <= number < 100_000:
             return number
-    raise DataError(f"the label of image {row} is {label!r}; give the number of a class, from 0 on")
+    raise DataError(f"the label of {name} is {label!r}; give the number of a class, from 0 on")
+
+
+def _fingerprint(tensors: dict[str, Tensor]) -> str:
+    """The sha256 of pixels, then labels."""
+    digest = hashlib.sha256(tensors["images"].numpy())
+    if "labels" in tensors:
+        digest.update(tensors["labels"].numpy())
+    return digest.hexdigest()
 
 
 def _checksum(about: dict[str, str]) -> str:
-    """Of what a cache file says of its images; their fingerprint is that of the pixels and labels."""
+    """Of what a cache file says of its images."""
     return hashlib.sha256(json.dumps(sorted(about.items())).encode()).hexdigest()
 
 
 def _read(path: Path, store: ImageStore, source: str) -> ImageStore | None:
-    """`store` with the images of a cache file, mapped copy-on-write; None if the file is missing, of another
-    source, or damaged: its checksums are compared each time."""
+    """`store` with the images of a cache file, mapped copy-on-write; None if missing, old or damaged."""
     if not path.exists():
         return None
     try:
@@ -681,51 +636,29 @@ def _read(path: Path, store: ImageStore, source: str) -> ImageStore | None:
             about = file.metadata()
             if about["source"] != source:
                 return None
-            rows = file.get_tensor("images")
-            labels = file.get_tensor("labels") if "labels" in file.keys() else None  # noqa: SIM118
-        digest = hashlib.sha256(rows.numpy())
-        digest.update(b"" if labels is None else labels.numpy())
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         checksum = about.pop("checksum", None)  # not in an older version's
-        if digest.hexdigest() != about["fingerprint"] or checksum not in (None, _checksum(about)):
+        if _fingerprint(tensors) != about["fingerprint"] or checksum not in (None, _checksum(about)):
             raise ValueError("its checksum is another")
+        rows, labels = tensors["images"], tensors.get("labels")
         skipped = tuple(json.loads(about["skipped"]))
-        left_out = {one.rpartition(" (")[0] for one in skipped}
-        files = tuple(one for one in store.files if _shown(one) not in left_out)
+        left_out = {entry.rpartition(" (")[0] for entry in skipped}
+        files = tuple(name for name in store.files if printable(name) not in left_out)
         if files and len(files) != len(rows):
             raise ValueError(f"it has {len(rows)} images of {len(files)} files")
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        warnings.warn(f"the cache file {path} is damaged ({error}) and is built again", stacklevel=5)
+        warnings.warn(f"the cache file {path} is damaged ({error}) and is built again", stacklevel=4)
         return None
     skipped += store.skipped
     if skipped:
         few = ", ".join(skipped[:5]) + ", …" * (len(skipped) > 5)
-        part = f"{len(skipped)} of {len(skipped) + len(rows)} images"
-        warnings.warn(f"{part} of {store.origin} cannot be used and are left out: {few}", stacklevel=5)
+        told = f"{len(skipped)} of {len(skipped) + len(rows)} images of {store.origin} are left out: {few}"
+        warnings.warn(told, stacklevel=4)
     classes = store.classes
     if labels is not None and not classes:
         classes = tuple(map(str, range(int(labels.max()) + 1)))
-    found = {"labels": labels, "classes": classes, "fingerprint": about["fingerprint"], "skipped": skipped}
-    return replace(store, images=rows.transpose(1, 2), files=files, **found)
-
-
-def in_notebook() -> bool:
-    """Whether bars can be drawn. fastprogress goes by google.colab, which may be imported without a shell."""
-    from fastprogress import fastprogress  # here, because it loads a web framework
-    from IPython import get_ipython
-
-    return fastprogress.IN_NOTEBOOK and get_ipython() is not None
-
-
-def _bar(steps: Sequence, label: str, show: bool):
-    """`steps`, under a progress bar where one is to be shown."""
-    if not show:
-        return steps
-    from fastprogress import fastprogress
-
-    print(label)
-    if fastprogress.IN_NOTEBOOK and not in_notebook():
-        return steps
-    return fastprogress.progress_bar(steps, leave=False)
+    kept = {"files": files, "fingerprint": about["fingerprint"], "skipped": skipped}
+    return replace(store, images=rows.transpose(1, 2), labels=labels, classes=classes, **kept)
 
 
 # ---- Where files lie, and how they come there -------------------------------------------------------------
@@ -737,10 +670,8 @@ def data_root() -> Path:
     named = os.environ.get("SSL_LESSONS_DATA")
     if named:
         root = Path(os.path.expanduser(named))
-        if not root.is_absolute():  # a notebook and the command line do not work in the same folder
-            raise DataError(f"SSL_LESSONS_DATA is {named!r}; give a whole path, as {root.absolute()}")
-        if root.exists() and not root.is_dir():
-            raise DataError(f"SSL_LESSONS_DATA is {named!r}, which is no folder: let it name a folder")
+        if not root.is_absolute() or root.exists() and not root.is_dir():
+            raise DataError(f"SSL_LESSONS_DATA is {named!r}; name a folder by its path, {root.absolute()}")
         return root
     for place in (Path.cwd(), *Path.cwd().parents, Path(__file__).resolve().parent.parent):
         if (place / "notebooks").is_dir() and (place / "ssl_lessons").is_dir():
@@ -748,27 +679,21 @@ def data_root() -> Path:
     return Path("~/.cache/ssl-lessons").expanduser()
 
 
-def _cache_roots() -> tuple[Path, Path]:
-    user = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "ssl-lessons"
-    return data_root() / "cache", user
-
-
 def cache_root() -> Path:
     """The folder of decoded images, made if missing: data_root()/cache; where that cannot be written
     (a Kaggle input, a shared disk), ($XDG_CACHE_HOME or ~/.cache)/ssl-lessons."""
-    for place in _cache_roots():
+    user = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "ssl-lessons"
+    for place in (data_root() / "cache", user):
         if _writable(place):
             return place
-    places = " nor ".join(map(str, _cache_roots()))
-    raise DataError(f"neither {places} can be written: let SSL_LESSONS_DATA name a folder")
+    raise DataError(f"neither {data_root()} nor {user} can be written: let SSL_LESSONS_DATA name a folder")
 
 
 def _writable(place: Path) -> bool:
-    try:
+    with suppress(OSError):
         place.mkdir(parents=True, exist_ok=True)
         return os.access(place, os.W_OK)
-    except OSError:
-        return False
+    return False
 
 
 def find(name: str) -> Path | None:
@@ -777,16 +702,13 @@ def find(name: str) -> Path | None:
 
 
 def fetch(name: str, size: int = 160, *, progress: bool = True, download: bool = True) -> Path:
-    """The unpacked folder of a dataset: found, or unpacked from its archive, or downloaded first.
-    `size` picks the 160 or 320 px archive and means nothing where there is only one. DataError: an unknown
-    size, no network (naming the file and its place), a wrong checksum, an unsafe archive."""
+    """The unpacked folder of a dataset: found, unpacked, or downloaded first; of two archives
+    the smaller, if not below `size` pixels. DataError: no network, a wrong checksum, an unsafe archive."""
     archives = _entry(name).archives
     if not archives:
         return data_root()  # Shapes: nothing to fetch
-    size = size if len(archives) > 1 else min(archives)
-    if size not in archives:
-        raise DataError(f"{name} has no {size} px archive; choose one of: {', '.join(map(str, archives))}")
-    url, md5 = archives[size]
+    side = next((side for side in archives if side >= size), max(archives))
+    url, md5 = archives[side]
     file = url.rpartition("/")[2]
     inside = file.partition(".")[0]  # the one folder in the archive
     home = data_root() if _writable(data_root()) else cache_root()
@@ -795,7 +717,7 @@ def fetch(name: str, size: int = 160, *, progress: bool = True, download: bool =
             packed = find(file) or home / file
             if not packed.exists():
                 _download(url, md5, packed, progress, download)
-            _unpack(packed, md5, home / inside, progress)
+            _unpack(packed, md5, home / inside)
     return find(inside)
 
 
@@ -806,72 +728,55 @@ def _download(url: str, md5: str, packed: Path, progress: bool, allowed: bool) -
     try:
         if not allowed:
             raise OSError("download=False")
-        if not part.exists() or _digests(part)[0] != md5:
+        if not check_integrity(part, md5):
             have = part.stat().st_size if part.exists() else 0
             asked = {"User-Agent": "ssl-lessons", "Range": f"bytes={have}-"}
             with urllib.request.urlopen(urllib.request.Request(url, headers=asked), timeout=30) as answer:
-                length = answer.length or 0
-                label = f"Downloading {packed.name}, {length / 1e6:,.0f} MB:"
-                with open(part, "ab" if answer.status == 206 else "wb") as file:  # 200: it sends all of it
-                    for _ in _bar(range(0, length, 1 << 20), label, progress):
-                        file.write(answer.read(1 << 20))
-                    if answer.length is None:  # a proxy that does not say how much will come
-                        shutil.copyfileobj(answer, file)
+                bar = {"desc": packed.name, "total": answer.length, "mininterval": 1, "disable": not progress}
+                with (
+                    open(part, "ab" if answer.status == 206 else "wb") as file,  # 200: it sends all of it
+                    tqdm.wrapattr(answer, "read", **bar) as stream,
+                ):
+                    shutil.copyfileobj(stream, file, 1 << 20)
                 if answer.length:
                     raise OSError(f"the connection ended {answer.length:,} bytes early")
-        arrived = _digests(part)[0]
+        arrived = calculate_md5(part)
         if arrived != md5:
             wrong = part.replace(f"{packed}.wrong")
             raise OSError(f"it arrived with md5 {arrived} instead of {md5}, and was set aside as {wrong}")
         part.replace(packed)
     except (OSError, HTTPException) as error:
-        told = f"could not download {packed.name} ({error}). The next call goes on from what is there"
         by_hand = f"get {url} elsewhere and put it at {data_root() / packed.name}"
-        used = "a file with another md5 is used, and the origin of the images says so"
-        elsewhere = f"let SSL_LESSONS_DATA name its folder: {used}. The dataset 'shapes' needs no download"
-        raise DataError(f"{told}. Or {by_hand}, or {elsewhere}.") from error
+        raise DataError(
+            f"could not download {packed.name} ({error}). The next call goes on from what is there. "
+            f"Or {by_hand}, or let SSL_LESSONS_DATA name its folder; 'shapes' needs no download"
+        ) from error
 
 
-def _unpack(packed: Path, md5: str, home: Path, progress: bool) -> None:
+def _unpack(packed: Path, md5: str, home: Path) -> None:
     """An archive's one folder, renamed to `home` when it is whole. tarfile's filter (3.10.12, 3.11.4) refuses
     what would lead outside, CVE-2007-4559; torchvision's own extraction has none before Python 3.14."""
-    if progress:
-        print(f"Unpacking {packed.name}")
-    found, sha256 = _digests(packed)
-    note = {"archive": packed.name, "sha256": sha256, "official": found == md5}
+    official = check_integrity(packed, md5)
     room = (1 << 20) + 10 * packed.stat().st_size  # photographs hardly shrink
-
-    def safe(member: tarfile.TarInfo, place: str) -> tarfile.TarInfo | None:
-        nonlocal room
-        room -= member.size + 512
-        if room < 0:
-            raise tarfile.TarError("it unpacks to more than ten times its size")
-        return tarfile.data_filter(member, place)
-
     with TemporaryDirectory(dir=home.parent, prefix=f".{home.name}-") as place:
         try:
             with tarfile.open(packed) as tar:
-                tar.extractall(place, filter=safe)
+                for member in tar:
+                    room -= member.size + 512
+                    if room < 0:
+                        raise tarfile.TarError("it unpacks to more than ten times its size")
+                    tar.extract(member, place, filter="data")
                 while tar.fileobj.read(1 << 20):  # to the end, where the checksum of a gzip file stands
                     pass
+            sha256 = hashlib.sha256(np.memmap(packed, mode="r")).hexdigest()
+            note = {"archive": packed.name, "sha256": sha256, "official": official}
             Path(place, home.name, _MARKER).write_text(json.dumps(note))
         except (tarfile.TarError, EOFError, zlib.error, OSError, TypeError) as error:
             reason = str(error).partition("\n")[0]  # tarfile lists every format it tried
             raise DataError(f"could not unpack {packed} ({reason}); if it is damaged, remove it") from error
         Path(place, home.name).replace(home)
-    if found != md5:
-        told = f"{packed} is not the official file: its md5 is {found}, not {md5}"
-        warnings.warn(f"{told}; it is used, and every record says so", stacklevel=4)
-
-
-def _digests(path: Path) -> tuple[str, str]:
-    """(md5, sha256) of a file."""
-    md5, sha256 = hashlib.md5(usedforsecurity=False), hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            md5.update(block)
-            sha256.update(block)
-    return md5.hexdigest(), sha256.hexdigest()
+    if not official:
+        warnings.warn(f"{packed} is not the official file: its md5 is not {md5}; it is used", stacklevel=4)
 
 
 def _origin(home: Path) -> tuple[str, str]:

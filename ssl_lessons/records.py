@@ -4,14 +4,14 @@
     encoder.safetensors  the network's weights; they load into the plain network with strict=True
     resume.pt            everything that a run needs to go on: record, all weights, optimiser, generators
 
-One process writes into a folder, each file under a temporary name first, then renamed, and resume.pt before
-the others: a kill leaves a good version in place. Each has a checksum; a record or an encoder that is missing
-or damaged is made again from resume.pt. torch is loaded when weights are.
+One process writes into a folder. Each file has a checksum and is renamed into place when it is whole, first
+resume.pt, from which the others can be made again. torch is loaded with weights.
 """
 
 from __future__ import annotations
 
 import ast
+import dataclasses
 import errno
 import hashlib
 import importlib.metadata
@@ -36,20 +36,13 @@ if TYPE_CHECKING:
     import torch
 
 SCHEMA = 1
-REQUIRED = ("schema", "versions", "device", "dataset", "recipe", "seed", "seconds", "history", "metrics")
+REQUIRED = {"schema": int, "versions": dict, "device": object, "dataset": object, "recipe": object}
+REQUIRED |= {"seed": object, "seconds": (int, float), "history": list, "metrics": dict}
 
 # What a reader calls each method; a record has the name of its class, whose case does not count.
-TITLES = {
-    "simclr": "SimCLR",
-    "moco": "MoCo v2",
-    "relational": "relational reasoning",
-    "byol": "BYOL",
-    "simsiam": "SimSiam",
-    "supervised": "supervised",
-    "random": "random encoder",
-    "pixels": "raw pixels",
-    "colours": "counted colours",
-}
+TITLES = {"simclr": "SimCLR", "moco": "MoCo v2", "relational": "relational reasoning", "byol": "BYOL"}
+TITLES |= {"simsiam": "SimSiam", "supervised": "supervised", "random": "random encoder"}
+TITLES |= {"pixels": "raw pixels", "colours": "counted colours"}
 _VERSIONED = ("ssl_lessons", "torch", "torchvision", "timm", "builtins")  # packages with a version
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -69,25 +62,25 @@ def versions() -> dict[str, str]:
     """Versions of Python and of the libraries that numbers depend on."""
     numbers = {"python": platform.python_version()}
     for package in ("ssl-lessons", "torch", "torchvision", "numpy"):
-        try:
+        numbers[package] = "not installed"  # a checkout on the path without an install
+        with suppress(importlib.metadata.PackageNotFoundError):
             numbers[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:  # a checkout on the path without an install
-            numbers[package] = "not installed"
     return numbers
 
 
-def device_name(device: torch.device) -> str:
+def device_name(device: torch.device | str) -> str:
     """What a reader should know of the device: "NVIDIA T4", or "CPU, 2 cores (x86_64, AVX512)"."""
     import torch
 
-    if device.type == "cuda":
+    kind = torch.device(device).type
+    if kind == "cuda":
         return torch.cuda.get_device_name(device)
-    if device.type == "cpu":
-        capability = torch.backends.cpu.get_cpu_capability()
-        threads, cores = torch.get_num_threads(), os.cpu_count()
-        used = f"{cores} cores" if threads >= cores else f"{threads} of {cores} cores"
-        return f"CPU, {used} ({platform.machine()}, {capability})"
-    return device.type
+    if kind != "cpu":
+        return kind
+    capability = torch.backends.cpu.get_cpu_capability()
+    threads, cores = torch.get_num_threads(), os.cpu_count()
+    used = f"{cores} cores" if threads >= cores else f"{threads} of {cores} cores"
+    return f"CPU, {used} ({platform.machine()}, {capability})"
 
 
 def main_process() -> bool:
@@ -159,11 +152,9 @@ def atomically(path: Path, write: Callable[[Path], object], size: int = 0) -> No
     except OSError as error:
         needed = f", {size / 1e6:.3g} MB needed" if size else ""
         reason = f"disk full{needed}" if error.errno in _FULL else error.strerror
-        kept = "the last version is kept; make room, then run it again"
-        raise RecordError(f"{path} cannot be written ({reason}): {kept}") from error
+        raise RecordError(f"{path} cannot be written ({reason}); the last version is kept") from error
     finally:
-        with suppress(OSError):  # renamed, if all went well
-            temporary.unlink()
+        temporary.unlink(missing_ok=True)  # renamed, if all went well
 
 
 def _write_bytes(path: Path, data: bytes | memoryview) -> None:
@@ -200,18 +191,14 @@ def read_state(path: Path) -> dict:
 
 
 def _plain(value):
-    """What JSON can hold: policies and tuples opened up, tensors as numbers, NaN as null."""
-    if hasattr(value, "__dataclass_fields__"):
-        return {name: _plain(getattr(value, name)) for name in value.__dataclass_fields__}
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if hasattr(value, "tolist"):  # of torch or NumPy
-        return _plain(value.tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value.name if isinstance(value, Path) else value
+    """What JSON can hold: recipes opened up, tensors as numbers, of a path its name, NaN as null."""
+
+    def opened(part):
+        if isinstance(part, Path):
+            return part.name
+        return part.tolist() if hasattr(part, "tolist") else dataclasses.asdict(part)
+
+    return json.loads(json.dumps(value, default=opened), parse_constant=lambda name: None)
 
 
 def _checksum(record: dict) -> str:
@@ -236,12 +223,13 @@ def _read(path: Path) -> dict:
         raise RecordError(f"no record at {path}; name a run's folder, the one with record.json") from None
     except (OSError, ValueError, RecursionError) as error:  # no text, no JSON
         raise RecordError(f"{path} is damaged ({error}); delete its folder and run it again") from None
-    if not isinstance(record, dict) or not isinstance(schema := record.get("schema"), int):
+    schema = record.get("schema") if isinstance(record, dict) else None
+    if not isinstance(schema, int):
         raise RecordError(f"{path} is not a run record: it has no schema number")
     if schema > SCHEMA:
         raise RecordError(f"{path} has schema {schema}, this version reads up to {SCHEMA}; update it")
-    kinds = {"versions": dict, "seconds": (int, float), "history": list, "metrics": dict}
-    missing = [n for n in REQUIRED if n not in record or not isinstance(record[n], kinds.get(n, object))]
+    fit = [name for name in record if isinstance(record[name], REQUIRED.get(name, object))]
+    missing = [name for name in REQUIRED if name not in fit]
     if missing:
         raise RecordError(f"{path} lacks {', '.join(missing)}; delete its folder and run it again")
     if "checksum" in record and record["checksum"] != _checksum(record):  # an older version's has none
@@ -249,35 +237,23 @@ def _read(path: Path) -> dict:
     return record
 
 
-def _weights_of(network: torch.nn.Module, half: bool = False) -> dict[str, torch.Tensor]:
-    """A network's state on the CPU, each tensor a copy of its own (tied ones twice)."""
+def _write_weights(path: Path, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Write weights, each tensor a contiguous copy of its own on the CPU (tied ones twice); the copies."""
     import torch
-
-    tensors = {}
-    for name, tensor in network.state_dict().items():
-        dtype = torch.float16 if half and tensor.is_floating_point() else tensor.dtype
-        tensors[name] = tensor.detach().to("cpu", dtype, copy=True, memory_format=torch.contiguous_format)
-    return tensors
-
-
-def _write_weights(path: Path, weights: dict[str, torch.Tensor]) -> None:
     from safetensors.torch import save
 
-    _write_bytes(path, save(weights))
+    kind = torch.contiguous_format
+    copies = {n: t.detach().to("cpu", copy=True, memory_format=kind) for n, t in weights.items()}
+    _write_bytes(path, save(copies))
+    return copies
 
 
 def _encoder_in(state: dict) -> dict[str, torch.Tensor]:
-    """The plain network's weights in a checkpoint, as encoder.safetensors has them: no two share memory."""
-    import torch
-
+    """The plain network's weights in a checkpoint."""
     tapped = any(name.startswith("encoder.network.") for name in state["method"])
     prefix = "encoder.network." if tapped else "encoder."
-    inside = {name.removeprefix(prefix): t for name, t in state["method"].items() if name.startswith(prefix)}
-    return {name: t.clone(memory_format=torch.contiguous_format) for name, t in inside.items()}
-
-
-def _say(text: str) -> None:
-    print(f"ssl-lessons: {text}", file=sys.stderr)  # standard output may be a program's JSON
+    weights = {name: t for name, t in state["method"].items() if name.startswith(prefix)}
+    return {name.removeprefix(prefix): t for name, t in weights.items()}
 
 
 class Run:
@@ -288,17 +264,14 @@ class Run:
         self.encoder_path = folder and folder / "encoder.safetensors"
         self.resume_path = folder and folder / "resume.pt"
         self.record = record
-        self._seen = record.get("checksum")  # of the record as this object last read or wrote it
 
     @classmethod
     def in_memory(cls, *, device: torch.device | str = "cpu", **settings) -> Run:
         """A run that is kept nowhere: its record has versions, device, time and the given settings."""
-        import torch
-
         started = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        record = {"schema": SCHEMA, "started": started, "versions": versions()}
-        record |= {"device": device_name(torch.device(device)), "dataset": None, "recipe": None}
-        record |= {"profile": None, "seed": None, "seconds": 0.0, "history": [], "metrics": {}}
+        record = {"schema": SCHEMA, "started": started, "versions": versions(), "device": device_name(device)}
+        record |= dict.fromkeys(("dataset", "recipe", "profile", "seed"))
+        record |= {"seconds": 0.0, "history": [], "metrics": {}}
         return cls(None, {**record, **_plain(settings)})
 
     @classmethod
@@ -342,20 +315,20 @@ class Run:
             if state.get("record", {}).get("schema", math.inf) > SCHEMA:  # older versions kept none there
                 raise
             run.restore(state)
-            _say(f"{error}. It is taken from resume.pt, without what was judged since: judge it again")
+            # on stderr: standard output may be a program's JSON
+            print(f"ssl-lessons: {error}. It is taken from resume.pt; judge it again", file=sys.stderr)
             return run
 
     def restore(self, state: dict) -> bool:
-        """Make the record that of a checkpoint, without what was judged at another epoch; returns whether it
-        has changed."""
-        before = self.record
+        """Make the record that of a checkpoint, less what was judged at another epoch; whether it changed."""
+        before, kept = self.record, state.get("record", {})
         if len(before.get("history", ())) == len(state["history"]):
-            record = {**state.get("record", {}), **before}
+            record = {**kept, **before}
         else:
-            record = {**before, "metrics": {}, **state.get("record", {})}
+            record = {**before, "metrics": {}, **kept}
         self.record = {**record, "history": state["history"], "seconds": state["seconds"]}
         self.record["encoder_checksum"] = digest(_encoder_in(state))
-        return self.record != before or self._seen is None
+        return self.record != before or "checksum" not in before
 
     @contextmanager
     def writing(self) -> Iterator[None]:
@@ -370,25 +343,23 @@ class Run:
         try:
             held = lock.acquire()
         except Timeout:
-            way_out = "wait for it to end, or name another folder"
-            raise RecordError(f"another process is writing into {self.folder}; {way_out}") from None
+            raise RecordError(f"another process is writing into {self.folder}; wait for it to end") from None
         except OSError as error:
             raise RecordError(f"{self.folder} cannot be written ({error.strerror})") from None
         with held:
             yield
 
     def _others(self) -> dict | None:
-        """The record that another process has written since this object last read or wrote it, if any."""
+        """The record that another process has written since ours was read or written, if any."""
         with suppress(RecordError):  # missing or damaged: ours is better
             record = _read(self.folder / "record.json")
-            if record.get("checksum") != self._seen:
+            if record.get("checksum") != self.record.get("checksum"):
                 return record
 
     def refresh(self) -> None:
         """Take over what another process has written since this record was read."""
-        others = self._others() if self.folder is not None else None
-        if others is not None:
-            self.record, self._seen = others, others.get("checksum")
+        others = self.folder and self._others()
+        self.record = others or self.record
 
     def update(self, **settings) -> None:
         """Set parts of the record and write it."""
@@ -404,11 +375,10 @@ class Run:
             others = None if over else self._others()
             if others is not None:
                 if others.get("encoder_checksum") != self.record.get("encoder_checksum"):
-                    told = f"another process has trained on in {self.folder} since its record was read"
-                    raise RecordError(f"{told}; nothing is written: open or judge it again")
+                    raise RecordError(f"another process has trained on in {self.folder}; judge it again")
                 metrics = {**others["metrics"], **self.record["metrics"]}
                 self.record = {**others, **self.record, "metrics": metrics}
-            self._seen = self.record["checksum"] = _write(self.folder / "record.json", self.record)
+            self.record["checksum"] = _write(self.folder / "record.json", self.record)
 
     def add_metric(self, name: str, value: float, **details) -> None:
         """Write a judged number into the record; details say how it came."""
@@ -417,10 +387,8 @@ class Run:
 
     def save_encoder(self, network: torch.nn.Module) -> None:
         """Write the network's weights as encoder.safetensors, and the record with their checksum."""
-        weights = _weights_of(network)
-        _write_weights(self.encoder_path, weights)
-        self.record["encoder_checksum"] = digest(weights)
-        self.save()
+        weights = _write_weights(self.encoder_path, network.state_dict())
+        self.update(encoder_checksum=digest(weights))
 
     def encoder(self) -> dict[str, torch.Tensor]:
         """The network's weights. An encoder.safetensors that is missing, damaged or another run's is made
@@ -438,12 +406,11 @@ class Run:
         except (SafetensorError, OSError) as error:
             problem = f"is damaged ({error})"
         if not self.resume_path.exists():
-            told = f"{self.encoder_path} {problem}, and no resume.pt is there to mend it"
-            raise RecordError(f"{told}: if an epoch has been finished, train the run again")
+            raise RecordError(f"{self.encoder_path} {problem}, and no resume.pt is there: train again")
         state = self.load_resume()
         weights = _encoder_in(state)
         self.restore(state)
-        _say(f"{self.encoder_path} {problem}: it is taken from resume.pt, epoch {len(state['history'])}")
+        print(f"ssl-lessons: {self.encoder_path} {problem}: it is taken from resume.pt", file=sys.stderr)
         with suppress(RecordError), self.writing():  # unless it is trained on at this moment
             if self._others() is None:
                 _write_weights(self.encoder_path, weights)
@@ -457,14 +424,15 @@ class Run:
             network.load_state_dict(weights, strict=True)
         except RuntimeError as error:
             kind = type(network).__name__
-            raise RecordError(f"{self.encoder_path} is not of this {kind}, stem included: {error}") from None
+            raise RecordError(f"{self.encoder_path} is not of this {kind}: {error}") from None
 
     def publish(self, folder: str | Path, name: str, network: torch.nn.Module) -> Path:
         """Write a network for `evaluate.pretrained`: NAME.safetensors, floats in half precision, and
         NAME.json, this run's record with the weights' sha256."""
         path = Path(folder, f"{name}.safetensors")
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write_weights(path, _weights_of(network, half=True))
+        weights = network.state_dict()
+        _write_weights(path, {n: t.half() if t.is_floating_point() else t for n, t in weights.items()})
         sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
         _write(path.with_suffix(".json"), {**self.record, "sha256": sha256})
         return path

@@ -19,7 +19,7 @@ from torch import nn
 
 from ssl_lessons import processes
 from ssl_lessons.devices import TrainingError, peak_memory, pick_device, pick_precision, prepare
-from ssl_lessons.images import ImageStore, in_notebook, to_device
+from ssl_lessons.images import ImageStore, to_device
 from ssl_lessons.methods.base import Method, views_of
 from ssl_lessons.optim import build_optimizer, check_run, learning_rate, set_learning_rate
 from ssl_lessons.processes import rank_and_size
@@ -28,6 +28,14 @@ from ssl_lessons.records import Run, source_of
 Monitor = Callable[[nn.Module], dict[str, float]]
 COLLAPSED = 0.1  # of an even spread: embeddings that spread no wider have fallen together
 _monitoring = False  # whether a monitor runs in this process
+
+
+def in_notebook() -> bool:
+    """Whether bars can be drawn. fastprogress goes by google.colab, which may be imported without a shell."""
+    from fastprogress import fastprogress  # here, because it loads a web framework
+    from IPython import get_ipython
+
+    return fastprogress.IN_NOTEBOOK and get_ipython() is not None
 
 
 class _Progress:

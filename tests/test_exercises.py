@@ -29,9 +29,14 @@ def exercises(cells) -> list[tuple[str, str, str, str]]:
     found = []
     for i, cell in enumerate(cells):
         if tagged(cell, "exercise"):
-            title = cells[i - 1].source.splitlines()[0]
+            card = re.search(r"^### Exercise .* · [●○]{3} · \d+ min$", cells[i - 1].source, re.MULTILINE)
+            assert card, f"no title with difficulty and minutes above\n{cell.source}"
+            title = card[0]
             text, check = cells[i + 1], cells[i + 2]
-            assert text.cell_type == "markdown" and "<summary>Hint</summary>" in text.source, title
+            assert text.cell_type == "markdown", title
+            folded = " ".join(re.findall("<summary>(.*?)</summary>", text.source)).lower()
+            for part in ("hint", "expected output", "common mistakes"):
+                assert part in folded, f"{title}: no {part}"
             solution = SOLUTION.search(text.source)
             assert solution, f"{title}: no Python block under <summary>Solution</summary>"
             assert tagged(check, "check"), f"{title}: the cell after the solution is not tagged `check`"
@@ -116,7 +121,9 @@ def cell(kind, source, *tags):
     return make(source, metadata={"tags": list(tags)})
 
 
-CARD = "<details><summary>Hint</summary>h</details>\n<details><summary>Solution</summary>\n\n{}\n</details>"
+FOLDED = "<details><summary>{}</summary>\n\n{}\n</details>\n"
+CARD = "".join(FOLDED.format(part, "x") for part in ("Hint", "Expected output", "Common mistakes"))
+CARD += FOLDED.format("Solution", "{}")
 GOOD = [
     cell("code", "from ssl_lessons import lab", "imports"),
     cell("markdown", "### Exercise 9.1 · twice · ●○○ · 1 min"),
@@ -135,6 +142,8 @@ def test_this_test_sees_a_stub_a_wrong_solution_and_a_missing_part():
     assert "✗ 9.1" in printed(names, stub, solution.replace("2 *", "3 *"), check)
     for broken in (
         [*GOOD[:3], cell("markdown", CARD.format("no code")), GOOD[4]],
+        [*GOOD[:3], cell("markdown", GOOD[3].source.replace("Common", "Rare")), GOOD[4]],
+        [GOOD[0], cell("markdown", "### Exercise 9.1 · twice"), *GOOD[2:]],
         [*GOOD[:4], cell("code", "pass")],
         [*GOOD, GOOD[4]],
     ):

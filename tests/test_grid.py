@@ -125,7 +125,7 @@ def test_one_failure_is_named_and_alone_repeated(tmp_path):
     assert states(out)["moco-1"]["status"] == "done" and not at_work(out)
     assert numbers(out) == alone(tmp_path)
 
-    rows = grid.results(out)
+    rows = grid.results(out, grid.read(file))
     assert sorted(rows["name"]) == ["moco-0", "moco-1", "simclr-0", "simclr-1"]
     assert (rows["minutes"] > 0).all() and (rows["status"] == "done").all()
     assert dict(zip(rows["name"], rows["knn"], strict=True)) == {

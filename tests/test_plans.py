@@ -24,7 +24,7 @@ def quiet(monkeypatch):
         ({"grids": {}}, "key of toy.yaml 'grids' is not known; choose one of: notebook, profile"),
         ({"notebook": "tyo.ipynb"}, "'tyo.ipynb' is not known; choose one of: toy.ipynb"),
         ({"notebook": "77"}, "03_moco"),
-        ({"notebook": None}, "lesson 'None' is not known; choose one of: 00_start_here"),
+        ({"notebook": None}, "notebook 'None' is not known; choose one of: toy.ipynb, 00_start_here"),
         ({"grid": None}, "grid: None must be names with values"),
         ({"grid": {"method": []}}, "method [] must be a list of values"),
         ({"grid": {"seed": 3}}, "seed 3 must be a list of values, or a range such as 0-2"),

@@ -14,7 +14,7 @@ def bootstrap_case(seed):
 
 
 bootstrap_mistakes = {
-    "the two encoders get different draws: then the chance that they share does not cancel": (
+    "the two encoders get different draws: take the same images for both": (
         lambda a, b, index: a[index].mean(dim=1) - b[index.flip(0)].mean(dim=1)
     ),
     "b − a: the first minus the second is asked": lambda a, b, index: paired(b, a, index),

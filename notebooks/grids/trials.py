@@ -159,12 +159,12 @@ def build(trial: dict):
     """The method of a trial, on a fresh network."""
     import torch
 
-    from ssl_lessons.cli import method_file
+    from ssl_lessons.lab import METHODS
     from ssl_lessons.methods.base import choose
 
     torch.manual_seed(trial["seed"])
-    method, recipes = method_file(trial["method"])
-    recipe = choose(recipes, trial["recipe"])
+    method = METHODS[trial["method"]]
+    recipe = choose(method.recipes, trial["recipe"])
     fields = with_tuples(trial["fields"])
     for name in ("policy", "policy_prime"):
         if hasattr(recipe, name):

@@ -17,7 +17,6 @@ runs alone and repeats the others; a lesson that was cut off goes on from its ch
 machines must see that folder, the notebook and the package under the same paths.
 """
 
-import asyncio
 import concurrent.futures as cf
 import contextlib
 import hashlib
@@ -25,12 +24,10 @@ import itertools
 import json
 import math
 import os
-import platform
 import re
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -75,15 +72,15 @@ def notebooks() -> Path:
     return PACKAGE / "notebooks"
 
 
-def find_lesson(name: str) -> Path:
-    """A lesson's notebook by number ("03" or "3"), by name ("03_moco"), or any notebook by its path."""
-    if name.endswith(".ipynb") and Path(name).is_file():
-        return Path(name).resolve()
+def find_lesson(name: str, here: Path = Path()) -> Path:
+    """A lesson's notebook by its number ("03", "3") or name ("03_moco"), any by its path from `here`."""
+    if name.endswith(".ipynb") and (here / name).is_file():
+        return (here / name).resolve()
     lessons = {path.stem: path for path in sorted(notebooks().glob("[0-9][0-9]_*.ipynb"))}
     for stem, path in lessons.items():
         if name in (stem, path.name) or (name.isdecimal() and int(name) == int(stem[:2])):
             return path.resolve()
-    return lessons[known("lesson", name, lessons)]
+    return known("notebook", name, [*sorted(path.name for path in here.glob("*.ipynb")), *lessons])
 
 
 def dataset(name: str, here: Path) -> str:
@@ -111,12 +108,12 @@ def meant(parameters: dict, here: Path) -> dict:
         networks.check_name(values["network"])
     if "method" in values:
         known("method", values["method"], TITLES)
+        for name in {"lr", "temperature"} & values.keys():
+            if not (method and hasattr(next(iter(method.recipes.values())), name)):
+                raise Unknown(f"method {values['method']!r} has no {name}; leave one of the two out")
     if "recipe" in values:
         methods = [method] if method else lab.METHODS.values()
         known("recipe", values["recipe"], dict.fromkeys(name for one in methods for name in one.recipes))
-    for name in {"lr", "temperature"} & values.keys():
-        if "method" in values and not (method and hasattr(next(iter(method.recipes.values())), name)):
-            raise Unknown(f"method {values['method']!r} has no {name}; leave one of the two out")
     return parameters | changed
 
 
@@ -134,12 +131,19 @@ def planned(notebook: Path, declared: dict[str, Parameter], parameters: dict, na
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which nothing stands twice: aliases may grow without end, and of two equal keys one is lost."""
+    """YAML without what grows without end (aliases, depth) or is lost (the first of two equal keys)."""
+
+    depth = 0
 
     def compose_node(self, parent, index):
         if self.check_event(yaml.AliasEvent):
             raise yaml.YAMLError(f"*{self.peek_event().anchor} is an alias; write the values out")
-        return super().compose_node(parent, index)
+        if self.depth == 50:
+            raise yaml.YAMLError("it is over 50 levels deep")
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
     def construct_mapping(self, node, deep=False):
         keys = [key.value for key, _ in node.value]
@@ -154,35 +158,31 @@ def read(file: str | Path) -> list[Planned]:
     and what there is; so it does for a rule that matches no run, two runs alike, more than `MOST_RUNS`."""
     file = Path(file)
     asked, here = _load(file), file.resolve().parent
-    notebook = here / str(asked.get("notebook"))
-    if notebook.suffix == ".ipynb":
-        known("notebook", notebook.name, sorted(other.name for other in notebook.parent.glob("*.ipynb")))
-    else:
-        notebook = find_lesson(str(asked.get("notebook")))
+    notebook = find_lesson(str(asked.get("notebook")), here)
     declared = of_notebook(notebook)
     if "run_dir" not in declared:
         raise Unknown(f"{notebook.name} has no parameter run_dir: its records would lie in one place")
-    settable = {name: one for name, one in declared.items() if name != "run_dir"}
+    settable = {name: parameter for name, parameter in declared.items() if name != "run_dir"}
 
-    def fitted(names, where: str, lists: bool = False) -> dict:
+    def fitted(values, place: str, lists: bool = False) -> dict:
         """{name: value} as annotated; with `lists` {name: values}, and a rule's one value is a list of it."""
-        if not isinstance(names, dict) or (lists and not names):
-            raise Unknown(f"{where}: {names!r:.200} must be names with values")
-        what = f"parameter of {notebook.name} in {where}"
+        if not isinstance(values, dict) or (lists and not values):
+            raise Unknown(f"{place}: {values!r:.200} must be names with values")
+        what = f"parameter of {notebook.name} in {place}"
         if not lists:
-            return check(names, settable, what)
-        found = {}
-        for name, values in names.items():
-            several = _listed(name, values) if where == "grid" or isinstance(values, list) else [values]
-            found[name] = [check({name: value}, settable, what)[name] for value in several]
-        return found
+            return check(values, settable, what)
+        fits = {}
+        for name, value in values.items():
+            several = _listed(name, value) if place == "grid" or isinstance(value, list) else [value]
+            fits[name] = [check({name: item}, settable, what)[name] for item in several]
+        return fits
 
     profile = fitted({"profile": asked["profile"]} if "profile" in asked else {}, "profile")
     fixed = fitted(asked.get("parameters") or {}, "parameters")
     axes = fitted(asked.get("grid"), "grid", lists=True)
     for name in (fixed.keys() & axes.keys()) | (profile.keys() & {*fixed, *axes}):
         raise Unknown(f"parameter {name!r} is set in two places of {file}")
-    count = math.prod(len(values) for values in axes.values())
+    count = math.prod(map(len, axes.values()))
     if count > MOST_RUNS:
         raise Unknown(f"{file} asks for {count:,} runs; a grid has at most {MOST_RUNS:,}: split it")
     common = ({"profile": "auto"} if "profile" in declared else {}) | profile | fixed
@@ -211,20 +211,15 @@ def read(file: str | Path) -> list[Planned]:
 
 
 def _load(file: Path) -> dict:
+    if not file.is_file():
+        examples = ", ".join(map(str, sorted((notebooks() / "grids").glob("*.yaml"))))
+        raise Unknown(f"there is no file {file}; a grid is, for example: {examples}")
     try:
         text = file.read_text(encoding="utf-8")
-        levels = itertools.accumulate((c in "[{") - (c in "]}") for c in text)
-        if len(text) > 100_000 or max(levels, default=0) > 50:  # PyYAML takes seconds for either
-            raise Unknown(f"{file} is longer than 100,000 characters or has brackets over 50 levels deep")
+        if len(text) > 100_000:  # PyYAML would take seconds
+            raise ValueError("it is longer than 100,000 characters")
         asked = yaml.load(text, _Loader)
-    except Unknown:
-        raise
-    except (FileNotFoundError, IsADirectoryError):
-        there = ", ".join(map(str, sorted((notebooks() / "grids").glob("*.yaml"))))
-        raise Unknown(f"there is no file {file}; a grid is, for example: {there}") from None
-    except RecursionError:
-        raise Unknown(f"{file} cannot be read as YAML: it is too many levels deep") from None
-    except (ValueError, yaml.YAMLError) as error:  # no UTF-8, the 31st of February
+    except Exception as error:  # PyYAML's own, and whatever it meets in the 31st of February or `!!int x`
         raise Unknown(f"{file} cannot be read as YAML: {error}") from None
     if not isinstance(asked, dict):
         raise Unknown(f"{file} must be a mapping with the keys {', '.join(KEYS)}")
@@ -274,63 +269,51 @@ def carry_out(
 ) -> dict:
     """Execute one run's notebook in a papermill process, and keep it, with an HTML copy, whatever happens.
 
-    The working directory is the notebook's own, as in Jupyter; a parameter `run_dir` is set to `folder`. A
-    process or kernel that dies is started once more; a cell that fails would fail again, and is not repeated.
-
-    `env` replaces variables of the environment; `say` is given what the notebook prints. Once the file
-    `alive` is gone, the run is stopped; after `minutes` it is ended as failed. Returns job.json: "status" is
-    "done" or "failed", "error" says why; a stopped run is "running".
+    It runs where it lies, as in Jupyter, with `run_dir` set to `folder`. A process or kernel that dies is
+    started once more; a cell that fails would fail again, and is not repeated. `env` replaces variables of
+    the environment; `say` is given what the notebook prints. The run is ended as failed once the file `alive`
+    is gone, and after `minutes`. Returns job.json: "status" is "done" or "failed", "error" says why.
     """
     from nbconvert import HTMLExporter
+    from nbformat.reader import NotJSONError
 
     folder.mkdir(parents=True, exist_ok=True)
-    before, executed = read_state(folder), folder / one.notebook.name
-    state = {**vars(one), "notebook": str(one.notebook), "attempts": before.get("attempts", 0)}
+    executed = folder / one.notebook.name
+    state = {**vars(one), "notebook": str(one.notebook)}
     try:  # on a cluster an earlier grid's run may be about to stop
         lock = FileLock(folder / "job.lock").acquire(timeout=10)
     except Timeout:
         error = f"another process works in {folder}: wait for it, or end it"
         return {**state, "status": "failed", "error": error}
     with lock:
-        if before.get("host") == platform.node():
-            _end(before.get("pid"), folder)
-        for _ in range(2):
+        _end(folder)  # what a grid that was killed has left
+        for attempt in (1, 2):
+            write_state(folder, {**state, "status": "running", "attempts": attempt})
             begun = time.monotonic()
-            state |= {"status": "running", "attempts": state["attempts"] + 1, "host": platform.node()}
-            code = _papermill(one, folder, state, env or {}, alive, say, minutes)
-            if code and alive and not alive.exists():
-                return state
-            state |= {"status": "done", "error": None, "seconds": time.monotonic() - begun}
-            if code == 0:
-                break
-            if code is None:
-                error, died = f"ended after {minutes:g} minutes, its limit", False
-            else:
-                error, died = _error(executed, code, folder / "papermill.log")
-            state |= {"status": "failed", "error": error}
+            error, died = _papermill(one, folder, env or {}, alive, say, minutes)
             if not died:
                 break
-        if executed.exists():
+        state |= {"status": "failed" if error else "done", "error": error, "attempts": attempt}
+        state["seconds"] = time.monotonic() - begun
+        with contextlib.suppress(
+            FileNotFoundError, NotJSONError
+        ):  # it was ended before or while it was written
             page, _ = HTMLExporter().from_filename(str(executed))
             executed.with_suffix(".html").write_text(page, encoding="utf-8")
         return write_state(folder, state)
 
 
-def _papermill(one: Planned, folder: Path, state: dict, env: dict, alive, say, minutes) -> int | None:
-    """The process of a run, to its end: its exit code, negative for a signal, None where it took too long."""
-    executed, log = folder / one.notebook.name, folder / "run.log"
+def _papermill(one: Planned, folder: Path, env: dict, alive, say, minutes) -> tuple[str | None, bool]:
+    """Carry a run's process to its end: why it failed, and whether it died rather than one of its cells."""
+    executed, log, given = folder / one.notebook.name, folder / "run.log", folder / "parameters.yaml"
     executed.unlink(missing_ok=True)  # of an earlier try
-    place = {"run_dir": str(folder)} if "run_dir" in of_notebook(one.notebook) else {}
-    (folder / "parameters.yaml").write_text(yaml.safe_dump({**place, **one.parameters}), encoding="utf-8")
-    command = [sys.executable, "-m", "papermill", one.notebook, executed, "-f", folder / "parameters.yaml"]
+    given.write_text(yaml.safe_dump({"run_dir": str(folder), **one.parameters}), encoding="utf-8")
+    command = [sys.executable, "-m", "papermill", one.notebook, executed, "-f", given]
     command += ["--cwd", one.notebook.parent, "--no-progress-bar", "--stdout-file", "-", "--stderr-file", "-"]
-    standard = {
-        "PYTHONIOENCODING": "utf-8",  # what cells print is read from run.log, whatever the terminal
-        "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # else every kernel starts with a warning
-    }
+    defaults = {"PYTHONIOENCODING": "utf-8"}  # run.log is read as that, whatever the terminal
     if one.notebook.is_relative_to(PACKAGE):  # what lessons share does not belong into the installed package
-        standard["SSL_LESSONS_RUNS"] = str(folder.parent)
-    env = {**standard, **os.environ, "PYTHONUNBUFFERED": "1", "SSL_LESSONS_PROGRESS": "lines", **env}
+        defaults["SSL_LESSONS_RUNS"] = str(folder.parent)
+    env = {**defaults, **os.environ, "PYTHONUNBUFFERED": "1", "SSL_LESSONS_PROGRESS": "lines", **env}
     deadline = time.monotonic() + 60 * minutes if minutes else math.inf
     with (
         open(log, "ab") as cells,
@@ -341,61 +324,57 @@ def _papermill(one: Planned, folder: Path, state: dict, env: dict, alive, say, m
         # in a session of its own: a ctrl-C is for this process, which then ends the run
         streams = {"stdin": subprocess.DEVNULL, "stdout": cells, "stderr": own, "start_new_session": True}
         process = subprocess.Popen([*map(str, command)], env=env, **streams)
+        code = None
         try:
-            write_state(folder, {**state, "pid": process.pid})
-            while alive is None or alive.exists():
-                ended = process.poll() is not None
+            while code is None:
+                if alive and not alive.exists():
+                    return "stopped", False
+                if time.monotonic() > deadline:
+                    return f"ended after {minutes:g} minutes, its limit", False
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    code = process.wait(0.3)
                 if say:
                     say(printed.read())
-                if ended:
-                    break
-                if time.monotonic() > deadline:
-                    return None
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(0.3)
-        finally:  # stopped, or a ctrl-C: its kernel ends with it
-            _end(process.pid, folder)
-            process.wait()
-    return process.returncode
+        finally:
+            if code is None:  # stopped, or a ctrl-C: its kernel ends with it
+                _end(folder)
+                process.kill()
+                process.wait()
+    return _error(executed, folder / "papermill.log", code) if code else (None, False)
 
 
-def _error(executed: Path, code: int, log: Path) -> tuple[str, bool]:
+def _error(executed: Path, log: Path, code: int) -> tuple[str, bool]:
     """Why a run failed, and whether its process or kernel died rather than one of its cells."""
-    try:
-        cells = json.loads(executed.read_text(encoding="utf-8"))["cells"]
-    except (FileNotFoundError, ValueError):  # killed before papermill had written it, or while it did
-        cells = []
-    for cell in cells:
-        for output in cell.get("outputs", []):
-            if output["output_type"] == "error":
-                first = printable(output["evalue"].strip().split("\n")[0])
-                return f"cell [{cell['execution_count']}] failed with {output['ename']}: {first}", False
+    with contextlib.suppress(FileNotFoundError, ValueError):  # killed before it was written, or meanwhile
+        for cell in json.loads(executed.read_text(encoding="utf-8"))["cells"]:
+            for output in cell.get("outputs", []):
+                if output["output_type"] == "error":
+                    reason = printable(output["evalue"].strip().split("\n")[0])
+                    return f"cell [{cell['execution_count']}] failed with {output['ename']}: {reason}", False
     if code < 0:
         return f"the process was killed by {signal.Signals(-code).name}", True
-    lines = log.read_text(encoding="utf-8", errors="replace").strip().split("\n")
-    return printable(lines[-1]), True
+    return printable(log.read_text(encoding="utf-8", errors="replace").strip().split("\n")[-1]), True
 
 
-def _end(pid: int | None, folder: Path) -> None:
-    """End a run's process and its kernel where they are still there, as after the kill -9 of a grid."""
+def _end(folder: Path) -> None:
+    """End the process of a run's folder and its kernel where they are still there on this machine."""
     import psutil
 
-    with contextlib.suppress(psutil.Error, TypeError, ValueError):
-        process = psutil.Process(pid)
-        if str(folder / "parameters.yaml") in process.cmdline():
-            family = [process, *process.children(recursive=True)]
-            for member in family:
-                member.kill()
-            psutil.wait_procs(family, timeout=10)
+    for process in psutil.process_iter(["cmdline"]):
+        if str(folder / "parameters.yaml") in (process.info["cmdline"] or ()):
+            with contextlib.suppress(psutil.Error):
+                family = [process, *process.children(recursive=True)]
+                for member in family:
+                    member.kill()
+                psutil.wait_procs(family, timeout=10)
 
 
 def read_state(folder: Path) -> dict:
     """What a run's folder says of it in job.json; {} where that is missing or damaged."""
     try:
         state = json.loads((folder / "job.json").read_text(encoding="utf-8"))
-        kinds = {"name": str, "status": str, "parameters": dict, "attempts": int}
-        whole = all(isinstance(state.get(key, kind()), kind) for key, kind in kinds.items())
-    except (OSError, ValueError, AttributeError, RecursionError):
+        whole = isinstance(state["status"], str) and isinstance(state.get("seconds", 0), int | float)
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return {}
     return state if whole else {}
 
@@ -410,36 +389,27 @@ def write_state(folder: Path, state: dict) -> dict:
 # ---- All runs ----------------------------------------------------------------------------------------------
 
 
-def results(out: str | Path, plan: list[Planned] | None = None) -> pd.DataFrame:
-    """A row for each run of a plan, or else of a folder: name, status, parameters, metrics, minutes, …"""
-    if plan is None:
-        asked = {path.parent: {} for path in sorted(Path(out).glob("*/job.json"))}
-    else:
-        asked = {one.folder(out): {"name": one.name, "parameters": one.parameters} for one in plan}
+def results(out: str | Path, plan: list[Planned]) -> pd.DataFrame:
+    """A row for each run of a plan: name, status, parameters, metrics, minutes, error, folder."""
     rows = []
-    for folder, waiting in asked.items():
-        state = {**waiting, **read_state(folder)}
-        if not state:
-            continue
-        row = {"name": state.get("name"), "status": state.get("status", "waiting")}
-        row |= state.get("parameters", {})
-        error, seconds = state.get("error"), state.get("seconds")
+    for one in plan:
+        folder = one.folder(out)
+        state = {"status": "waiting", "seconds": math.nan, "error": None, **read_state(folder)}
+        row = {"name": one.name, "status": state["status"], **one.parameters}
+        row |= {"minutes": state["seconds"] / 60, "error": state["error"], "folder": str(folder)}
         if row["status"] == "done":
             try:
                 for name, metric in Run.open(folder).record["metrics"].items():
                     row.setdefault(name, metric["value"])
             except RecordError as problem:
-                row["status"], error = "failed", str(problem)
-        rows.append({**row, "minutes": seconds and seconds / 60, "error": error, "folder": str(folder)})
+                row |= {"status": "failed", "error": str(problem)}
+        rows.append(row)
     return pd.DataFrame(rows)
 
 
-# ---- Where runs are carried out ----------------------------------------------------------------------------
-
-
 def slots(jobs: int | None, most: int) -> list[dict[str, str]]:
-    """The environment of each of `jobs` runs side by side on this machine, but of `most` at most: a GPU, or a
-    share of the cores. None: a run for each GPU, else one."""
+    """The environment of each of `jobs` runs (None: one for each GPU, else one; `most` at most) side by side
+    on this machine: a GPU, or a share of the cores."""
     import torch
 
     count, named = torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -463,7 +433,7 @@ def _dask(address: str):
         raise Unknown(f"scheduler {address!r} is not an address like tcp://host:8786")
     try:
         return Client(address, timeout=60, set_as_default=False)
-    except (OSError, cf.TimeoutError, asyncio.TimeoutError) as error:  # two classes before Python 3.11
+    except Exception as error:  # of several libraries' classes
         raise Unknown(f"no Dask scheduler answers at {address!r} ({type(error).__name__}: {error})") from None
 
 
@@ -488,7 +458,7 @@ def run(
             stack.enter_context(FileLock(out / "grid.lock", timeout=0))
         except Timeout:
             raise BlockingIOError(
-                f"another grid writes into {out} and holds its grid.lock: wait for it, or name another folder"
+                f"another grid holds {out / 'grid.lock'}: wait, or name another folder"
             ) from None
         for stale in out.glob("*.alive"):  # of a grid that was killed
             stale.unlink()
@@ -497,24 +467,22 @@ def run(
         before = results(out, plan)
         waiting = [one for one, status in zip(plan, before["status"], strict=True) if status != "done"]
         if client:
-            side_by_side, carry = max(1, sum(client.nthreads().values())), carry_out
+            environments = [{}] * max(1, sum(client.nthreads().values()))
             pool = client.get_executor(pure=False)  # two tasks of one name would be one
             stack.callback(pool.shutdown, wait=False)
         else:
-            environments, own = slots(jobs, len(waiting)), threading.local()
-            side_by_side = len(environments)
+            environments = slots(jobs, len(waiting))
+            pool = stack.enter_context(cf.ThreadPoolExecutor(len(environments)))
 
-            def begin() -> None:  # of each thread
-                own.environment = environments.pop()
+        def in_a_slot(one: Planned, folder: Path) -> dict:
+            environment = environments.pop()
+            try:
+                return carry_out(one, folder, environment, alive, minutes=minutes)
+            finally:
+                environments.append(environment)
 
-            def carry(one: Planned, folder: Path, **options) -> dict:
-                return carry_out(one, folder, own.environment, **options)
-
-            pool = stack.enter_context(cf.ThreadPoolExecutor(side_by_side, initializer=begin))
-
-        print(f"{len(plan) - len(waiting)} of {len(plan)} done; {side_by_side} side by side", flush=True)
-        options = {"alive": alive, "minutes": minutes}
-        futures = {pool.submit(carry, one, one.folder(out), **options): one for one in waiting}
+        print(f"{len(plan) - len(waiting)} of {len(plan)} done; {len(environments)} side by side", flush=True)
+        futures = {pool.submit(in_a_slot, one, one.folder(out)): one for one in waiting}
         try:
             bar = tqdm(cf.as_completed(futures), total=len(futures), unit="run")  # tells the time left
             for future in bar:
@@ -522,13 +490,12 @@ def run(
                 try:
                     state = future.result()
                 except Exception as error:  # a worker that died too often, a scheduler lost, a full disk
-                    folder = one.folder(out)
-                    folder.mkdir(parents=True, exist_ok=True)
-                    state = {**vars(one), "notebook": str(one.notebook), **read_state(folder)}
-                    state |= {"status": "failed", "error": printable(f"{type(error).__name__}: {error}")}
-                    write_state(folder, state)
-                reason = f": {state['error']}" if state["status"] == "failed" else ""
-                bar.write(f"{state['name']} {state['status']}{reason}")
+                    one.folder(out).mkdir(parents=True, exist_ok=True)
+                    reason = printable(f"{type(error).__name__}: {error}")
+                    state = write_state(
+                        one.folder(out), {"name": one.name, "status": "failed", "error": reason}
+                    )
+                bar.write(f"{one.name} {state['status']}" + (f": {state['error']}" if state["error"] else ""))
         finally:  # after a ctrl-C they are in the middle
             alive.unlink(missing_ok=True)
             for future in futures:

@@ -223,8 +223,8 @@ def spread(values: dict[str, Sequence[float]], xlabel: str) -> Figure:
 def leaderboard(tables: Sequence, metric: str = "knn", label: str = "kNN") -> Figure:
     """Accuracy against training time: a panel for each table, a point for each row.
 
-    Colour tells the method, shape the epochs. Bars are one sample standard deviation over seeds, both ways.
-    What took no training is a dashed line.
+    Colour tells the method, shape the epochs. Bars are one sample standard deviation of the accuracy over
+    seeds; minutes are the least of them. What took no training is a dashed line.
 
     Args:
         tables: from `batch.leaderboard.tables`. metric: the one they are ranked by; label: its name.
@@ -241,26 +241,28 @@ def leaderboard(tables: Sequence, metric: str = "knn", label: str = "kNN") -> Fi
         rows = table.rows.rename(columns={f"{metric} mean": "mean", f"{metric} std": "std"})
         scale = 100 if rows["mean"].between(0, 1).all() else 1
         rows[["mean", "std"]] *= scale
-        rows = rows.fillna({"std": 0.0, "minutes std": 0.0})
+        rows = rows.fillna({"std": 0.0})
         for _, row in rows[rows["minutes"] == 0].iterrows():
             low, high = row["mean"] - row["std"], row["mean"] + row["std"]
             axis.axhline(row["mean"], color=GREY, linestyle="--", linewidth=1)
             axis.axhspan(low, high, color=GREY, alpha=0.15, linewidth=0)
-            axis.annotate(row["title"], (0, row["mean"]), (4, 4), textcoords="offset points", fontsize=9)
+            where = {"xycoords": ("axes fraction", "data"), "ha": "left", "va": "center"}
+            axis.annotate(row["title"], (1.01, row["mean"]), color=GREY, fontsize=9, **where)
         trained = rows[rows["minutes"] > 0]
         several = trained["epochs"].nunique() > 1
         for _, row in trained.iterrows():
             look, shape = methods.index(row["method"]), lengths.index(row["epochs"])
-            bars = {"yerr": row["std"], "xerr": row["minutes std"], "capsize": 3, "elinewidth": 1.2}
             point = {"color": COLOURS[look % len(COLOURS)], "marker": "os^DvPX"[shape % 7], "markersize": 7}
+            point["markeredgecolor"] = "white"  # a point shows on another
             name = f"{row['title']}, {row['epochs']} epochs" if several else row["title"]
-            axis.errorbar(row["minutes"], row["mean"], linestyle="", label=name, **point, **bars)
+            bar = {"yerr": row["std"], "capsize": 3, "elinewidth": 1.2}
+            axis.errorbar(row["minutes"], row["mean"], linestyle="", label=name, **point, **bar)
         if len(trained):
             axis.legend(frameon=False, fontsize=9, loc="best")
-        axis.set_xlim(0, 1.15 * max(trained["minutes"] + trained["minutes std"], default=1))
+        axis.set_xlim(0, 1.15 * max(trained["minutes"], default=1))
         axis.margins(y=0.12)
         axis.set_title(table.title.split(";")[0], fontsize=10)
         devices = trained["devices"].str[0] + ", " + trained["precision"]  # whose minutes they are
-        axis.set_xlabel("\n".join(["training, wall-clock (minutes)", *devices.unique()]), fontsize=10)
+        axis.set_xlabel("\n".join(["training, wall-clock (least minutes)", *devices.unique()]), fontsize=10)
         axis.set_ylabel(f"{label} accuracy (%)" if scale == 100 else label)
     return figure

@@ -349,14 +349,18 @@ def test_a_run_of_no_seconds_has_no_speed(fault, seconds, tmp_path):
     )
     (table,) = leaderboard.tables(runs)
     shown = leaderboard.shown(table).iloc[0]
-    fault(RECORDS).right(shown["images/s"] == "–" and shown["minutes"] == "0.0" and not problems)
+    fault(RECORDS).right(shown["images/s"] == "–" and shown["least minutes"] == "0.0" and not problems)
 
 
 def test_a_job_that_is_odd_is_begun_anew(fault, tmp_path):
-    for number, text in enumerate(("[]", "{}", '{"name": 3}', '{"parameters": []}', "[" * 99_999)):
-        (tmp_path / f"{number}").mkdir()
-        (tmp_path / f"{number}" / "job.json").write_text(text)
-    fault(RECORDS).right(len(grid.results(tmp_path)) == 0)
+    notebook(tmp_path / "own.ipynb", 'seed: int = 0\nrun_dir: str = ""')
+    (tmp_path / "plan.yaml").write_text(HEAD + "grid: {seed: 0-4}")
+    plan = grid.read(tmp_path / "plan.yaml")
+    odd = ("[]", "{}", '{"name": 3}', '{"parameters": []}', "[" * 99_999)
+    for one, text in zip(plan, odd, strict=True):
+        one.folder(tmp_path).mkdir()
+        (one.folder(tmp_path) / "job.json").write_text(text)
+    fault(RECORDS).right(list(grid.results(tmp_path, plan)["status"]) == ["waiting"] * 5)
 
 
 # ---- Records and file names are data -----------------------------------------------------------------------

@@ -491,6 +491,7 @@ CHUNKS = {
     "time with a wrong checksum": chunk(b"tIME", b"1234567", crc=1),
     "short resolution": chunk(b"pHYs", b"123"),
     "short gamma": chunk(b"gAMA", b"1"),
+    "EXIF with a wrong checksum": chunk(b"eXIf", b"MM\0*\0\0\0\x08\0\0", crc=1),
 }
 
 
