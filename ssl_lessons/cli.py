@@ -267,10 +267,11 @@ def pretrain(args) -> int:
 
     make = ssl.lab.METHODS[known("method", args.method, ssl.lab.METHODS)]
     recipe = make.recipes[known("recipe", args.recipe, make.recipes)]
-    fields = parameters.check(dict(args.p), parameters.of_recipe(recipe), "recipe field")
+    fields = dict(args.p)
     for name in {"policy", "policy_prime"} & fields.keys():
         fields[name] = ssl.views.POLICIES[known("policy", fields[name], ssl.views.POLICIES)]
-    ssl.networks.check_name(args.network, rulers=False)
+    recipe = recipe.override(**fields)
+    ssl.networks.check_name(args.network)
     data = ssl.batch.grid.dataset(args.dataset, Path.cwd())
     network = {"name": args.network, "image_size": args.crop, "stem": args.stem, "layer": None}
     run = ssl.records.Run.at(args.out, device=ssl.devices.pick_device(args.device), network=network)
@@ -282,7 +283,7 @@ def pretrain(args) -> int:
     stores = labelled(args, data, args.size) if ssl.records.main_process() else []
     torch.manual_seed(args.seed)  # the initial weights
     plain = ssl.networks.build(args.network, args.crop, args.stem)
-    method = make(plain, image_size=args.crop, recipe=recipe, **fields)
+    method = make(plain, image_size=args.crop, recipe=recipe)
     monitor = ssl.evaluate.knn_monitor(*stores, args.crop, args.device) if stores else None
     same = {name: getattr(args, name) for name in ("epochs", "batch_size", "seed", "device", "precision")}
     ssl.training.pretrain(method, pool, run=run, monitor=monitor, progress="lines", **same)

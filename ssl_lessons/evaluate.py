@@ -35,13 +35,7 @@ FINE_TUNE_EPOCHS = {1.0: 3, 0.1: 20, 0.01: 40}  # {share of the labels: epochs};
 
 @torch.no_grad()
 def features(
-    encoder: nn.Module,
-    store: ImageStore,
-    image_size: int,
-    device="auto",
-    precision="fp32",
-    batch=256,
-    cache=None,
+    encoder: nn.Module, store: ImageStore, image_size, device="auto", precision="fp32", batch=256, cache=None
 ) -> Tensor:
     """Features of every image of a store, whole and resized to `image_size`: float32 (N, D) on the CPU.
     The encoder runs in eval mode and is put back as it was: modes, device, parameters, BatchNorm statistics.
@@ -71,8 +65,8 @@ def _fingerprint(encoder: nn.Module, store: ImageStore, image_size: int, precisi
     """What decides features: code, the network, its weights and statistics, the images, their size."""
     code = [source_of(type(module)) for module in encoder.modules()] + [torch.__version__]
     code += [inspect.getsource(module) for module in (networks, views)]
-    network = (repr(encoder), getattr(encoder, "layer", None))
-    what = (*network, store.fingerprint, len(store), image_size, precision)
+    what = [repr(encoder), getattr(encoder, "layer", None), store.fingerprint, len(store)]
+    what += [image_size, precision]
     return digest([code, what, dict(encoder.state_dict())])[:32]
 
 
@@ -83,13 +77,11 @@ def _check(x: Tensor, y: Tensor | None = None, width: int | None = None) -> None
         raise ValueError(f"features are {shape}; give (N, {width or 'D'}), a row for each of N > 0 images")
     bad = (~x.float().norm(dim=1).isfinite()).sum().item()  # too large to square is too large to compare
     if bad:
-        told = f"the features of {bad} of {len(x)} images are NaN, infinite or too large"
-        raise ValueError(f"{told}: look at the encoder's weights and at what goes into it")
+        raise ValueError(f"features of {bad} of {len(x)} images are NaN, infinite or huge; see the encoder")
     if y is None:
         return
     if y.shape != (len(x),) or not is_whole(y):
-        kind = f"{y.dtype} {tuple(y.shape)}"
-        raise ValueError(f"labels are {kind}; give whole numbers, one for each of {len(x)}")
+        raise ValueError(f"labels are {y.dtype} {tuple(y.shape)}; give a whole number for each of {len(x)}")
     if y.min() < 0:
         raise ValueError(f"a label is {y.min()}; leave images without a class out, and number classes from 0")
 
@@ -103,11 +95,10 @@ def labels_of(store: ImageStore, classes: Sequence[str] = ()) -> Tensor:
     store.__post_init__()  # others may have been given to it since
     if not classes or tuple(classes) == tuple(store.classes):
         return store.labels
-    present = [store.classes[label] for label in store.labels.unique().tolist()]
-    unknown = ", ".join(name for name in present if name not in classes)
+    present = {store.classes[label] for label in store.labels.unique().tolist()}
+    unknown, others = ", ".join(sorted(present - set(classes))), ", ".join(classes)
     if unknown:
-        told = f"{name} has images of {unknown}, but the other split's classes are {', '.join(classes)}"
-        raise ValueError(f"{told}: name the classes alike")
+        raise ValueError(f"{name} has images of {unknown}, but the other split's classes are {others}")
     numbers = [classes.index(name) if name in classes else -1 for name in store.classes]
     return torch.tensor(numbers)[store.labels]
 
@@ -122,8 +113,7 @@ def knn(train_x: Tensor, train_y: Tensor, test_x: Tensor, k: int = K, t: float =
     _check(train_x, train_y)
     _check(test_x, width=train_x.shape[1])
     if k > len(train_x):
-        told = f"k {k} is more than the {len(train_x)} training images: all of them vote"
-        warnings.warn(told, stacklevel=2)
+        warnings.warn(f"k {k} is more than the {len(train_x)} training images, which all vote", stacklevel=2)
         k = len(train_x)
     train_x, classes = F.normalize(train_x.float(), dim=1), int(train_y.max()) + 1
     predicted = []
@@ -194,14 +184,13 @@ def linear_probe(train_x: Tensor, train_y: Tensor, test_x: Tensor, seed: int = 0
     return (test_x @ weight.T + bias).argmax(dim=1), best
 
 
-def knn_monitor(
-    train: ImageStore, test: ImageStore, image_size: int, device: str = "auto", most: int = 4000
-) -> Monitor:
+def knn_monitor(train: ImageStore, test: ImageStore, image_size: int, device="auto", most=4000) -> Monitor:
     """A monitor for `pretrain`: kNN accuracy on at most `most` images of each store, in the device's fastest
     precision. A curve to watch; `judge` gives the number to quote."""
-    generator = torch.Generator().manual_seed(0)
-    drawn = [torch.randperm(len(store), generator=generator)[:most] for store in (train, test)]
-    parts = [store.subset(rows.sort().values) for store, rows in zip((train, test), drawn, strict=True)]
+    generator, parts = torch.Generator().manual_seed(0), []
+    for store in (train, test):
+        rows = torch.randperm(len(store), generator=generator)[:most]
+        parts.append(store.subset(rows.sort().values))
 
     def monitor(encoder: nn.Module) -> dict[str, float]:
         x, test_x = (features(encoder, part, image_size, device, "auto") for part in parts)
@@ -212,22 +201,13 @@ def knn_monitor(
 
 
 def judge(
-    encoder: nn.Module,
-    train: ImageStore,
-    test: ImageStore,
-    image_size: int,
-    *,
-    device: str = "auto",
-    fractions: tuple[float, ...] = (1.0, 0.1),
-    draws: int = 1,
-    seed: int = 0,
-    cache: str | Path | None = None,
+    encoder, train, test, image_size, *, device="auto", fractions=(1.0, 0.1), draws=1, seed=0, cache=None
 ) -> dict[str, dict]:
-    """Accuracy of a frozen encoder by weighted kNN and by linear probes with `fractions` of the labels.
-    A part of the labels is drawn `draws` times, with seeds from `seed` on; for `cache` see `features`.
-    Returns {"knn": {"value": accuracy in [0, 1], "protocol": how it was measured, "confusion": counts
-    (C, C)}, "linear_100": …}, ready for a record's `metrics`. Of several draws "value" is the mean, "std" the
-    sample standard deviation, and the confusion the first's."""
+    """Accuracy of a frozen encoder (any module on images) on two image stores, by weighted kNN and by linear
+    probes with `fractions` of the labels. A part of the labels is drawn `draws` times, with seeds from `seed`
+    on; for `cache` see `features`. Returns {"knn": {"value": accuracy in [0, 1], "protocol": how it was
+    measured, "confusion": counts (C, C)}, "linear_100": …}, ready for a record's `metrics`. Of several draws
+    "value" is the mean, "std" the sample standard deviation, and the confusion the first's."""
     train_y, leaked = labels_of(train), len(test.copies(train))
     if leaked:
         warnings.warn(f"{leaked} of {len(test)} test images are training images too", stacklevel=2)
@@ -237,9 +217,9 @@ def judge(
     for fraction in fractions:
         predicted, decays = [], []
         seeds, share = _draws(fraction, draws, seed)
-        for each in seeds:
-            rows = stratified(train_y, fraction, each)
-            classes, decay = linear_probe(train_x[rows], train_y[rows], test_x, each)
+        for draw in seeds:
+            rows = stratified(train_y, fraction, draw)
+            classes, decay = linear_probe(train_x[rows], train_y[rows], test_x, draw)
             predicted.append(classes)
             decays.append(decay)
         protocol = f"linear probe (L-BFGS, L2 chosen on train), {share}, backbone, {image_size} px"
@@ -258,16 +238,14 @@ def _draws(fraction: float, draws: int, seed: int) -> tuple[list[int], str]:
 def _metric(predicted: list[Tensor], train: ImageStore, test: ImageStore, protocol: str) -> dict:
     """A record's entry of one or several predictions (M,) of the same test images."""
     labels, count = labels_of(test, train.classes), len(train.classes)
-    values = torch.stack([(each == labels).double().mean() for each in predicted])
+    values = torch.stack([(classes == labels).double().mean() for classes in predicted])
     several = {"std": values.std().item(), "draws": values.tolist()} if len(values) > 1 else {}
     table = (labels * count + predicted[0]).bincount(minlength=count**2).view(count, count)
     protocol = f"{protocol}, {train.name} {train.split} ({len(train)}) → {test.split} ({len(test)})"
     return {"value": values.mean().item(), **several, "protocol": protocol, "confusion": table.tolist()}
 
 
-def random_encoder(
-    network: str, image_size: int, stem: str | None = None, seed: int = 0, layer: str | int | None = None
-) -> Encoder:
+def random_encoder(network: str, image_size: int, stem=None, seed: int = 0, layer=None) -> Encoder:
     """The encoder that has learnt nothing: the same architecture and layer, freshly drawn from a seed. The
     global generators are left as they were, so that a baseline changes no training run."""
     with torch.random.fork_rng(devices=[]):
@@ -279,8 +257,7 @@ def load_encoder(run: Run | str | Path) -> Encoder:
     """The trained encoder of a run folder, rebuilt from what its record says of the network."""
     run = run if isinstance(run, Run) else Run.open(run)
     if not run.record.get("network"):
-        told = f"{run.folder} does not say which network it trained"
-        raise RecordError(f"{told}; build it and call Run.load_encoder(network)")
+        raise RecordError(f"{run.folder} does not say which network it trained; use Run.load_encoder")
     return _rebuilt(run.record["network"], run.load_encoder)
 
 
@@ -316,13 +293,12 @@ def pretrained(name: str, folder: str | Path | None = None) -> Encoder:
     place = Path(folder or weights_folder())
     path = place / f"{name}.safetensors"
     if not path.exists():
-        known = ", ".join(sorted(p.stem for p in place.glob("*.safetensors"))) or "none"
-        raise RecordError(f"no weights {name!r} in {place}; there are: {known}")
+        names = ", ".join(sorted(other.stem for other in place.glob("*.safetensors"))) or "none"
+        raise RecordError(f"no weights {name!r} in {place}; there are: {names}")
     record = Run.open(path.with_suffix(".json")).record
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
-    if found != record.get("sha256"):
-        known = record.get("sha256")
-        raise RecordError(f"{path} has sha256 {found}, not its record's {known}; fetch it again")
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    if sha256 != record.get("sha256"):
+        raise RecordError(f"{path} has sha256 {sha256}, not its record's; fetch both again")
     weights = load_file(path)  # half precision is widened as it is copied
     return _rebuilt(record["network"], lambda plain: plain.load_state_dict(weights))
 
@@ -333,18 +309,14 @@ class Supervised(Method):
 
     supervised = True
 
-    def __init__(
-        self, network: nn.Module, classes: int, image_size: int, layer: str | int | None = None, **overrides
-    ):
+    def __init__(self, network: nn.Module, classes: int, image_size: int, layer=None, **overrides):
         super().__init__()
         settings = {"optimizer": "adamw", "lr": 1e-3, "lr_batch": None, "weight_decay": 0.05, "warmup": 1.0}
-        recipe = Recipe(name="supervised", source="ours: AdamW, cosine, crops and flips", **settings)
+        recipe = Recipe("supervised", "ours: AdamW, cosine, crops and flips", **settings)
         self.recipe = recipe.override(**overrides)
-        self.image_size, self.classes = image_size, classes
-        self.policies = (CROP_ONLY,)
-        tapped = isinstance(network, Encoder)
-        self.encoder = network if tapped else networks.tap(network, layer, image_size)
-        self.channels = getattr(self.encoder, "channels", 3)
+        self.encoder = network if isinstance(network, Encoder) else networks.tap(network, layer, image_size)
+        self.image_size, self.channels = image_size, self.encoder.channels
+        self.policies, self.classes = (CROP_ONLY,), classes
         self.projector = nn.Identity()
         self.classifier = nn.Linear(self.encoder.width, classes)
 
@@ -355,56 +327,36 @@ class Supervised(Method):
 
 
 def fine_tune(
-    encoder: Encoder,
-    train: ImageStore,
-    test: ImageStore,
-    image_size: int,
-    *,
-    fraction: float = 1.0,
-    epochs: int = 10,
-    draws: int = 1,
-    seed: int = 0,
-    device: str = "auto",
-    batch_size: int = 64,
-    **overrides,
+    encoder, train, test, image_size, *, fraction=1.0, epochs=10, draws=1, seed=0, device="auto", **overrides
 ) -> dict:
     """Accuracy when the whole network goes on learning from a part of the labels: an entry like `judge`'s.
-    A copy with a linear classifier on top is trained as `Supervised` is, by a recipe with `overrides`, for
-    `epochs` over a `fraction` of each class's images; the last epoch counts. There are `draws` of the part,
-    with seeds from `seed` on, each with a classifier of its own."""
+    A copy of the `Encoder` with a linear classifier on top is trained as `Supervised` is, by a recipe with
+    `overrides` (in batches of 64, if they say nothing else), for `epochs` over a `fraction` of each class's
+    images; the last epoch counts. There are `draws` of the part, with seeds from `seed` on, each with a
+    classifier of its own."""
     predicted, (seeds, share) = [], _draws(fraction, draws, seed)
-    for each in seeds:
-        part = train if fraction == 1 else train.subset(stratified(labels_of(train), fraction, each))
-        torch.manual_seed(each)  # the classifier's first weights
-        student = Supervised(copy.deepcopy(encoder), len(train.classes), image_size, **overrides)
-        size, quiet = min(batch_size, len(part)), {"device": device, "progress": "none"}
-        pretrain(student, part, epochs=epochs, batch_size=size, seed=each, **quiet)
+    for draw in seeds:
+        part = train if fraction == 1 else train.subset(stratified(labels_of(train), fraction, draw))
+        torch.manual_seed(draw)  # the classifier's first weights
+        fields = {"batch_size": 64, **overrides}
+        student = Supervised(copy.deepcopy(encoder), len(train.classes), image_size, **fields)
+        record = pretrain(student, part, epochs=epochs, seed=draw, device=device, progress="none")
         logits = nn.Sequential(student.encoder, student.classifier)
         logits.channels = student.encoder.channels
         predicted.append(features(logits, test, image_size, device).argmax(dim=1))
     recipe = student.recipe
-    protocol = f"fine-tuned ({recipe.optimizer}, lr {recipe.lr:g}, {epochs} epochs, batches of {size}), "
-    protocol += f"{share}, {image_size} px"
-    return {**_metric(predicted, train, test, protocol), "seeds": seeds}
+    how = f"{recipe.optimizer}, lr {recipe.lr:g}, {epochs} epochs, batches of {record['batch_size']}"
+    metric = _metric(predicted, train, test, f"fine-tuned ({how}), {share}, {image_size} px")
+    return {**metric, "seeds": seeds}
 
 
-def report(
-    encoder: Encoder,
-    train: ImageStore,
-    test: ImageStore,
-    image_size: int,
-    *,
-    fractions: tuple[float, ...] = (1.0, 0.1, 0.01),
-    fine_tune_epochs: dict[float, int] | None = None,
-    draws: int = 3,
-    seed: int = 0,
-    device: str = "auto",
-    cache: str | Path | None = None,
-) -> dict[str, dict]:
-    """Everything that one checkpoint can be asked: `judge`, then `fine_tune` with each of `fine_tune_epochs`
-    {fraction of the labels: epochs}: {"knn": …, "linear_100": …, "finetune_100": …, …}."""
-    same = {"draws": draws, "seed": seed, "device": device}
-    metrics = judge(encoder, train, test, image_size, fractions=fractions, cache=cache, **same)
+def report(encoder, train, test, image_size, fine_tune_epochs=None, **settings) -> dict[str, dict]:
+    """Everything that one checkpoint can be asked: `judge` by its `settings` (all, 10 and 1 % of labels in
+    three draws, if they say nothing else), then `fine_tune` with each of `fine_tune_epochs` {fraction of the
+    labels: epochs}: {"knn": …, "linear_100": …, "finetune_100": …, …}."""
+    settings = {"fractions": (1.0, 0.1, 0.01), "draws": 3, **settings}
+    metrics = judge(encoder, train, test, image_size, **settings)
+    same = {name: settings[name] for name in ("draws", "seed", "device") if name in settings}
     for fraction, epochs in (fine_tune_epochs or {}).items():
         tuned = fine_tune(encoder, train, test, image_size, fraction=fraction, epochs=epochs, **same)
         metrics[f"finetune_{100 * fraction:g}"] = tuned

@@ -8,7 +8,7 @@ import copy
 import difflib
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 import torch.nn.functional as F
@@ -28,8 +28,8 @@ class Colours(nn.Module):
         values = (unnormalize(images.float()) * 255).round().long()  # 0 … 255
         red, green, blue = (values // 32).unbind(1)  # 0 … 7, each (B, H, W)
         box = ((red * 8 + green) * 8 + blue).flatten(1)  # (B, H·W)
-        counts = torch.zeros(len(box), 512, device=box.device)
-        counts.scatter_add_(1, box, torch.ones(box.shape, device=box.device))
+        ones = torch.ones(box.shape, device=box.device)
+        counts = ones.new_zeros(len(box), 512).scatter_add_(1, box, ones)
         return (counts / box.shape[1]).sqrt()
 
 
@@ -42,8 +42,8 @@ class Conv4(nn.Module):
         self.blocks = nn.Sequential()
         for width in widths:
             conv = nn.Conv2d(channels, width, 3, padding=1, bias=False)
-            block = nn.Sequential(conv, nn.BatchNorm2d(width), nn.ReLU(inplace=True), nn.MaxPool2d(2))
-            self.blocks.append(block)
+            norm, relu = nn.BatchNorm2d(width), nn.ReLU(inplace=True)
+            self.blocks.append(nn.Sequential(conv, norm, relu, nn.MaxPool2d(2)))
             channels = width
 
     def forward(self, images: Tensor) -> Tensor:
@@ -56,11 +56,9 @@ def conv4(image_size: int = 48, stem: str | None = None) -> Conv4:
 
 
 def resnet18(image_size: int = 224, stem: str | None = None, architecture=torchvision.models.resnet18):
-    """torchvision's ResNet-18, randomly initialised, 512 features at `avgpool`.
-
-    `stem` is "imagenet" (7×7 stride 2, pooling: the first block sees a quarter of the side) or "small" (3×3
-    stride 1, no pooling: SimCLR appendix B.9; 16 times the arithmetic). None: "small" up to 32 pixels.
-    """
+    """torchvision's ResNet-18, randomly initialised, 512 features at `avgpool`. `stem` is "imagenet" (7×7
+    stride 2, pooling: the first block sees a quarter of the side) or "small" (3×3 stride 1, no pooling:
+    SimCLR appendix B.9; 16 times the arithmetic). None: "small" up to 32 pixels."""
     stem = known("stem", stem or ("small" if image_size <= 32 else "imagenet"), ("imagenet", "small"))
     network = architecture(weights=None)
     if stem == "small":
@@ -77,10 +75,8 @@ def resnet50(image_size: int = 224, stem: str | None = None) -> nn.Module:
 
 def slim_resnet(blocks: Sequence[int] = (1, 1, 1, 1), width: int = 32, stem: str = "pool") -> nn.Module:
     """A narrow ResNet for views of 32 to 64 pixels, made of torchvision's blocks; 8 · `width` features.
-
     `blocks` in each of four stages, of 1, 2, 4 and 8 times `width` channels. The stem, a 3×3 convolution,
-    halves the side once, by 2×2 pooling ("pool") or its "stride"; ImageNet's would divide it by four.
-    """
+    halves the side once, by 2×2 pooling ("pool") or its "stride"; ImageNet's would divide it by four."""
     known("stem of a slim ResNet", stem, ("pool", "stride"))
     block = torchvision.models.resnet.BasicBlock
     network = torchvision.models.ResNet(block, list(blocks))
@@ -92,9 +88,8 @@ def slim_resnet(blocks: Sequence[int] = (1, 1, 1, 1), width: int = 32, stem: str
         stage = network._make_layer(block, width * 2**i, count, stride=1 if i == 0 else 2)
         setattr(network, f"layer{i + 1}", stage)
     network.fc = nn.Linear(network.inplanes, 1000)
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d):  # as torchvision
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    for conv in [part for part in network.modules() if isinstance(part, nn.Conv2d)]:  # as torchvision
+        nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     return network
 
 
@@ -108,26 +103,25 @@ NETWORKS = {"conv4": conv4, "resnet10_half": resnet10_half, "resnet18": resnet18
 RULERS = {"pixels": nn.Flatten, "colours": Colours}  # no networks: what a method must beat
 
 
-def check_name(name: str, rulers: bool = True) -> None:
-    """Raises `Unknown`, a ValueError, with the names that come near, for a network that `build` does not
-    know; without `rulers` for those too."""
-    there = near = [*NETWORKS, *(RULERS if rulers else ())]
+def check_name(name: str) -> None:
+    """`Unknown`, a ValueError that lists near names, for what is neither in NETWORKS nor one of timm's."""
+    names = near = [*NETWORKS]
     if name.startswith("timm/"):
         import timm  # here, because it takes a second to load
 
-        there = [f"timm/{model}" for model in timm.list_models()]
-        near = [*difflib.get_close_matches(name, there), *NETWORKS]
-    if name.split(".")[0] not in there:  # in "timm/resnet18.a1_in1k" the last part only names weights
+        names = [f"timm/{model}" for model in timm.list_models()]
+        near = [*difflib.get_close_matches(name, names), *NETWORKS]
+    if name.split(".")[0] not in names:  # in "timm/resnet18.a1_in1k" the last part only names weights
         raise Unknown(f"network {name!r} is not known; choose one of: {', '.join(near)}, or timm/NAME")
 
 
 def build(name: str, image_size: int, stem: str | None = None) -> nn.Module:
     """A freshly initialised network for square views of `image_size` pixels: a name in NETWORKS or RULERS, or
-    "timm/" and one of `timm.list_models()`, which gives pooled features and no logits. ValueError for another
-    name (the message lists near ones) or a stem that does not fit."""
-    check_name(name)
+    "timm/" and one of `timm.list_models()`, which gives pooled features and no logits. ValueError: as
+    `check_name`, or a stem that does not fit."""
     if name in RULERS:
         return RULERS[name]()
+    check_name(name)
     if name in NETWORKS:
         return NETWORKS[name](image_size, stem)
     import timm
@@ -136,12 +130,8 @@ def build(name: str, image_size: int, stem: str | None = None) -> nn.Module:
         raise ValueError(f"stem {stem!r} does not fit {name}, which has its own; leave it at None")
     name = name.removeprefix("timm/")
     # A transformer's position embedding is made for one size of image; a convolution takes any.
-    fixed = timm.models.get_pretrained_cfg(name).fixed_input_size
-    return timm.create_model(name, num_classes=0, **({"img_size": image_size} if fixed else {}))
-
-
-class _Reached(Exception):
-    """Ends a forward pass at the tapped layer; its args are the encoder that asked and the layer's output."""
+    size = {"img_size": image_size} if timm.models.get_pretrained_cfg(name).fixed_input_size else {}
+    return timm.create_model(name, num_classes=0, **size)
 
 
 class Encoder(nn.Module):
@@ -149,21 +139,20 @@ class Encoder(nn.Module):
 
     `network` is the very module that was passed in: training the encoder trains it. What lies behind the
     layer does not run; a layer that runs more than once in a pass is read at its first run, and averaged over
-    positions. BatchNorms in eval mode in a network that trains are frozen: `train()` leaves them so.
-    """
+    positions. BatchNorms in eval mode in a network that trains are frozen: `train()` leaves them so."""
 
-    def __init__(self, network: nn.Module, layer: str | None):
+    def __init__(self, network: nn.Module, layer: str | None, channels: int = 3):
         super().__init__()
         self.network, self.layer = network, layer  # layer None: the network's own output
-        self.width, self.channels = 0, 3  # of the features; of the images
+        self.channels, self.width = channels, 0  # of the images; of the features, which `tap` finds
         self.axis = 1  # of the layer's output: where the features are
         self.frozen: list[nn.Module] = []
         self.training = network.training  # one that is in eval mode as a whole is not frozen, but at rest
 
     def train(self, mode: bool = True) -> "Encoder":
         if self.training:
-            at_rest = [part for part in self.modules() if not part.training]
-            self.frozen = [part for part in at_rest if isinstance(part, _BatchNorm)]
+            norms = [part for part in self.modules() if isinstance(part, _BatchNorm)]
+            self.frozen = [norm for norm in norms if not norm.training]
         super().train(mode)
         for norm in self.frozen:
             norm.eval()
@@ -171,35 +160,31 @@ class Encoder(nn.Module):
 
     def output(self, images: Tensor) -> Tensor:
         """What the layer returns, (B, …) in any layout; ValueError for all but floats, a row an image."""
+        layer = f"layer {self.layer!r}" if self.layer else "the network"
+        outputs = []
+
+        class Reached(Exception):  # ends this pass, and not that of an encoder within the network
+            pass
 
         def stop(module, inputs, output):
-            raise _Reached(self, output)
+            outputs.append(output)
+            raise Reached
 
-        layer = f"layer {self.layer!r}" if self.layer else "the network"
         # The hook lives for one pass only: the user's network is theirs, and copies of it carry no hook.
-        handle = self.network.get_submodule(self.layer or "").register_forward_hook(stop)
-        try:
+        tapped = self.network.get_submodule(self.layer or "")
+        with tapped.register_forward_hook(stop), suppress(Reached):
             self.network(images)
-        except _Reached as reached:
-            encoder, output = reached.args
-            if encoder is not self:  # it asked through this one
-                raise
-        else:
+        if not outputs:
             raise ValueError(f"{layer} took no part in the forward pass; choose another layer")
-        finally:
-            handle.remove()
+        output = outputs[0]
         kind = output.dtype if isinstance(output, Tensor) else type(output).__name__
         if not getattr(kind, "is_floating_point", False):
             raise ValueError(f"{layer} returns a {kind}; choose a layer that returns one tensor of floats")
         if output.dim() < 2 or len(output) != len(images):
-            rows = f"{tuple(output.shape)}, not a row for each of {len(images)} images"
-            raise ValueError(f"{layer} returns {rows}; choose another")
-        wanted = self.training and torch.is_grad_enabled() and not output.requires_grad
-        if wanted and any(parameter.requires_grad for parameter in self.parameters()):
-            raise ValueError(
-                f"{layer} returns numbers without gradient, so that nothing before it learns; take no_grad, "
-                "detach and inference_mode out of the network, or unfreeze weights before the layer"
-            )
+            raise ValueError(f"{layer} returns {tuple(output.shape)}, not a row for each of {len(images)}")
+        learns = self.training and torch.is_grad_enabled() and not output.requires_grad
+        if learns and any(parameter.requires_grad for parameter in self.parameters()):
+            raise ValueError(f"{layer} returns numbers without gradient; take no_grad and detach out of it")
         return output
 
     def forward(self, images: Tensor) -> Tensor:
@@ -241,8 +226,7 @@ def unwrapped(network: nn.Module) -> nn.Module:
 
 
 def check_network(network: nn.Module) -> None:
-    """ValueError, in a sentence, for a network that cannot train beside heads and images in float32, on one
-    device."""
+    """ValueError for a network that cannot train beside heads and images in float32, on one device."""
     default = torch.get_default_dtype()
     if default != torch.float32:
         raise ValueError(f"torch's default dtype is {default}; torch.set_default_dtype(torch.float32) first")
@@ -251,12 +235,10 @@ def check_network(network: nn.Module) -> None:
         fault = ""
         if nn.parameter.is_lazy(weight):
             fault = "has no shape yet (a lazy layer); pass one batch of images through the network first"
-        elif weight.is_meta:
-            fault = "has no values (device meta); build the network on a real device"
         elif weight.is_inference():
             fault = "was made in inference mode; build the network outside of it"
-        elif weight.device != home:
-            fault = f"is on {weight.device}, others on {home}; move the network to one device"
+        elif weight.is_meta or weight.device != home:
+            fault = f"is on {weight.device}, the first on {home}; move the network to one real device"
         elif weight.dtype != torch.float32:
             fault = f"is {weight.dtype}; call network.float() first (a run's precision is chosen in pretrain)"
         if fault:
@@ -266,59 +248,51 @@ def check_network(network: nn.Module) -> None:
 def tap(network: nn.Module, layer: str | int | None = None, image_size=64, channels=3) -> Encoder:
     """Turn any network on float (B, channels, image_size, image_size) into an encoder at one of its layers,
     and find how wide its output is. The network is not copied, and is `unwrapped`.
-
-    layer: a name as in `network.named_modules()` ("avgpool", "encoder.layers.3"), or an index into the
-    network's direct children. None: the pooling before an `fc` (torchvision's and timm's ResNets), else the
-    network's own output, with a warning where that comes from a classifier. Raises ValueError for a layer
-    that is not there (the message lists those that are), takes no part or returns no row of floats for each
-    image, and for a network as in `check_network`."""
+    layer: a name as in `network.named_modules()` ("encoder.layers.3"), or an index into its direct children.
+    None: the pooling before an `fc` (torchvision's and timm's ResNets), else the network's own output, with a
+    warning where that comes from a classifier. ValueError: a layer that is not there (the message lists those
+    that are), takes no part or returns no row of floats for each image; a network as in `check_network`."""
     if not isinstance(network, nn.Module):
         raise ValueError(f"network is {network!r}; give an nn.Module, such as networks.build('conv4', 48)")
     network = unwrapped(network)
     check_network(network)
     names = {module: name for name, module in network.named_modules()}
-    layers = [name for name, _ in network.named_modules() if name]
+    layers = [name for name in names.values() if name]
     children = [name for name, _ in network.named_children()]
     if layer is None and "fc" in layers:
         layer = next((name for name in ("avgpool", "global_pool") if name in layers), None)
     if isinstance(layer, int):
         if not -len(children) <= layer < len(children):
-            told = ", ".join(f"{i} {name}" for i, name in enumerate(children))
-            raise ValueError(f"layer {layer} is out of range; the {len(children)} children: {told}")
+            raise ValueError(f"layer {layer} is out of range of the children {', '.join(children)}")
         layer = children[layer]
     if layer is not None and layer not in layers:
         raise ValueError(f"layer {layer!r} is not in the network; choose one of: {', '.join(layers)}")
 
-    encoder = Encoder(network, layer)
-    encoder.channels, ran = channels, []
+    encoder = Encoder(network, layer, channels)
     device = next(network.parameters(), torch.empty(0)).device
-    handle = nn.modules.module.register_module_forward_hook(lambda module, *_: ran.append(module))
+    example = torch.zeros(2, channels, image_size, image_size, device=device)
+    ran: list[nn.Module] = []  # in this order
     # in train mode this pass would move the BatchNorm statistics
     with eval_mode(encoder), torch.no_grad(), torch.autocast(device.type, enabled=False):
         try:
-            example = torch.zeros(2, channels, image_size, image_size, device=device)
-            output = encoder.output(example)
+            with nn.modules.module.register_module_forward_hook(lambda module, *_: ran.append(module)):
+                output = encoder.output(example)
         except ValueError:
             raise
         except Exception as error:  # whatever a network raises
-            shape = (channels, image_size, image_size)
-            told = f"the network does not take images {shape}: {error}; is image_size right?"
-            raise ValueError(told) from error
-        finally:
-            handle.remove()
+            shape = tuple(example.shape[1:])
+            raise ValueError(f"images {shape} do not fit: {error}; is image_size right?") from error
         encoder.axis = _axis(encoder, example, output)
     encoder.width = output.shape[encoder.axis]
 
     weighted = [i for i, part in enumerate(ran) if part._parameters and not part._modules]
-    if layer is None and weighted:
-        last = ran[weighted[-1]]
-        name = names.get(last, "")
+    last = ran[weighted[-1]] if layer is None and weighted else None
+    name = names.get(last, "")
+    if isinstance(last, nn.Linear) or name.startswith("classifier"):  # SqueezeNet's is a convolution
         before = [part for part in ran[: weighted[-1]] if not isinstance(part, nn.Dropout)]
-        if isinstance(last, nn.Linear) or name.startswith("classifier"):  # SqueezeNet's is a convolution
-            way_out = f", for example layer={names.get(before[-1])!r}" if before else ""
-            scores = f"{encoder.width} numbers of its layer {name!r}: if they are scores of classes"
-            told = f"the network is read at its output, {scores}, name a layer before it{way_out}"
-            warnings.warn(told, stacklevel=2)
+        way_out = f", for example layer={names.get(before[-1])!r}" if before else ""
+        text = f"the network is read at its layer {name!r}; if it scores classes, name another{way_out}"
+        warnings.warn(text, stacklevel=2)
     return encoder
 
 
@@ -330,24 +304,20 @@ def _axis(encoder: Encoder, example: Tensor, output: Tensor) -> int:
     long = [axis for axis in range(1, output.dim()) if shape[axis] > 1]
     if len(long) < 2:
         return long[0] if long else 1
-    try:
+    with suppress(Exception):  # whatever a network for images of one size raises
         larger = encoder.output(example.repeat(1, 1, 2, 2)).shape
         fixed = [axis for axis in long if larger[axis] == shape[axis]]
-    except Exception:  # whatever a network for images of one size raises
-        fixed = []
-    if len(fixed) == 1:
-        return fixed[0]
+        if len(fixed) == 1:
+            return fixed[0]
     channels_last = output.dim() == 4 and shape[1] == shape[2] != shape[3]
     return output.dim() - 1 if channels_last or output.dim() == 3 else 1
 
 
 def mlp(widths: Sequence[int | None], batch_norm=False, last_batch_norm=False, last_affine=True):
     """A projection head g(·): linear layers of the given `widths` with ReLU between them.
-
     `mlp([512, 512, 128])` is MoCo v2's and SimCLR v1's head; a width None is that of the input, one width
     alone no head at all. With `batch_norm` each hidden layer is normalised before its ReLU (and needs no
-    bias), with `last_batch_norm` the output too, without scale and shift where `last_affine` is False.
-    """
+    bias), with `last_batch_norm` the output too, without scale and shift where `last_affine` is False."""
     widths = [widths[0] if width is None else width for width in widths]
     head = nn.Sequential()
     for i in range(1, len(widths)):
@@ -362,19 +332,17 @@ def mlp(widths: Sequence[int | None], batch_norm=False, last_batch_norm=False, l
 
 
 class SplitBatchNorm2d(nn.BatchNorm2d):
-    """BatchNorm whose statistics come from each of `splits` parts of the batch apart, as on that many GPUs
-    (MoCo's CIFAR-10 demonstration, facebookresearch/moco, branch `colab-notebook`): consecutive rows, as
-    equal as the batch allows. The running statistics move once a pass, to the mean over the parts."""
+    """BatchNorm with the statistics of each of `splits` parts of the batch (consecutive rows, as equal as can
+    be) apart, as on that many GPUs: MoCo's CIFAR-10 demonstration, facebookresearch/moco, branch
+    `colab-notebook`. The running statistics move once a pass, to the mean over the parts."""
 
     splits: int = 1
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.splits == 1:
             return super().forward(x)
-        least = 2 * self.splits  # one image alone has no variance
-        if len(x) < least:
-            way_out = f"use at least {least} or fewer splits"
-            raise ValueError(f"a batch of {len(x)} cannot be normalised in {self.splits} parts; {way_out}")
+        if len(x) < 2 * self.splits:  # one image alone has no variance
+            raise ValueError(f"a batch of {len(x)} is too small for {self.splits} splits, of 2 at least each")
         parts = x.tensor_split(self.splits)  # not chunk: that may give fewer parts, and a part of one image
         if not self.track_running_stats:
             return torch.cat([super(SplitBatchNorm2d, self).forward(part) for part in parts])
@@ -400,10 +368,9 @@ def split_batchnorm(network: nn.Module, splits: int) -> nn.Module:
 
 
 def _refuse_fused(norm: _BatchNorm) -> None:
-    """timm has BatchNorms that hold an activation too; it would be lost with the layer, without a word."""
+    """timm has BatchNorms that hold an activation too, which would be lost with the layer."""
     if type(norm) not in (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm, SplitBatchNorm2d):
-        way_out = "choose another network, or a recipe that leaves BatchNorm as it is"
-        raise ValueError(f"{type(norm).__name__} is more than a BatchNorm and cannot be replaced; {way_out}")
+        raise ValueError(f"{type(norm).__name__} is more than a BatchNorm; choose a recipe that leaves it be")
 
 
 # Not timm's ScaledStdConv2d: its learnt gain is in no checkpoint of ours, and it has no linear layer.
@@ -426,7 +393,6 @@ def _standardized(weight: Tensor) -> Tensor:
 
 def normalise_by(module: nn.Module, kind: str) -> nn.Module:
     """How a network is normalised throughout, in place: after Richemond et al. 2020 (arXiv:2010.10241).
-
     "batch" leaves it as it is, "none" takes each BatchNorm out, "group" puts GroupNorm of 16 groups for it
     (fewer where they do not divide the channels, or leave a vector less than four numbers each) and
     standardises the weights of convolutions and linear layers."""

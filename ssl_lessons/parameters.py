@@ -1,11 +1,7 @@
 """Values on the way in, checked by annotation and range for recipes, lessons, papermill, grids and the shell.
-
-Text is read as what the annotation names: a shell, papermill's `-p focal false` and YAML's `1e-3` all hand
-over text, and the text "false" would count as true.
-"""
+Text is read as what the annotation names: all but recipes hand it over, and "false" would count as true."""
 
 import ast
-import dataclasses
 import json
 import math
 import re
@@ -23,9 +19,9 @@ class Unknown(ValueError):
 
 
 class Parameter(NamedTuple):
-    """What is declared of one: its annotation, as written or as a type, else its default's; its default."""
+    """What is declared of one."""
 
-    kind: str | type
+    kind: str | type  # its annotation, as written or as a type; else its default's
     default: object
 
 
@@ -64,13 +60,14 @@ def assigned(source: str) -> dict[str, Parameter]:
     for line in lines:
         if not isinstance(line, ast.Assign | ast.AnnAssign):
             continue
-        target = line.target if isinstance(line, ast.AnnAssign) else line.targets[0]
+        annotated = isinstance(line, ast.AnnAssign)
+        target = line.target if annotated else line.targets[0]
         try:
             default = ast.literal_eval(line.value)
         except (ValueError, TypeError):  # computed, or only annotated
             default = None
-        kind = ast.unparse(line.annotation) if isinstance(line, ast.AnnAssign) else type(default).__name__
         if isinstance(target, ast.Name):
+            kind = ast.unparse(line.annotation) if annotated else type(default).__name__
             declared[target.id] = Parameter(kind, default)
     return declared
 
@@ -84,73 +81,59 @@ def of_notebook(path: Path) -> dict[str, Parameter]:
     except SyntaxError as error:
         raise Unknown(f"{path.name}: its cell tagged `parameters` is not plain Python ({error})") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise Unknown(f"{path} is not a notebook of format 4 ({reason:.200}); save it again") from None
+        raise Unknown(f"{path} is not a notebook of format 4 ({error!r:.200}); save it again") from None
     raise Unknown(f"{path.name} has no cell tagged `parameters`")
-
-
-def of_recipe(recipe) -> dict[str, Parameter]:
-    """The fields of a dataclass's instance."""
-    fields = dataclasses.fields(recipe)
-    return {field.name: Parameter(field.type, getattr(recipe, field.name)) for field in fields}
 
 
 # ---- The check ---------------------------------------------------------------------------------------------
 
-# The range of a number by its name, both ends included. Whole numbers that are not named here are above 0. A
-# range holds where the default keeps it: an own notebook's `gpu: int = 0` may be 0.
-ABOVE_0, COUNT, FROM_0, SHARE = (sys.float_info.min, math.inf), (1, math.inf), (0, math.inf), (0, 1)
-ANY, LAG, PAIR, BITS = (-math.inf, math.inf), (sys.float_info.min, 1), (2, math.inf), (-(2**63), 2**63 - 1)
-RANGES = {"lag": LAG, "views": PAIR, "seed": BITS, **dict.fromkeys(("lr", "temperature"), ABOVE_0)}
-RANGES |= dict.fromkeys(("weight_decay", "predictor_lr", "predictor_weight_decay", "warmup", "gamma"), FROM_0)
+# The range of a number by its name, both ends included, and in words. Whole numbers that are not named here
+# are above 0. A range holds where the default keeps it: an own notebook's `gpu: int = 0` may be 0.
+ANY, ABOVE_0 = (-math.inf, math.inf, ""), (sys.float_info.min, math.inf, " above 0")
+FROM_0, SHARE = (0, math.inf, " of at least 0"), (0, 1, " from 0 to 1")
+RANGES = dict.fromkeys(("weight_decay", "predictor_lr", "predictor_weight_decay", "warmup", "gamma"), FROM_0)
 RANGES |= dict.fromkeys(("momentum", "sgd_momentum", "final_lr", "alpha"), SHARE)
-IN_WORDS = {ABOVE_0: " above 0", COUNT: " above 0", FROM_0: " of at least 0", SHARE: " from 0 to 1", ANY: ""}
-IN_WORDS |= {LAG: " above 0 and at most 1", PAIR: " above 1", BITS: " of 64 bits"}
+RANGES |= {"lr": ABOVE_0, "temperature": ABOVE_0, "lag": (sys.float_info.min, 1, " above 0 and at most 1")}
+RANGES |= {"views": (2, math.inf, " above 1"), "seed": (-(2**63), 2**63 - 1, " of 64 bits")}
 # In the order in which a union's are tried: text fits everything
 KINDS = {type(None): "None", bool: "True or False", int: "a whole number", float: "a number"}
 KINDS |= {tuple: "a list of values in brackets", list: "a list of values in brackets"}
-KINDS |= {Literal: "one of", str: "text", object: "anything"}
+KINDS |= {Literal: "one of: ", str: "text", object: "anything"}
 UNFIT = (ValueError, TypeError, KeyError, AttributeError, SyntaxError, ArithmeticError)
 UNFIT += (RecursionError, MemoryError)  # of brackets by the thousand
 
 
 def check(parameters: dict, declared: dict[str, Parameter], what: str) -> dict:
-    """The same parameters, each value as its annotation says; `what` names them in an error.
-
-    Raises:
-        Unknown: a name that is not declared, or a value that does not `fit`.
-    """
-    return {
-        name: fit(name, value, declared[known(what, name, declared)]) for name, value in parameters.items()
-    }
+    """The same parameters, each value as its annotation says; `what` names them in an error. `Unknown`: a
+    name that is not declared, or a value that does not `fit`."""
+    chosen = {name: declared[known(what, name, declared)] for name in parameters}
+    return {name: fit(name, value, chosen[name]) for name, value in parameters.items()}
 
 
 def fit(name: str, value, parameter: Parameter):
     """`value`, or what its text stands for; `Unknown` if it is not of its kind or out of its range.
-
     Kinds are bool, int, float, str, Literal, tuple and list (with their members), and unions of them; another
-    kind takes anything. None fits where the annotation says so, and where the default is None or "".
-    """
+    kind takes anything. None fits where the annotation says so, and where the default is None or ""."""
     kind, default = _type(parameter.kind), parameter.default
+    if (default is None or default == "") and isinstance(value, str | None) and str(value) == "None":
+        return None
     kinds = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else [kind]
-    omissible = default is None or default == ""
-    kinds = [*kinds, type(None)] if omissible else kinds
     kinds = [kind if (get_origin(kind) or kind) in KINDS else object for kind in kinds]
-    order = list(KINDS)
+    low, high, words = RANGES.get(name, ABOVE_0 if int in kinds and float not in kinds else ANY)
+    if isinstance(default, int | float) and not low <= default <= high:
+        low, high, words = ANY
     expected = []
-    for kind in sorted(kinds, key=lambda kind: order.index(get_origin(kind) or kind)):
-        bounds = RANGES.get(name) or (COUNT if kind is int and parameter.kind != "NoneType" else ANY)
-        if kind not in (int, float) or isinstance(default, int | float) and not _within(bounds, default):
-            bounds = ANY
+    for kind in sorted(kinds, key=lambda kind: [*KINDS].index(get_origin(kind) or kind)):
+        details = {int: words, float: words, tuple: f", {kind}", list: f", {kind}"}
+        details[Literal] = ", ".join(map(str, get_args(kind)))
+        sort = get_origin(kind) or kind
+        expected.append(KINDS[sort] + details.get(sort, ""))
         try:
-            return _read(kind, value, name, bounds)
+            fitted = _read(kind, value, name)
         except UNFIT:
-            meant = KINDS[get_origin(kind) or kind] + IN_WORDS[bounds]
-            if get_origin(kind) is Literal:
-                meant += f": {', '.join(map(str, get_args(kind)))}"
-            expected.append(f"{meant}, {kind}" if get_origin(kind) in (tuple, list) else meant)
-    if omissible:
-        expected.remove("None")  # nobody writes what may be left out
+            continue
+        if type(fitted) not in (int, float) or low <= fitted <= high:
+            return fitted
     raise Unknown(f"parameter {name} is {value!r:.200}; it must be {' or '.join(expected[::-1])}")
 
 
@@ -169,37 +152,33 @@ def _type(annotation: str | type) -> type:
         return object
 
 
-def _within(bounds: tuple[float, float], number) -> bool:
-    return bounds[0] <= number <= bounds[1]
-
-
-def _read(kind: type, value, name: str, bounds: tuple[float, float]):
+def _read(kind: type, value, name: str):
     """`value` as one kind; raises one of `UNFIT`."""
-    text = value.strip() if isinstance(value, str) else None
-    if kind is type(None):
+    sort, text = get_origin(kind) or kind, value.strip() if isinstance(value, str) else None
+    if sort is type(None):
         return {None: None, "None": None}[value]
-    if kind is bool:
+    if sort is bool:
         return value if isinstance(value, bool) else {"true": True, "false": False}[text.lower()]
-    if kind in (int, float):
+    if sort is Literal:
+        return {str(choice): choice for choice in get_args(kind)}[str(value)]
+    if sort in (int, float):
         number = value if text is None else Decimal(text)  # "1e2" is 100, a long seed keeps all its digits
-        if isinstance(value, bool) or not _within(bounds, number) or not math.isfinite(float(number)):
+        if isinstance(value, bool) or not math.isfinite(float(number)):
             raise ValueError
-        if kind is float:
+        if sort is float:
             return value if isinstance(value, int) else float(number)
         if abs(number) >= 2**63 or int(number) != number:  # 64 bits are what PyTorch takes
             raise ValueError
         return int(number)
-    if kind is str and text is None:
-        raise TypeError
-    sort = get_origin(kind) or kind
-    if sort is Literal:
-        return {str(choice): choice for choice in get_args(kind)}[str(value)]
     if sort in (tuple, list):
-        values = ast.literal_eval(text) if text is not None else value
+        values = value if text is None else ast.literal_eval(text)
         if not isinstance(values, list | tuple):
             raise TypeError
         kinds = list(get_args(kind)) or [object, ...]
         if sort is list or kinds[-1] is ...:
             kinds = kinds[:1] * len(values)
-        return sort(fit(name, each, Parameter(kind, ...)) for kind, each in zip(kinds, values, strict=True))
+        pairs = zip(kinds, values, strict=True)
+        return sort(fit(name, member, Parameter(kind, ...)) for kind, member in pairs)
+    if sort is str and text is None:
+        raise TypeError
     return value

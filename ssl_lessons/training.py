@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -47,30 +48,29 @@ class _Progress:
             show = os.environ.get("SSL_LESSONS_PROGRESS") or ("bars" if in_notebook() else "lines")
         if show not in ("bars", "lines", "none"):
             raise TrainingError(f"progress {show!r} is not known; choose one of: auto, bars, lines, none")
-        self.show, self.epochs, self.outer = show, epochs, range(start, epochs)
+        self.show, self.epochs = show, epochs
+        self.outer, self.steps = range(start, epochs), list  # of epochs, and of the batches of one
         if show == "bars":
-            self.bar = fastprogress.progress_bar
             self.outer = fastprogress.master_bar(self.outer)
             self.outer.names = ["loss / first loss"]
-
-    def steps(self, batches: list):
-        return self.bar(batches, parent=self.outer) if self.show == "bars" else batches
+            self.steps = partial(fastprogress.progress_bar, parent=self.outer)
 
     def report(self, row: dict, history: list[dict]) -> None:
         knn = f"   kNN {row['knn']:.1%}" if "knn" in row else ""
         line = f"epoch {row['epoch']:>3}/{self.epochs}   loss {row['loss']:.3f}{knn}   {row['seconds']:.1f} s"
         if self.show == "lines":
             print(line, flush=True)
-        elif self.show == "bars":
-            self.outer.main_bar.comment = line
-            first = abs(history[0]["loss"]) or 1.0  # a loss may be negative, and a broken one 0
-            loss = [past["loss"] / first for past in history]  # MoCo's rises at first, as its queue fills
-            curves = [[[past["epoch"] for past in history], loss]]
-            judged = [past for past in history if "knn" in past]
-            if judged:
-                self.outer.names = ["loss / first loss", "kNN accuracy"]
-                curves.append([[past["epoch"] for past in judged], [past["knn"] for past in judged]])
-            self.outer.update_graph(curves, [0, self.epochs], [min(0, *loss), 1.05 * max(1, *loss)])
+        if self.show != "bars":
+            return
+        self.outer.main_bar.comment = line
+        first = abs(history[0]["loss"]) or 1.0  # a loss may be negative, and a broken one 0
+        loss = [past["loss"] / first for past in history]  # MoCo's rises at first, as its queue fills
+        curves = [[[past["epoch"] for past in history], loss]]
+        judged = [past for past in history if "knn" in past]
+        if judged:
+            self.outer.names = ["loss / first loss", "kNN accuracy"]
+            curves.append([[past["epoch"] for past in judged], [past["knn"] for past in judged]])
+        self.outer.update_graph(curves, [0, self.epochs], [min(0, *loss), 1.05 * max(1, *loss)])
 
 
 def pretrain(
@@ -92,23 +92,20 @@ def pretrain(
     """Train a method on an image store; returns the run's record, `record["history"]` with a row an epoch.
     Several processes (`accelerate launch`, `torchrun`, `debug_launcher`) each take a part of every batch, and
     together compute what one would; the first one writes, judges and prints.
-
-    Args:
-        method: trained in place; `method.encoder` is what is kept.
-        store: uint8 images, at least one batch of them; the last partial batch of each epoch is left out.
-        epochs, batch_size (of all processes together): the recipe's where None, or all images, if fewer.
-        seed: of the order of the images, of the views, and of whatever the method draws.
-        run: a folder (or `Run`) to keep the run in. Each epoch ends in a checkpoint, from which the same call
-            goes on after an interruption; on a CPU with the same numbers.
-        device, precision: see `pick_device` and `pick_precision`.
-        monitor: called with the encoder every `monitor_every` epochs and after the last; what it returns
-            joins the history, and "knn" is drawn. One of several processes calls it: it must not train there.
-        on_epoch: called with each row of the history (for TensorBoard and the like), as `monitor`.
-        progress: "auto", "bars" (notebook), "lines" (terminal) or "none".
-        stop_on_collapse: raise when the embeddings fall together; False for experiments on collapse.
+    method: trained in place; `method.encoder` is what is kept.
+    store: uint8 images, at least one batch of them; the last partial batch of each epoch is left out.
+    epochs, batch_size (of all processes together): the recipe's where None, or all images, if fewer.
+    seed: of the order of the images, of the views, and of whatever the method draws.
+    run: a folder (or `Run`) to keep the run in. Each epoch ends in a checkpoint, from which the same call
+        goes on after an interruption; on a CPU with the same numbers.
+    device, precision: see `pick_device` and `pick_precision`.
+    monitor: called with the encoder every `monitor_every` epochs and after the last; what it returns joins
+        the history, and "knn" is drawn. One of several processes calls it: it must not train there.
+    on_epoch: called with each row of the history (for TensorBoard and the like), as `monitor`.
+    progress: "auto", "bars" (notebook), "lines" (terminal) or "none".
+    stop_on_collapse: raise when the embeddings fall together; False for experiments on collapse.
     TrainingError: nothing to train on, NaN, collapse, out of memory; a folder with a run of other settings or
-    code; the last good checkpoint is kept. RecordError: another process writes, or the folder is damaged.
-    """
+    code; the last good checkpoint is kept. RecordError: another process writes, or the folder is damaged."""
     recipe = method.recipe
     epochs = recipe.epochs if epochs is None else epochs
     batch_size = min(recipe.batch_size, len(store)) if batch_size is None else batch_size  # a small folder
@@ -136,10 +133,10 @@ def pretrain(
         settings |= {"recipe": recipe, "views": views_of(method), "dataset": store.facts}
         settings |= {"view_size": method.image_size, "epochs": epochs, "batch_size": batch_size}
         settings |= {"precision": precision, "seed": seed}
-        everyone = processes.of_all(settings)
-        for name, value in settings.items():
-            if any(other[name] != value for other in everyone):
-                raise TrainingError(f"the processes differ in {name} ({value!r} here); give all the same")
+        for others in processes.of_all(settings):
+            differing = [name for name, value in settings.items() if others[name] != value]
+            if differing:
+                raise TrainingError(f"the processes differ in {', '.join(differing)}; give all the same")
         if not isinstance(run, Run):
             run = Run.at(run if rank == 0 else None, device=target)
         stack.enter_context(run.writing())
@@ -202,9 +199,9 @@ def pretrain(
 
 def _check(method: Method, store: ImageStore, epochs: int, batch_size: int, size: int) -> None:
     """Raise where there is nothing to train on, or where processes cannot share it."""
-    name, count = type(method).__name__, len(store)
     if epochs < 1 or batch_size < 1:
         raise TrainingError(f"epochs {epochs} and batch_size {batch_size} must both be at least 1")
+    count = len(store)
     if count < batch_size:
         raise TrainingError(f"{store.name} has {count} images, less than batch_size {batch_size}; lower it")
     if batch_size % size:
@@ -213,11 +210,14 @@ def _check(method: Method, store: ImageStore, epochs: int, batch_size: int, size
         _refuse_alone()
     elif _monitoring:
         raise TrainingError("a monitor runs in the first of several processes alone: it cannot train")
-    if method.supervised and store.labels is None:
+    if not method.supervised:
+        return
+    name = type(method).__name__
+    if store.labels is None:
         raise TrainingError(f"{name} needs labels; {store.name} {store.split} has none")
-    classes = getattr(method, "classes", None) if method.supervised else None
-    if classes is not None and not 0 <= store.labels.min() <= store.labels.max() < classes:
-        low, high = store.labels.aminmax()
+    low, high = store.labels.aminmax()
+    classes = getattr(method, "classes", None)
+    if classes is not None and not 0 <= low <= high < classes:
         raise TrainingError(f"{name} has {classes} classes; {store.name} has labels from {low} to {high}")
 
 
@@ -225,16 +225,15 @@ def _refuse_alone() -> None:
     """Raise where this process, alone, is told that it is one of several: each would train for itself."""
     count = os.environ.get("WORLD_SIZE") or "1"
     if count != "1":
-        told = f"WORLD_SIZE is {count}, but this process knows no others"
-        raise TrainingError(f"{told}: start all with `accelerate launch` or `torchrun`, or unset WORLD_SIZE")
+        raise TrainingError(f"WORLD_SIZE is {count}, but no other process is there; start all by `torchrun`")
 
 
 def _parts(method: Method) -> dict[str, str]:
     """Fingerprints of the user's own code that a method calls: classes of its modules, augmentations."""
-    things = [type(module) for module in method.modules() if module is not method]
-    things += [p if hasattr(p, "__qualname__") else type(p) for p in method.policies]
+    kinds = [type(module) for module in method.modules() if module is not method]
+    kinds += [p if hasattr(p, "__qualname__") else type(p) for p in method.policies]
     parts = {}
-    for name, source in sorted({(thing.__qualname__, source_of(thing) or "") for thing in things}):
+    for name, source in sorted({(kind.__qualname__, source_of(kind) or "") for kind in kinds}):
         parts[name] = parts.get(name, "") + source  # of one name there may be several: two lambdas
     return {name: source for name, source in parts.items() if source}
 
@@ -252,9 +251,9 @@ def _ended_by_signals(run: Run) -> Iterator[None]:
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)  # as it would have ended: in a notebook's kernel, an exception would not
 
-    known = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
     main = threading.current_thread() is threading.main_thread()  # only there may handlers be set
-    numbers = [number for number in known if main and signal.getsignal(number) is signal.SIG_DFL]
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if main and hasattr(signal, name)]
+    numbers = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]
     try:
         for number in numbers:
             signal.signal(number, end)
@@ -283,36 +282,35 @@ def _watched(monitor: Monitor, method: Method) -> dict[str, float]:
 def _earlier_state(run: Run, settings: dict) -> dict | None:
     """The state to go on from, where the run's folder has one of the same settings; else the run is new."""
     run.refresh()
-    if run.folder is None or not run.resume_path.exists():
-        if run.record["history"]:  # what was trained and judged then is another run's
-            run.record["metrics"] = {}
-            run.record.pop("encoder_checksum", None)
-            if run.folder is not None:
-                print(f"{run.folder} has no resume.pt: the run starts over, without its earlier numbers")
-                run.encoder_path.unlink(missing_ok=True)
-        run.update(**settings, history=[], seconds=0.0)
-        return None
-    state = run.load_resume()
-    records = [record for record in (run.record, state.get("record", {})) if record.get("method")]
-    for record in records or [run.record]:
-        _compare(record, settings, run.folder)
-    for litter in run.folder.glob("*.tmp"):  # what a kill in the middle of a write left
-        litter.unlink()
-    return state
+    if run.folder is not None and run.resume_path.exists():
+        state = run.load_resume()
+        records = [record for record in (run.record, state.get("record", {})) if record.get("method")]
+        for record in records or [run.record]:
+            _compare(record, settings, run.folder)
+        for litter in run.folder.glob("*.tmp"):  # what a kill in the middle of a write left
+            litter.unlink()
+        return state
+    if run.record["history"]:  # what was trained and judged then is another run's
+        run.record["metrics"] = {}
+        run.record.pop("encoder_checksum", None)
+        if run.folder is not None:
+            print(f"{run.folder} has no resume.pt: the run starts over, without its earlier numbers")
+            run.encoder_path.unlink(missing_ok=True)
+    run.update(**settings, history=[], seconds=0.0)
+    return None
 
 
 def _compare(record: dict, settings: dict, folder: Path) -> None:
-    """Raise `TrainingError` unless a record is of these settings; what an older version did not note is
-    added."""
+    """`TrainingError` unless a record is of these settings; what an older version did not note is added."""
     fresh = Run.in_memory(**settings).record
-    recipe, known = settings["recipe"], record.get("recipe") or {}
+    recipe, old_recipe = settings["recipe"], record.get("recipe") or {}
     for name, value in fresh["recipe"].items():  # a field that has come since is at its default
-        if name not in known and getattr(recipe, name) == getattr(type(recipe), name, None):
-            known[name] = value
-    for name in ("views", "parts", "source"):
+        if name not in old_recipe and getattr(recipe, name) == getattr(type(recipe), name, None):
+            old_recipe[name] = value
+    for name in ("views", "parts"):
         record.setdefault(name, fresh[name])
-    if not record["source"] or not fresh["source"]:  # nothing to compare
-        record["source"] = fresh["source"] = record["source"] or fresh["source"]
+    record["source"] = record.get("source") or fresh["source"]  # None: nothing to compare
+    fresh["source"] = fresh["source"] or record["source"]
     for name in settings:
         old, new = record.get(name), fresh[name]
         if name == "dataset":  # the same images, wherever they lie
@@ -320,14 +318,13 @@ def _compare(record: dict, settings: dict, folder: Path) -> None:
             old, new = ({key: side.get(key) for key in keys} for side in (old or {}, new))
         if isinstance(old, dict) and isinstance(new, dict):  # of a recipe or dataset, only what differs
             old, new = ({k: v for k, v in a.items() if b.get(k) != v} for a, b in ((old, new), (new, old)))
-        if old != new and name in ("source", "parts"):
+        if old == new:
+            continue
+        if name in ("source", "parts"):
             code = fresh["method"] if name == "source" else ", ".join({**old, **new})
-            told = f"the code of {code} is not the one that {folder} was trained with"
-            way_out = "name another folder for the new code, or delete this one"
-            raise TrainingError(f"{told}; its history is kept as it is: {way_out}")
-        if old != new:
-            told = f"{folder} holds a run with another {name}: {old!r}, not {new!r}"
-            raise TrainingError(f"{told}; repeat its settings to go on with it, or name another folder")
+            raise TrainingError(f"the code of {code} is not the one that made {folder}; name another folder")
+        differs = f"{folder} holds a run with another {name}: {old!r}, not {new!r}"
+        raise TrainingError(f"{differs}; name another folder, or repeat its settings")
 
 
 def _checkpoint(row: dict, run: Run, kept: dict, generator: torch.Generator, device: torch.device) -> None:
@@ -369,28 +366,26 @@ def _restore(state: dict, run: Run, kept: dict, generator: torch.Generator, devi
 
 def _check_health(row: dict, method: Method, run: Run, stop_on_collapse: bool) -> None:
     """Raise on NaN, and on embeddings that have fallen together, before anything is saved."""
+    when = f"in epoch {row['epoch']} ({_kept(run)})"
     broken = "" if math.isfinite(row["loss"]) else f"the loss is {row['loss']}"
     if not broken and not all(p.isfinite().all() for p in method.parameters()):
         broken = "a weight is NaN or infinite"  # only the last step can leave that behind a finite loss
     if broken:
-        advice = "try a lower lr, a longer warm-up, or precision fp32"
-        raise TrainingError(f"{broken} in epoch {row['epoch']} ({_kept(run)}); {advice}")
+        raise TrainingError(f"{broken} {when}; try a lower lr, a longer warm-up, or precision fp32")
     spread = row.get("embedding_std", 1.0)
     if stop_on_collapse and not spread > COLLAPSED:
-        told = f"the embeddings collapse in epoch {row['epoch']}: their spread is {spread:.4f} of an even one"
         way_out = "see lesson 06, or pass stop_on_collapse=False to watch it"
-        raise TrainingError(f"{told}, and {COLLAPSED} or less is a collapse ({_kept(run)}); {way_out}")
+        raise TrainingError(f"the embeddings collapse {when}: spread {spread:.4f} of an even one; {way_out}")
 
 
 def _explain(error: Exception, batch_size: int, image_size: int, device: torch.device) -> None:
     """Raise a `TrainingError` with the batch to try if the error is one of memory; else return."""
     words = ("out of memory", "allocate memory", "not enough memory", "bad_alloc", "ALLOC_FAILED")
-    known = isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError))
-    if not known and not any(word in str(error) for word in words):
+    if not isinstance(error, MemoryError) and not any(word in str(error) for word in words):
         return
     memory = "the memory of this machine"
     if device.type == "cuda":
         memory = f"{torch.cuda.get_device_properties(device).total_memory / 2**30:.0f} GiB of {device}"
-    told = f"a batch of {batch_size} at {image_size} pixels does not fit in {memory}"
+    fault = f"a batch of {batch_size} at {image_size} pixels does not fit in {memory}"
     smaller = f"batch_size={max(2, batch_size // 2)}, in a new folder if this one has finished epochs"
-    raise TrainingError(f"{told}; try {smaller}") from error
+    raise TrainingError(f"{fault}; try {smaller}") from error

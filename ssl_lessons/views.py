@@ -36,19 +36,17 @@ _CPU_PIXELS = 48 * 64 * 64  # a CPU's piece: long enough to hide the cost of a c
 
 
 def geometry(images: Tensor, draws: Draws, size: int) -> Tensor:
-    """Crop, resize with antialiasing and flip: uint8 (B, 3, H, W) -> float32 (B, 3, S, S) in [0, 1].
-
-    Equal to torchvision's `resized_crop(..., antialias=True)` on floats to 1e-5."""
+    """Crop, resize with antialiasing and flip: uint8 (B, 3, H, W) -> float32 (B, 3, S, S) in [0, 1]. Equal to
+    torchvision's `resized_crop(..., antialias=True)` on floats to 1e-5."""
     source = images.permute(0, 2, 1, 3)  # (B, H, 3, W), as an ImageStore's batches lie in memory
     b, height, _, width = source.shape
     top, left, h, w = to_device(draws.boxes, images.device).float().unbind(1)
     down = _resampling(top, h, height, size, None) / 255  # (B, S, H)
     across = _resampling(left, w, width, size, to_device(draws.flip, images.device))  # (B, S, W)
     narrow = source.reshape(b, height * 3, width).float() @ across.mT  # (B, H·3, S)
-    narrow = narrow.view(b, height, 3, size)
     planes = torch.empty(3, b, size, size, device=images.device)
-    for channel in range(3):
-        torch.bmm(down, narrow[:, :, channel], out=planes[channel])
+    for plane, channel in zip(planes, narrow.view(b, height, 3, size).unbind(2), strict=True):
+        torch.bmm(down, channel, out=plane)
     return planes.clamp_(0, 1).permute(1, 0, 2, 3)  # rounding may leave 1 + 1e-7
 
 
@@ -136,11 +134,8 @@ def _hue_(planes: Tensor, turns: Tensor) -> None:
 def blur_radius(policy: Policy, size: int) -> int:
     """Taps on each side of the centre for a view of `size` pixels: half the kernel's width, or four sigma of
     the widest Gaussian; never more than a reflected border can give."""
-    if policy.blur_kernel is None:
-        radius = math.ceil(4 * policy.blur_sigma[1])
-    else:
-        radius = int(policy.blur_kernel * size) // 2
-    return min(radius, size - 1)
+    wide = math.ceil(4 * policy.blur_sigma[1])
+    return min(size - 1, wide if policy.blur_kernel is None else int(policy.blur_kernel * size) // 2)
 
 
 def blur_(views: Tensor, draws: Draws) -> Tensor:
@@ -166,10 +161,8 @@ def _taps(size: int, radius: int, device: torch.device) -> Tensor:
     whose borders reflect (the edge pixel is not repeated)."""
     reflected = F.pad(torch.eye(size)[None], (radius, radius), mode="reflect")[0].T  # (S + 2·radius, S)
     at = [reflected[start : start + size] for start in range(2 * radius + 1)]  # pixels -radius … radius away
-    taps = [at[radius]]
-    for distance in range(1, radius + 1):
-        taps.append(at[radius - distance] + at[radius + distance])
-    return torch.stack(taps).flatten(1).to(device)
+    pairs = zip(at[radius + 1 :], reversed(at[:radius]), strict=True)  # distance 1, 2, …
+    return torch.stack([at[radius], *(one + other for one, other in pairs)]).flatten(1).to(device)
 
 
 def solarize_(views: Tensor, draws: Draws) -> Tensor:
@@ -183,10 +176,9 @@ def solarize_(views: Tensor, draws: Draws) -> Tensor:
 
 def apply(images: Tensor, draws: Draws, size: int) -> Tensor:
     """The whole of a policy with these draws: uint8 (B, 3, H, W) -> normalised (B, 3, S, S), channels-last.
-
     There may be several draws for each image, K·B in all: draw i is for image i mod B, and the result is
     (K·B, 3, S, S). It is float32, under autocast too: bfloat16's steps above 0.5 are as wide as 1/255, and
-    hue divides small differences. Raises ValueError for other images, or draws that do not fit them."""
+    hue divides small differences. ValueError: other images, or draws that do not fit them."""
     shape = tuple(images.shape)
     if len(shape) != 4 or shape[1] != 3 or images.dtype != torch.uint8:
         raise ValueError(f"images are {images.dtype} {shape}; give uint8 (B, 3, H, W)")
@@ -199,7 +191,6 @@ def apply(images: Tensor, draws: Draws, size: int) -> Tensor:
     shift = -_constant(MEAN, device) * scale
     with torch.inference_mode(False):  # the result is an ordinary tensor, wherever it is made
         out = torch.empty(len(draws), size, size, 3, device=device)
-
     # In pieces: on a CPU they stay in cache, and on a GPU the many views of lesson 04 do not fill its memory.
     length = max(1, (_CPU_PIXELS if device.type == "cpu" else _GPU_PIXELS) // size**2)
     with torch.no_grad(), torch.autocast(device.type, enabled=False):
@@ -208,9 +199,8 @@ def apply(images: Tensor, draws: Draws, size: int) -> Tensor:
             rows = torch.arange(start, start + len(part), device=device) % len(images)
             piece = source.index_select(0, rows).permute(0, 2, 1, 3)  # (b, 3, H, W)
             views = geometry(piece, part, size)  # (b, 3, S, S)
-            colour_(views, part)
-            blur_(views, part)
-            solarize_(views, part)
+            for step in (colour_, blur_, solarize_):
+                step(views, part)
             views.mul_(scale).add_(shift)
             out[start : start + length] = views.permute(0, 2, 3, 1)
     return out.permute(0, 3, 1, 2)
@@ -223,16 +213,11 @@ def views(images: Tensor, policy: Policy, generator: torch.Generator | None = No
 
 
 def several(
-    images: Tensor,
-    policies: Sequence[Policy],
-    generator: torch.Generator | None = None,
-    size: int = 64,
-    share: tuple[int, int] = (0, 1),
+    images: Tensor, policies: Sequence[Policy], generator=None, size: int = 64, share=(0, 1)
 ) -> list[Tensor]:
     """`views` once for each of `policies`, with the same draws. Neighbours of one policy share a pass: the K
-    views of relational reasoning cost one call, and no K copies of the images.
-
-    `share` (i, n): the images are the i-th of n equal parts of a batch, and get that part of its draws."""
+    views of relational reasoning cost one call, and no K copies of the images. `share` (i, n): the images
+    are the i-th of n equal parts of a batch, and get that part of its draws."""
     result: list[Tensor] = []
     count, (i, n) = len(images), share
     for policy, neighbours in groupby(policies):
@@ -262,9 +247,8 @@ def unnormalize(views: Tensor) -> Tensor:
 
 def in_channels(views: Tensor, channels: int) -> Tensor:
     """(…, 3, S, S) as the network takes it: as it is, or for one channel its luma (…, 1, S, S)."""
-    if channels == 3:
-        return views
-    return (views * _constant(LUMA, views.device, views.dtype)).sum(-3, keepdim=True)
+    luma = _constant(LUMA, views.device, views.dtype)
+    return views if channels == 3 else (views * luma).sum(-3, keepdim=True)
 
 
 @lru_cache(maxsize=16)

@@ -6,7 +6,7 @@ import nbformat
 import pytest
 
 from ssl_lessons.methods.moco import RECIPES
-from ssl_lessons.parameters import Parameter, Unknown, assigned, check, fit, of_notebook, of_recipe
+from ssl_lessons.parameters import Parameter, Unknown, assigned, check, fit, of_notebook
 
 CELL = """profile: str = "auto"  # smoke, class or full
 epochs: int = 3
@@ -93,8 +93,10 @@ def test_what_does_not_fit_is_named(name, given, answer):
 
 def test_every_field_of_a_recipe_fits_itself():
     for recipe in RECIPES.values():
-        declared = of_recipe(recipe)
         values = {field.name: getattr(recipe, field.name) for field in dataclasses.fields(recipe)}
+        declared = {
+            field.name: Parameter(field.type, values[field.name]) for field in dataclasses.fields(recipe)
+        }
         assert check(values, declared, "field") == values
     assert fit("head", "(None, 64)", declared["head"]) == (None, 64)
     with pytest.raises(Unknown, match="list of values in brackets"):

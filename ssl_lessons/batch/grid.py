@@ -105,7 +105,7 @@ def meant(parameters: dict, here: Path) -> dict:
     if "dataset" in values:
         changed["dataset"] = dataset(values["dataset"], here)
     if "network" in values:
-        networks.check_name(values["network"], rulers=False)
+        networks.check_name(values["network"])
     if "method" in values:
         known("method", values["method"], TITLES)
         for name in {"lr", "temperature"} & values.keys():

@@ -84,7 +84,7 @@ def setup(
         names = ", ".join(images.CATALOGUE)
         raise Unknown(f"dataset {dataset!r} is not known; choose one of: {names}, or a folder of images")
     if "network" in values:
-        check_name(values["network"], rulers=False)
+        check_name(values["network"])
         if values["network"] != settings[fitting].get("network"):
             values["stem"] = None  # the profile's stem belongs to the profile's network
 

@@ -73,12 +73,12 @@ class Recipe:
         if size is not None or hidden is not None:
             head = fields.get("head", getattr(self, "head", ()))
             if not head:
-                raise ValueError(f"recipe {self.name!r} has no projector; leave projection_size out")
-            hidden_widths = [width if hidden is None else hidden for width in head[:-1]]
-            fields["head"] = (*hidden_widths, head[-1] if size is None else size)
-        there = [field.name for field in dataclasses.fields(self)]
-        for name in fields.keys() - there:
-            raise ValueError(f"recipe {self.name!r} has no field {name!r}; choose from: {', '.join(there)}")
+                raise Unknown(f"recipe {self.name!r} has no projector; leave projection_size out")
+            widths = head[:-1] if hidden is None else [hidden] * (len(head) - 1)
+            fields["head"] = (*widths, head[-1] if size is None else size)
+        names = [field.name for field in dataclasses.fields(self)]
+        for name in fields.keys() - names:
+            raise Unknown(f"recipe {self.name!r} has no field {name!r}; choose from: {', '.join(names)}")
         return dataclasses.replace(self, **fields)
 
 
@@ -95,41 +95,36 @@ def choose(recipes: dict[str, R], recipe: str | R, **overrides) -> R:
 _in_a_method = ContextVar("in_a_method", default=False)
 
 
-def checked(dims: int = 2):
+def checked(loss: Callable) -> Callable:
     """A decorator of losses: they compute in float32 (float64 stays), whatever the inputs and autocast are.
+    ValueError for tensors that are empty, not (N, D), or (N,) where there are targets, or of unlike shapes
+    (the second's is the first's, others share its last axis), and for values that are not finite. In a
+    method's own pass values go unread, since reading makes a GPU wait: the loss is then NaN, and `pretrain`
+    says so."""
+    signature = inspect.signature(loss)
+    vectors = "targets" in signature.parameters
+    expected = "(N,), alike" if vectors else "(N, D), D the same and the first two alike"
 
-    ValueError for tensors that are empty, not of `dims` dimensions, or of unlike shapes (the second's is the
-    first's, others share its last axis), and for values that are not finite. In a method's own pass values go
-    unread, since reading makes a GPU wait: the loss is then NaN, and `pretrain` says so.
-    """
+    @functools.wraps(loss)
+    def wrapper(*args, **kwargs):
+        arguments = signature.bind(*args, **kwargs).arguments
+        names = [name for name in arguments if signature.parameters[name].annotation is Tensor]
+        tensors = {name: torch.as_tensor(arguments[name]) for name in names}
+        shapes = [tuple(tensor.shape) for tensor in tensors.values()]
+        whole = all(len(shape) == (1 if vectors else 2) and 0 not in shape for shape in shapes)
+        if not whole or shapes[0] != shapes[1] or any(shape[-1] != shapes[0][-1] for shape in shapes):
+            given = ", ".join(f"{name} {shape}" for name, shape in zip(names, shapes, strict=True))
+            raise ValueError(f"{loss.__name__} has {given}; expected {expected}, and nothing empty")
+        for name, tensor in tensors.items():
+            if not _in_a_method.get() and not tensor.isfinite().all():
+                raise ValueError(f"{loss.__name__}: {name} has values that are NaN or infinite")
+            if name == "targets" and not _in_a_method.get() and (tensor != tensor.clamp(0, 1)).any():
+                raise ValueError(f"{loss.__name__}: targets lie outside of [0, 1]; 1 is a positive")
+            arguments[name] = tensor if tensor.dtype == torch.float64 else tensor.float()
+        with torch.autocast(tensor.device.type, enabled=False):
+            return loss(**arguments)
 
-    def decorate(loss):
-        signature = inspect.signature(loss)
-
-        @functools.wraps(loss)
-        def wrapper(*args, **kwargs):
-            given = signature.bind(*args, **kwargs).arguments
-            names = [name for name in given if signature.parameters[name].annotation is Tensor]
-            tensors = {name: torch.as_tensor(given[name]) for name in names}
-            shapes = {name: tuple(value.shape) for name, value in tensors.items()}
-            first, second, *others = shapes.values()
-            alike = first == second and all(len(other) == dims and other[-1] == first[-1] for other in others)
-            if not alike or len(first) != dims or any(0 in shape for shape in shapes.values()):
-                told = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
-                expected = "(N, D), D the same and the first two alike" if dims == 2 else "(N,), alike"
-                raise ValueError(f"{loss.__name__} has {told}; expected {expected}, and nothing empty")
-            for name, value in tensors.items():
-                if not _in_a_method.get() and not value.isfinite().all():
-                    raise ValueError(f"{loss.__name__}: {name} has values that are NaN or infinite")
-                if name == "targets" and not _in_a_method.get() and (value != value.clamp(0, 1)).any():
-                    raise ValueError(f"{loss.__name__}: targets lie outside of [0, 1]; 1 is a positive")
-                given[name] = value if value.dtype == torch.float64 else value.float()
-            with torch.autocast(value.device.type, enabled=False):
-                return loss(**given)
-
-        return wrapper
-
-    return decorate
+    return wrapper
 
 
 def check_temperature(temperature: float, usual: str) -> None:
@@ -139,20 +134,16 @@ def check_temperature(temperature: float, usual: str) -> None:
 
 class Method(nn.Module):
     """A self-supervised objective around an encoder. A subclass fills in `recipes`, `build` and `forward`.
-
-    Args:
-        network: any `nn.Module` on (B, C, S, S), trained in place. (None is for a subclass with a constructor
-            of its own, which sets `encoder`, `policies`, `recipe` and `image_size`, as the lessons' do.)
-        layer: where the representation is read, see `networks.tap`; None for a ResNet's `avgpool`.
-        image_size: the side S of the views, pixels. channels: 3, or 1 for a network on grey images.
-        recipe: a name in `recipes` (None: `default_recipe`), or a `Recipe`; `overrides` are its fields.
-        augment, augment2: an `Augmentation` in place of the recipe's policy, of every (second) view.
-    Raises:
-        ValueError: an unknown recipe, field or layer (the message lists the known ones), a bad value.
+    network: any `nn.Module` on (B, C, S, S), trained in place. (None is for a subclass with a constructor of
+        its own, which sets `encoder`, `policies`, `recipe` and `image_size`, as the lessons' do.)
+    layer: where the representation is read, see `networks.tap`; None for a ResNet's `avgpool`.
+    image_size: the side S of the views, pixels. channels: 3, or 1 for a network on grey images.
+    recipe: a name in `recipes` (None: `default_recipe`), or a `Recipe`; `overrides` are its fields.
+    augment, augment2: an `Augmentation` in place of the recipe's policy, of every (second) view.
+    ValueError: an unknown recipe, field or layer (the message lists the known ones), a bad value.
 
     `method(views)` is the objective; `method(images)`, with one tensor of images, makes the views itself and
-    returns the loss alone. Queues, pointers and averaged networks are in the `state_dict`.
-    """
+    returns the loss alone. Queues, pointers and averaged networks are in the `state_dict`."""
 
     recipes: dict[str, Recipe]
     default_recipe = "small_data"
@@ -160,7 +151,6 @@ class Method(nn.Module):
     constant_lr: tuple[str, ...] = ()  # submodules whose learning rate stays at its peak
     needs_after_step = False  # a loop that never calls `after_step` is told
     run_steps: int | None = None  # optimiser steps of the whole run; `pretrain` sets it
-
     encoder: nn.Module  # what is kept when training ends, float (B, C, S, S) -> (B, D)
     projector: nn.Module  # what stands between it and the loss, (B, D) -> (B, P)
     policies: tuple[Policy | Augmentation, ...]  # one for each view that `forward` expects
@@ -191,8 +181,7 @@ class Method(nn.Module):
         policies = self.build(self.recipe)
         own = (augment, augment2 or augment)
         self.policies = tuple(own[i % 2] or policy for i, policy in enumerate(policies))
-        home = next(self.encoder.parameters(), torch.empty(0)).device
-        self.to(home)  # the heads follow the network
+        self.to(next(self.encoder.parameters(), torch.empty(0)).device)  # the heads follow the network
 
     def build(self, r: Recipe) -> Sequence[Policy]:
         """Add heads, queues and averaged networks; return a policy for each view that `forward` expects."""
@@ -220,9 +209,8 @@ class Method(nn.Module):
     def __call__(self, batch: Tensor | Sequence[Tensor], **extra):
         alone = isinstance(batch, Tensor)
         views = self.augment(batch) if alone else batch
-        shapes = [tuple(view.shape) for view in views]
-        if len(views) != len(self.policies) or len(set(shapes)) != 1:
-            count = len(self.policies)
+        shapes, count = [tuple(view.shape) for view in views], len(self.policies)
+        if len(shapes) != count or len(set(shapes)) != 1:
             raise ValueError(f"views are {shapes}; give {count} of one shape, or a single tensor of images")
         if self.needs_after_step and self.training and torch.is_grad_enabled():
             self._expect_after_step()
@@ -232,9 +220,7 @@ class Method(nn.Module):
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise
-            told = "BatchNorm no variance to divide by"
-            way_out = "give at least 2 images, or a network and a recipe without BatchNorm"
-            raise ValueError(f"a batch of one image leaves {told}; {way_out}") from error
+            raise ValueError("a batch of one has no variance for BatchNorm; give at least 2") from error
         finally:
             _in_a_method.reset(token)
         return objective.loss if alone else objective
@@ -246,8 +232,8 @@ class Method(nn.Module):
         weights = sum(parameter.double().sum() for parameter in self.parameters() if parameter.requires_grad)
         if self._weights is not None and weights != self._weights:
             self.needs_after_step = False
-            moved = f"the weights have moved, but {type(self).__name__}'s averaged network has not"
-            warnings.warn(f"{moved}: call method.after_step() after each optimizer.step()", stacklevel=3)
+            way_out = "call method.after_step() after each optimizer.step()"
+            warnings.warn(f"{type(self).__name__}'s averaged network has not moved; {way_out}", stacklevel=3)
         self._weights = weights
 
     @torch.no_grad()
@@ -270,32 +256,29 @@ class Method(nn.Module):
         """A view (B, 3, S, S) in [0, 1] by the user's augmentation, checked."""
         view = augmentation(in_channels(images.float() / 255, self.channels))
         name = f"the augmentation {getattr(augmentation, '__name__', type(augmentation).__name__)}"
-        wanted = (len(images), self.channels, self.image_size, self.image_size)
+        expected = (len(images), self.channels, self.image_size, self.image_size)
         shape = tuple(view.shape) if isinstance(view, Tensor) else type(view).__name__
-        if shape != wanted:
-            told = f"{name} returned {shape}, not {wanted}; let it end with a crop or resize to "
-            raise ValueError(f"{told}{wanted[-1]} pixels, or build the method with another image_size")
+        if shape != expected:
+            raise ValueError(f"{name} returned {shape}, not {expected}; crop or resize to {self.image_size}")
         low, high = view.aminmax()
         if not (low >= -1e-3 and high <= 1 + 1e-3):  # NaN is refused too
-            told = f"{name} returned values from {low:.3g} to {high:.3g}; return values in [0, 1]"
-            raise ValueError(f"{told} and leave normalisation out: it is done afterwards, as for judging")
+            fault = f"{name} returned values from {low:.3g} to {high:.3g}; return values in [0, 1] and "
+            raise ValueError(f"{fault}leave normalisation out: it is done afterwards, as for judging")
         if augmentation not in self._tried:
             self._tried.append(augmentation)
-            self._try(augmentation, images[:1], name)
+            self._try(augmentation, in_channels(images[:1].float() / 255, self.channels), name)
         return view.float().expand(-1, 3, -1, -1)
 
     def _try(self, augmentation: Augmentation, image: Tensor, name: str) -> None:
         """Warn of one draw for a whole batch: eight equal images stay equal, and come out otherwise the next
         time. The generators of torch and Python are put back."""
-        copies = in_channels(image.expand(8, -1, -1, -1).float() / 255, self.channels)
         state = random.getstate()
         with torch.random.fork_rng([image.device] if image.is_cuda else []):
-            views = [augmentation(copies.clone()).float() for _ in range(8)]
+            views = [augmentation(image.repeat(8, 1, 1, 1)).float() for _ in range(8)]
         random.setstate(state)
         equal = all(torch.allclose(view, view[:1].expand_as(view), atol=1e-5) for view in views)
         if equal and not all(torch.allclose(view, views[0], atol=1e-5) for view in views):
-            told = f"{name} draws once for the whole batch (as torchvision's do): every image gets the same "
-            warnings.warn(f"{told}crop, flip or colour; draw for each image", stacklevel=4)
+            warnings.warn(f"{name} draws once for the whole batch; draw for each image", stacklevel=4)
 
     @torch.no_grad()
     def represent(self, images: Tensor) -> Representation:
@@ -315,16 +298,16 @@ def as_bytes(images: Tensor) -> Tensor:
     if images.dtype != torch.uint8:
         low, high = (float(value) for value in images.aminmax())
         if not images.is_floating_point() or not (low >= 0 and high <= 1):  # NaN is refused too
-            found = f"{images.dtype} from {low:.3g} to {high:.3g}"
-            raise ValueError(f"images are {found}; give uint8, or floats in [0, 1], not normalised yet")
+            kind = f"{images.dtype} from {low:.3g} to {high:.3g}"
+            raise ValueError(f"images are {kind}; give uint8, or floats in [0, 1], not normalised yet")
         images = (images * 255).round().to(torch.uint8)
     return images.expand(-1, 3, -1, -1)
 
 
 def views_of(method: Method) -> list[str]:
     """The names of what makes a method's views: of its policies, or of the user's own augmentations."""
-    plain = [getattr(policy, "__qualname__", type(policy).__name__) for policy in method.policies]
-    return [getattr(policy, "name", name) for policy, name in zip(method.policies, plain, strict=True)]
+    own = [getattr(policy, "__qualname__", type(policy).__name__) for policy in method.policies]
+    return [getattr(policy, "name", name) for policy, name in zip(method.policies, own, strict=True)]
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ from ssl_lessons.networks import ema_update, mlp, momentum_copy, normalise_by
 from ssl_lessons.views import Policy
 
 
-@checked()
+@checked
 def byol_loss(prediction: Tensor, target: Tensor) -> Tensor:
     """BYOL's equation 2: ‖q̄ − z̄′‖² of the normalised vectors, which is 2 − 2·cosine; mean over the batch.
 

@@ -19,7 +19,7 @@ from ssl_lessons.processes import gathered
 from ssl_lessons.views import Policy
 
 
-@checked()
+@checked
 def similarities(query: Tensor, key: Tensor, queue: Tensor) -> tuple[Tensor, Tensor]:
     """Cosines of unit vectors: q·k₊ (B, 1) and q·kᵢ for the K negatives (B, K)."""
     positive = (query * key).sum(dim=1, keepdim=True)  # (B, D), (B, D) -> (B, 1)

@@ -78,7 +78,7 @@ class RelationHead(nn.Module):
         return self.last(F.leaky_relu(self.norm(hidden)))[:, 0]
 
 
-@checked(dims=1)
+@checked
 def focal_bce(scores: Tensor, targets: Tensor, gamma: float = 2.0, alpha: float = 0.5) -> Tensor:
     """The official full code's focal loss (Lin et al. 2017, arXiv:1708.02002, equation 5), mean over pairs.
 

@@ -18,7 +18,7 @@ from ssl_lessons.processes import gathered, rank_and_size
 from ssl_lessons.views import Policy
 
 
-@checked()
+@checked
 def cosines(z1: Tensor, z2: Tensor) -> tuple[Tensor, Tensor]:
     """Similarities of this process' 2B views with all 2WB views, −∞ for a view with itself; the positives.
 

@@ -16,7 +16,7 @@ from ssl_lessons.networks import mlp
 from ssl_lessons.views import Policy
 
 
-@checked()
+@checked
 def negative_cosine(prediction: Tensor, target: Tensor) -> Tensor:
     """SimSiam's equations 1 and 3: D(p, stopgrad(z)) = −(p / ‖p‖) · (z / ‖z‖), averaged over the batch.
 
