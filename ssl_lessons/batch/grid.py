@@ -152,6 +152,18 @@ class _Loader(yaml.SafeLoader):
                 raise yaml.YAMLError(f"the key {key!r} stands there twice")
         return super().construct_mapping(node, deep)
 
+    def construct_number(self, node):
+        if ":" in node.value or re.match(r"[+-]?0[0-9]", node.value):  # YAML 1.1: 010 is 8, and 1:30 is 90
+            raise yaml.YAMLError(
+                f"{node.value} is no plain number; leave out the 0 before it, or quote it"
+            )
+        plain = super().construct_yaml_int if node.tag.endswith("int") else super().construct_yaml_float
+        return plain(node)
+
+
+for _kind in ("int", "float"):
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _Loader.construct_number)
+
 
 def read(file: str | Path) -> list[Planned]:
     """The runs of a grid's YAML file, in the order of its values. `Unknown` names what does not exist or fit,

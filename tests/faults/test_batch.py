@@ -255,6 +255,9 @@ HEAD = "notebook: own.ipynb\n"
         (HEAD + "grid: {seed: [0]}\noverride: [{when: 3, set: {a: 1}}]", "override: 3"),
         (HEAD + "grid: {seed: [0]}\nparameters: [a]", "parameters: ['a']"),
         (HEAD + "grid: {seed: [.nan]}", "seed is nan"),
+        (HEAD + "grid: {seed: [010]}", "010 is no plain number"),  # YAML 1.1: 8
+        (HEAD + "grid: {seed: [1:30]}", "1:30 is no plain number"),  # 90
+        (HEAD + "grid: {seed: [0]}\nparameters: {a: -0755}", "-0755 is no plain number"),
         ("!!python/object/apply:os.system [exit]", "cannot be read"),
         ("\x00", "cannot be read"),
     ],
