@@ -440,10 +440,11 @@ def main(argv: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="plain")
-    if threading.current_thread() is threading.main_thread():
-        for number in {signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}:  # Slurm, a closed terminal
-            if signal.getsignal(number) == signal.SIG_DFL:  # nohup's stays ignored
-                signal.signal(number, _stop)
+    stops = {signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}  # Slurm, a closed terminal
+    main_thread = threading.current_thread() is threading.main_thread()
+    stops = [number for number in stops if main_thread and signal.getsignal(number) == signal.SIG_DFL]
+    for number in stops:  # nohup's stays ignored
+        signal.signal(number, _stop)
     args = argparse.Namespace(kept="")
     try:
         args = parsed(argv)
@@ -464,3 +465,6 @@ def main(argv: list[str] | None = None) -> int:
             raise  # a bug: show all of it
         warn(f"ssl-lessons: {error}")
         return USAGE if isinstance(error, Unknown) else FAILED
+    finally:
+        for number in stops:
+            signal.signal(number, signal.SIG_DFL)

@@ -489,26 +489,6 @@ def test_the_chart_shows_every_mean_with_its_spread_and_name(board, tmp_path):
     plt.close("all")
 
 
-def test_seeds_are_dots_and_several_have_a_mean_with_whiskers():
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        figure = figures.spread({"three": [0.3, 0.5, 0.4], "one": [0.2]}, "accuracy (%)")
-        figure.canvas.draw()
-    (axis,) = figure.axes
-    assert [label.get_text() for label in axis.get_yticklabels()] == ["three", "one"]
-    dots = {
-        tuple(line.get_ydata()): sorted(line.get_xdata()) for line in axis.lines if line.get_marker() == "o"
-    }
-    assert dots == {(0, 0, 0): pytest.approx([30, 40, 50]), (1,): pytest.approx([20])}
-    (bar,) = axis.containers
-    whiskers = bar[2][0].get_segments()[0][:, 0]
-    assert np.allclose(whiskers, [40 - 10, 40 + 10]), "mean 40, sample deviation 10"
-    plt.close("all")
-
-
-# ---- Quick -------------------------------------------------------------------------------------------------
-
-
 def test_many_records_are_read_without_torch_or_matplotlib(tmp_path):
     """What costs time is what is imported; a thousand such records take about a second."""
     for seed in range(1000):

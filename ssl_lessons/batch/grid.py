@@ -154,9 +154,7 @@ class _Loader(yaml.SafeLoader):
 
     def construct_number(self, node):
         if ":" in node.value or re.match(r"[+-]?0[0-9]", node.value):  # YAML 1.1: 010 is 8, and 1:30 is 90
-            raise yaml.YAMLError(
-                f"{node.value} is no plain number; leave out the 0 before it, or quote it"
-            )
+            raise yaml.YAMLError(f"{node.value} is no plain number; leave out the 0 before it, or quote it")
         plain = super().construct_yaml_int if node.tag.endswith("int") else super().construct_yaml_float
         return plain(node)
 
