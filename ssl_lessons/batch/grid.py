@@ -153,8 +153,8 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
     def construct_number(self, node):
-        if ":" in node.value or re.match(r"[+-]?0[0-9]", node.value):  # YAML 1.1: 010 is 8, and 1:30 is 90
-            raise yaml.YAMLError(f"{node.value} is no plain number; leave out the 0 before it, or quote it")
+        if ":" in node.value or re.match(r"[+-]?0[0-9]", node.value):
+            return node.value  # text, read by its annotation: YAML 1.1 makes 8 of 010, and 90 of 1:30
         plain = super().construct_yaml_int if node.tag.endswith("int") else super().construct_yaml_float
         return plain(node)
 
