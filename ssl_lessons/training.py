@@ -71,6 +71,10 @@ class _Progress:
             self.outer.names = ["loss / first loss", "kNN accuracy"]
             curves.append([[past["epoch"] for past in judged], [past["knn"] for past in judged]])
         self.outer.update_graph(curves, [0, self.epochs], [min(0, *loss), 1.05 * max(1, *loss)])
+        if hasattr(self.outer, "graph_ax"):  # not in a terminal
+            self.outer.graph_ax.set(xlabel="epoch", ylabel="share")
+            self.outer.graph_ax.locator_params("x", integer=True)
+            self.outer.graph_out.update(self.outer.graph_fig)
 
 
 def pretrain(

@@ -89,9 +89,10 @@ def test_health_has_a_panel_for_each_diagnostic(count):
 
 
 def spans(axis):
-    """{colour: (from, to)} of the shaded stretches of an axis."""
+    """{colour: (from, to)} of the shaded stretches of an axis, as far as its limits."""
+    low, high = axis.get_ylim()
     boxes = {patch.get_facecolor()[:3]: patch.get_bbox() for patch in axis.patches}
-    return {colour: tuple(sorted((box.y0, box.y1))) for colour, box in boxes.items()}
+    return {c: tuple(sorted(min(max(y, low), high) for y in (box.y0, box.y1))) for c, box in boxes.items()}
 
 
 RED, GREEN = (matplotlib.colors.to_rgb(colour) for colour in (palette.VERMILION, palette.GREEN))
@@ -113,6 +114,8 @@ def test_health_shades_the_bands_and_nothing_else():
             RED: (low, collapsed) if more else (collapsed, high),
             GREEN: (healthy, high) if more else (low, healthy),
         }
+    std.set_ylim(0, 1)  # as lesson 04: the shading reaches to the new limits
+    assert spans(std) == {RED: (0, 0.1), GREEN: (0.5, 1)}
 
 
 def test_health_of_several_runs_has_a_line_for_each_and_one_legend():

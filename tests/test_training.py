@@ -371,6 +371,8 @@ def test_a_notebook_gets_bars_and_curves(monkeypatch):
     figures = [thing for thing in Drawn.shown if isinstance(thing, Figure)]
     curves = {line.get_label(): line.get_xydata().tolist() for line in figures[-1].axes[0].lines}
     assert curves["kNN accuracy"] == [[2, 0.25]] and curves["loss / first loss"][0] == [1, 1]
+    axis = figures[-1].axes[0]
+    assert (axis.get_xlabel(), axis.get_ylabel()) == ("epoch", "share")
     assert any("epoch   1/2   loss" in f"{thing}{getattr(thing, 'data', '')}" for thing in Drawn.shown)
 
 

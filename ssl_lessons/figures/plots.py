@@ -90,11 +90,11 @@ def _shade(axis, collapsed: float, healthy: float) -> None:
     low, high = axis.get_ylim()
     low, high = min(low, collapsed, healthy), max(high, collapsed, healthy)
     room = 0.06 * (high - low)  # so that both edges are seen
-    bottom, top = low - room, high + room
-    worst, best = (bottom, top) if healthy > collapsed else (top, bottom)
+    far = 100 * room  # beyond the limits that a caller may set later
+    worst, best = (low - far, high + far) if healthy > collapsed else (high + far, low - far)
     axis.axhspan(collapsed, worst, color=VERMILION, alpha=0.25, linewidth=0)
     axis.axhspan(healthy, best, color=GREEN, alpha=0.25, linewidth=0)
-    axis.set_ylim(bottom, top)
+    axis.set_ylim(low - room, high + room)
 
 
 def lines(curves: dict[str, tuple], xlabel: str, ylabel: str, title: str = "", log: bool = False) -> Figure:
