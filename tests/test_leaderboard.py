@@ -138,6 +138,15 @@ def test_a_disturbed_epoch_counts_little_and_memory_is_the_most(board):
     assert (row["memory"], row["epochs"]) == (3 * 10**9, 3)
 
 
+def test_minutes_beside_other_work_say_nothing(board):
+    runs = [record(seed=0, seconds=600.0), record(seed=1, seconds=60.0, note="beside others")]
+    assert only(board(*runs))["minutes"] == 10.0
+    (table,) = found = board(record(note="beside others", seconds=60.0))
+    assert np.isnan(only(found)["minutes"]) and leaderboard.shown(table)["least minutes"][0] == "–"
+    figures.leaderboard(found).canvas.draw()
+    plt.close("all")
+
+
 def test_rows_are_ranked_by_the_metric_asked_for(board):
     runs = [record("SimCLR", knn=0.4), record("BYOL", knn=0.6), record("random", knn=0.5)]
     runs[0]["metrics"]["linear_10"]["value"] = 0.9

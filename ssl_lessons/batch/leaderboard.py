@@ -29,8 +29,9 @@ NEUTRAL = {"recipe predictor_lr": "1.0"}
 LEGEND = (
     "accuracies in per cent, mean ± sample standard deviation over n seeds, of each seed the latest run; a "
     "single seed has no spread, and may be a lucky one",
-    "least minutes: training of the quickest seed, on the first device; memory: the most that tensors took "
-    "on a GPU, or the whole process on a CPU; where devices differ, costs do not compare the methods",
+    "least minutes: training of the quickest seed, on the first device (–: measured beside other work); memory: "
+    "the most that tensors took on a GPU, or the whole process on a CPU; where devices differ, costs do not "
+    "compare the methods",
 )
 
 
@@ -131,6 +132,8 @@ def _row_of(path: str, record: dict) -> dict:
     row["memory"] = max(of_epochs("peak_memory"), default=math.nan)
     seconds = median(of_epochs("seconds") or [0])  # a disturbed epoch counts little
     row["images/s"] = need("images", data.get("images"), *number) / seconds if seconds > 0 else math.nan
+    if record.get("note") == "beside others":  # of its machine: such minutes say nothing
+        row["minutes"] = row["images/s"] = math.nan
     for name, metric in record["metrics"].items():
         if name in row:
             raise RecordError(f"{path} is damaged: a metric is called {name!r}; run it again")
