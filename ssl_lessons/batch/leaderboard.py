@@ -29,9 +29,9 @@ NEUTRAL = {"recipe predictor_lr": "1.0"}
 LEGEND = (
     "accuracies in per cent, mean ± sample standard deviation over n seeds, of each seed the latest run; a "
     "single seed has no spread, and may be a lucky one",
-    "least minutes: training of the quickest seed, on the first device (–: measured beside other work); memory: "
-    "the most that tensors took on a GPU, or the whole process on a CPU; where devices differ, costs do not "
-    "compare the methods",
+    "least minutes: training of the quickest seed, on the first device (–: measured beside other work); "
+    "memory: the most that tensors took on a GPU, or the whole process on a CPU; where devices differ, costs "
+    "do not compare the methods",
 )
 
 
