@@ -372,6 +372,7 @@ def _spaced(count: int, limit: int | None) -> list[int]:
 
 # ---- Folders: what is read, and what a cache of it watches -------------------------------------------------
 
+_PNG = b"\x89PNG\r\n\x1a\n"  # how such a file begins
 _HIDDEN = (".", "__MACOSX")  # how names begin that other systems leave
 
 
@@ -400,10 +401,10 @@ def _pictures(root: Path, name: str, skipped: list[str]) -> list[str] | None:
             inner[:], files = [], ["record.json"]
         for file in files:
             path = os.path.join(folder, file)
-            if file == "record.json" or file.endswith(".safetensors"):
-                reasons[path], only_ours = "kept here by ssl_lessons", True
-            elif file.startswith(_HIDDEN):
+            if file.startswith(_HIDDEN):
                 continue
+            elif file.lower() == "record.json" or file.lower().endswith(".safetensors"):
+                reasons[path], only_ours = "kept here by ssl_lessons", True
             elif not file.lower().endswith(_SUFFIXES):
                 reasons[path] = "not a picture by its ending"
             elif not os.path.isfile(path):
@@ -470,7 +471,14 @@ def square(source, size: int) -> np.ndarray:
     not say what is white."""
     if isinstance(source, (str, Path)):
         with open(source, "rb") as file:
-            return square(_opened(file, size), size)
+            try:
+                return square(_opened(file, size), size)
+            except (OSError, SyntaxError, ValueError):  # Pillow forgives nothing in the notes of a PNG
+                file.seek(0)
+                png = file.read()
+                if not png.startswith(_PNG):
+                    raise
+                return square(Image.open(io.BytesIO(_without_notes(png))), size)
     if isinstance(source, Tensor) and source.is_floating_point():
         _check_white("float pixels", source, 0, 1)
     image = source if isinstance(source, Image.Image) else to_pil_image(source)
@@ -503,8 +511,6 @@ def _opened(file: io.BufferedReader, size: int) -> Image.Image:
     """The picture of a file; of a JPEG, one decoded smaller, not below twice S."""
     start = file.read(8)
     file.seek(0)
-    if start == b"\x89PNG\r\n\x1a\n":
-        return Image.open(io.BytesIO(_without_notes(file.read())))
     if not start.startswith(b"\xff\xd8\xff"):
         return Image.open(file, formats=_FORMATS)
     image = JpegImageFile(file)  # Image.open calls a large one a bomb, before it is decoded smaller
@@ -515,7 +521,7 @@ def _opened(file: io.BufferedReader, size: int) -> Image.Image:
 
 
 def _without_notes(png: bytes) -> bytes:
-    """A PNG without the chunks that make no pixels, in which Pillow forgives nothing; EXIF stays if whole."""
+    """A PNG without the chunks that make no pixels; EXIF stays if whole."""
     kept, at = [png[:8]], 8
     while at < len(png):
         end = at + 12 + int.from_bytes(png[at : at + 4], "big")
@@ -575,7 +581,12 @@ def _write(path, store, item: Callable, rows, size: int, source: str, progress, 
 
     numbers, skipped = [], []
     names = list(map(printable, store.files)) or [f"image {row}" for row in rows]
-    bar = {"desc": f"Decoding {store.origin} to {size} px", "total": len(rows), "disable": not progress}
+    bar = {
+        "desc": f"Decoding {store.origin} to {size} px",
+        "total": len(rows),
+        "delay": 2,
+        "disable": not progress,
+    }
     try:  # Windows does not remove a file that is mapped: that is no error
         with TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}", ignore_cleanup_errors=True) as place:
             raw, whole = Path(place, "raw"), Path(place, "whole")
@@ -707,6 +718,7 @@ def fetch(name: str, size: int = 160, *, progress: bool = True, download: bool =
     archives = _entry(name).archives
     if not archives:
         return data_root()  # Shapes: nothing to fetch
+    _check(size)
     side = next((side for side in archives if side >= size), max(archives))
     url, md5 = archives[side]
     file = url.rpartition("/")[2]

@@ -132,7 +132,7 @@ def fit(name: str, value, parameter: Parameter):
             fitted = _read(kind, value, name)
         except UNFIT:
             continue
-        if type(fitted) not in (int, float) or low <= fitted <= high:
+        if sort not in (int, float) or low <= fitted <= high:
             return fitted
     raise Unknown(f"parameter {name} is {value!r:.200}; it must be {' or '.join(expected[::-1])}")
 

@@ -154,7 +154,8 @@ def atomically(path: Path, write: Callable[[Path], object], size: int = 0) -> No
         reason = f"disk full{needed}" if error.errno in _FULL else error.strerror
         raise RecordError(f"{path} cannot be written ({reason}); the last version is kept") from error
     finally:
-        temporary.unlink(missing_ok=True)  # renamed, if all went well
+        with suppress(OSError):
+            temporary.unlink()  # renamed, if all went well
 
 
 def _write_bytes(path: Path, data: bytes | memoryview) -> None:
@@ -196,9 +197,18 @@ def _plain(value):
     def opened(part):
         if isinstance(part, Path):
             return part.name
-        return part.tolist() if hasattr(part, "tolist") else dataclasses.asdict(part)
+        if hasattr(part, "tolist"):
+            return part.tolist()
+        if not dataclasses.is_dataclass(part):
+            raise TypeError(f"a record cannot hold {part!r:.100}; give numbers, text, or lists of them")
+        return keyed(dataclasses.asdict(part))
 
-    return json.loads(json.dumps(value, default=opened), parse_constant=lambda name: None)
+    def keyed(part):
+        if isinstance(part, dict):
+            return {str(key): keyed(member) for key, member in part.items()}
+        return [keyed(member) for member in part] if isinstance(part, list | tuple) else part
+
+    return json.loads(json.dumps(keyed(value), default=opened), parse_constant=lambda name: None)
 
 
 def _checksum(record: dict) -> str:

@@ -223,3 +223,15 @@ def test_a_cluster_carries_out_the_same_runs(tmp_path):
     whole = alone(tmp_path)
     del whole["moco-1"]
     assert numbers(out) == whole and not at_work(out)
+
+
+def test_who_only_reads_a_runs_file_is_not_ended(tmp_path):
+    given = tmp_path / "parameters.yaml"
+    given.touch()
+    reader = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", str(given)])
+    try:
+        grid._end(tmp_path)
+        assert reader.poll() is None
+    finally:
+        reader.kill()
+        reader.wait()

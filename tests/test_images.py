@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from safetensors import safe_open
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision.datasets import STL10, FakeData, Imagenette
@@ -615,3 +616,30 @@ def test_catalogue_is_complete_and_agrees_with_the_page():
         for url, md5 in entry.archives.values():
             (line,) = (line for line in page.splitlines() if f"| {url} |" in line)
             assert line.startswith(f"| `{url.rpartition('/')[2]}` |") and line.endswith(f"| `{md5}` |")
+
+
+def test_a_png_is_turned_by_what_its_notes_say(tmp_path):
+    """Orientation 3 in XMP, a text chunk of the PNG: the white upper half is to be the lower one."""
+    pixels = np.zeros((32, 32, 3), np.uint8)
+    pixels[:16] = 255
+    notes = PngInfo()
+    words = '<x:xmpmeta xmlns:x="adobe:ns:meta/"><r tiff:Orientation="3"/></x:xmpmeta>'
+    notes.add_itxt("XML:com.adobe.xmp", words)
+    Image.fromarray(pixels).save(tmp_path / "turned.png", pnginfo=notes)
+    upright = images.square(tmp_path / "turned.png", 8)
+    assert upright[0].max() == 0 and upright[-1].min() == 255
+
+
+def test_a_size_that_is_no_number_is_a_sentence():
+    for size in ("160", None, True, 0):
+        with pytest.raises(DataError, match="whole number of pixels"):
+            images.fetch("imagenette", size, download=False)
+
+
+def test_our_own_files_are_no_class_in_capitals_either(tmp_path):
+    for name in ("a/1.png", "run/2.png"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        Image.new("RGB", (16, 16)).save(tmp_path / name)
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "x.SAFETENSORS").touch()
+    assert images.folder(tmp_path, 16, progress=False).classes == ("a", "run")

@@ -67,7 +67,7 @@ def test_the_profile_is_the_parameters_then_the_environments_then_class(monkeypa
     monkeypatch.setenv("SSL_LESSONS_PROFILE", "smoke")
     assert pick_profile("auto") == "smoke" and pick_profile("full") == "full"
     monkeypatch.setenv("SSL_LESSONS_PROFILE", "fast")
-    with pytest.raises(Unknown, match="profile 'fast' is not known; choose one of: smoke, class, full"):
+    with pytest.raises(Unknown, match="profile 'fast' is not known; choose one of: auto, smoke, class, full"):
         pick_profile()
 
 
@@ -113,7 +113,7 @@ def test_parameters_replace_settings_and_empty_ones_do_not(capsys):
 @pytest.mark.parametrize(
     "wrong, message",
     [
-        ({"profile": "quick"}, "profile 'quick' is not known; choose one of: smoke, class, full"),
+        ({"profile": "quick"}, "profile 'quick' is not known; choose one of: auto, smoke, class, full"),
         ({"dataset": "imagenete"}, "dataset 'imagenete' is not known; choose one of: .*shapes, or a folder"),
         (
             {"network": "resnet20"},

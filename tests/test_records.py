@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -305,3 +306,16 @@ def test_versions_without_an_install_say_so(monkeypatch):
 
     monkeypatch.setattr(records.importlib.metadata, "version", missing)
     assert records.versions()["ssl-lessons"] == "not installed"
+
+
+def test_keys_of_any_kind_are_written_as_text(tmp_path):
+    run = Run.create(tmp_path / "run")
+    run.update(counts={np.int64(7): np.float32(0.5), True: {("a", 2): (1, 2)}})
+    assert Run.open(tmp_path / "run").record["counts"] == {"7": 0.5, "True": {"('a', 2)": [1, 2]}}
+
+
+def test_a_file_that_cannot_be_written_is_a_sentence(tmp_path):
+    (tmp_path / "file").touch()
+    for target in (tmp_path / "file" / "below", tmp_path / ("n" * 250)):
+        with pytest.raises(RecordError, match="cannot be written"):
+            atomically(target, lambda path: path.write_bytes(b"x"))

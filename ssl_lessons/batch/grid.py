@@ -19,6 +19,7 @@ machines must see that folder, the notebook and the package under the same paths
 
 import concurrent.futures as cf
 import contextlib
+import functools
 import hashlib
 import itertools
 import json
@@ -80,7 +81,9 @@ def find_lesson(name: str, here: Path = Path()) -> Path:
     for stem, path in lessons.items():
         if name in (stem, path.name) or (name.isdecimal() and int(name) == int(stem[:2])):
             return path.resolve()
-    return known("notebook", name, [*sorted(path.name for path in here.glob("*.ipynb")), *lessons])
+    return known(
+        "notebook", name, [*sorted(path.name for path in here.glob("*.ipynb") if path.is_file()), *lessons]
+    )
 
 
 def dataset(name: str, here: Path) -> str:
@@ -153,7 +156,7 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
     def construct_number(self, node):
-        if ":" in node.value or re.match(r"[+-]?0[0-9]", node.value):
+        if ":" in node.value or re.match(r"[+-]?0[0-9_]", node.value):
             return node.value  # text, read by its annotation: YAML 1.1 makes 8 of 010, and 90 of 1:30
         plain = super().construct_yaml_int if node.tag.endswith("int") else super().construct_yaml_float
         return plain(node)
@@ -317,7 +320,8 @@ def _papermill(one: Planned, folder: Path, env: dict, alive, say, minutes) -> tu
     """Carry a run's process to its end: why it failed, and whether it died rather than one of its cells."""
     executed, log, given = folder / one.notebook.name, folder / "run.log", folder / "parameters.yaml"
     executed.unlink(missing_ok=True)  # of an earlier try
-    given.write_text(yaml.safe_dump({"run_dir": str(folder), **one.parameters}), encoding="utf-8")
+    place = {"run_dir": str(folder)} if "run_dir" in of_notebook(one.notebook) else {}
+    given.write_text(yaml.safe_dump({**place, **one.parameters}), encoding="utf-8")
     command = [sys.executable, "-m", "papermill", one.notebook, executed, "-f", given]
     command += ["--cwd", one.notebook.parent, "--no-progress-bar", "--stdout-file", "-", "--stderr-file", "-"]
     defaults = {"PYTHONIOENCODING": "utf-8"}  # run.log is read as that, whatever the terminal
@@ -371,7 +375,8 @@ def _end(folder: Path) -> None:
     import psutil
 
     for process in psutil.process_iter(["cmdline"]):
-        if str(folder / "parameters.yaml") in (process.info["cmdline"] or ()):
+        command = process.info["cmdline"] or ()
+        if "papermill" in command and str(folder / "parameters.yaml") in command:
             with contextlib.suppress(psutil.Error):
                 family = [process, *process.children(recursive=True)]
                 for member in family:
@@ -492,7 +497,8 @@ def run(
                 environments.append(environment)
 
         print(f"{len(plan) - len(waiting)} of {len(plan)} done; {len(environments)} side by side", flush=True)
-        futures = {pool.submit(in_a_slot, one, one.folder(out)): one for one in waiting}
+        job = functools.partial(carry_out, alive=alive, minutes=minutes) if client else in_a_slot
+        futures = {pool.submit(job, one, one.folder(out)): one for one in waiting}
         try:
             bar = tqdm(cf.as_completed(futures), total=len(futures), unit="run")  # tells the time left
             for future in bar:

@@ -255,7 +255,7 @@ def for_csv(rows: pd.DataFrame) -> pd.DataFrame:
         if not isinstance(cell, str) or not cell.startswith(("=", "+", "-", "@", "\t", "\r")):
             return cell
         is_number = re.fullmatch(r"[+-][\d.]+(e[+-]?\d+)?", cell)
-        return cell if is_number else f"'{cell}'"
+        return cell if is_number else f"'{cell}"
 
     return rows.map(safe).rename(columns=safe)
 

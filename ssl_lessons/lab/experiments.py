@@ -167,7 +167,7 @@ def _measure(lab: SimpleNamespace, run: Run, kinds: list[str], train: ImageStore
     unmeasured = [kind for kind in kinds if f"knn_{kind}" not in run.record["metrics"]]
     if not unmeasured:
         print(f"baselines: read from {run.folder.parent.name}/{run.folder.name}")
-        lab.earlier += run.record["seconds"] + run.record["judging_seconds"]
+        lab.earlier += run.record["seconds"] + run.record.get("judging_seconds", 0.0)
     own = SimpleNamespace(**{**vars(lab), "batch_size": min(128, len(train)), "earlier": 0.0})
     for kind in unmeasured:
         begun = time.time() + own.earlier

@@ -32,7 +32,7 @@ def pick_profile(profile: str = "auto") -> str:
     """The profile meant by a name; "auto" is $SSL_LESSONS_PROFILE where that is set, else "class"."""
     if profile == "auto":
         profile = os.environ.get("SSL_LESSONS_PROFILE") or "class"
-    return known("profile", profile, PROFILES)
+    return profile if profile in PROFILES else known("profile", profile, ("auto", *PROFILES))
 
 
 def profiles(lesson: str) -> dict[str, dict]:
