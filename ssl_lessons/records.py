@@ -249,11 +249,9 @@ def _read(path: Path) -> dict:
 
 def _write_weights(path: Path, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Write weights, each tensor a contiguous copy of its own on the CPU (tied ones twice); the copies."""
-    import torch
     from safetensors.torch import save
 
-    kind = torch.contiguous_format
-    copies = {n: t.detach().to("cpu", copy=True, memory_format=kind) for n, t in weights.items()}
+    copies = {n: t.detach().to("cpu", copy=True).contiguous() for n, t in weights.items()}
     _write_bytes(path, save(copies))
     return copies
 

@@ -247,8 +247,9 @@ def unnormalize(views: Tensor) -> Tensor:
 
 def in_channels(views: Tensor, channels: int) -> Tensor:
     """(…, 3, S, S) as the network takes it: as it is, or for one channel its luma (…, 1, S, S)."""
-    luma = _constant(LUMA, views.device, views.dtype)
-    return views if channels == 3 else (views * luma).sum(-3, keepdim=True)
+    if channels == 3:
+        return views
+    return (views * _constant(LUMA, views.device, views.dtype)).sum(-3, keepdim=True)
 
 
 @lru_cache(maxsize=16)

@@ -81,9 +81,8 @@ def find_lesson(name: str, here: Path = Path()) -> Path:
     for stem, path in lessons.items():
         if name in (stem, path.name) or (name.isdecimal() and int(name) == int(stem[:2])):
             return path.resolve()
-    return known(
-        "notebook", name, [*sorted(path.name for path in here.glob("*.ipynb") if path.is_file()), *lessons]
-    )
+    beside = sorted(path.name for path in here.glob("*.ipynb") if path.is_file())
+    return known("notebook", name, [*beside, *lessons])
 
 
 def dataset(name: str, here: Path) -> str:
@@ -308,9 +307,8 @@ def carry_out(
                 break
         state |= {"status": "failed" if error else "done", "error": error, "attempts": attempt}
         state["seconds"] = time.monotonic() - begun
-        with contextlib.suppress(
-            FileNotFoundError, NotJSONError
-        ):  # it was ended before or while it was written
+        # ended before or while it was written
+        with contextlib.suppress(FileNotFoundError, NotJSONError):
             page, _ = HTMLExporter().from_filename(str(executed))
             executed.with_suffix(".html").write_text(page, encoding="utf-8")
         return write_state(folder, state)

@@ -25,6 +25,7 @@ LABELS = {"knn": "kNN", "linear_100": "linear", "linear_10": "linear 10 %", "lin
 LABELS |= {"finetune_100": "fine-tuned", "finetune_10": "fine-tuned 10 %", "finetune_1": "fine-tuned 1 %"}
 # What fields of a recipe that older records lack stood for: seeds of before and after are of one row
 NEUTRAL = {"recipe predictor_lr": "1.0"}
+DISTURBED = "beside others"  # a record's note: its machine did other work too, and its minutes say nothing
 
 LEGEND = (
     "accuracies in per cent, mean ± sample standard deviation over n seeds, of each seed the latest run; a "
@@ -132,7 +133,7 @@ def _row_of(path: str, record: dict) -> dict:
     row["memory"] = max(of_epochs("peak_memory"), default=math.nan)
     seconds = median(of_epochs("seconds") or [0])  # a disturbed epoch counts little
     row["images/s"] = need("images", data.get("images"), *number) / seconds if seconds > 0 else math.nan
-    if record.get("note") == "beside others":  # of its machine: such minutes say nothing
+    if record.get("note") == DISTURBED:
         row["minutes"] = row["images/s"] = math.nan
     for name, metric in record["metrics"].items():
         if name in row:
