@@ -581,17 +581,12 @@ def _write(path, store, item: Callable, rows, size: int, source: str, progress, 
 
     numbers, skipped = [], []
     names = list(map(printable, store.files)) or [f"image {row}" for row in rows]
-    bar = {
-        "desc": f"Decoding {store.origin} to {size} px",
-        "total": len(rows),
-        "delay": 2,
-        "disable": not progress,
-    }
+    bar = {"desc": f"Decoding {store.origin} to {size} px", "total": len(rows), "disable": not progress}
     try:  # Windows does not remove a file that is mapped: that is no error
         with TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}", ignore_cleanup_errors=True) as place:
             raw, whole = Path(place, "raw"), Path(place, "whole")
             with open(raw, "wb") as file, ThreadPoolExecutor(workers) as pool:
-                items = tqdm(pool.map(decoded, rows), leave=False, mininterval=1, **bar)
+                items = tqdm(pool.map(decoded, rows), leave=False, mininterval=1, delay=2, **bar)
                 for name, (pixels, label) in zip(names, items, strict=True):
                     if isinstance(pixels, str):
                         skipped.append(f"{name} ({pixels})")  # the name ends at the last " ("

@@ -2,7 +2,9 @@
 
 import json
 import os
+import subprocess
 import sys
+import textwrap
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -135,6 +137,20 @@ def test_text_is_read_as_what_stands_there():
     """papermill's `-p symmetric false` hands over text, which would count as true."""
     s = setup("03", SETTINGS, profile="smoke", symmetric="false", epochs="1e1", lr="1e-3", seed="2")
     assert (s.symmetric, s.epochs, s.lr, s.seed) == (False, 10, 0.001, 2)
+
+
+def test_a_smoke_run_leaves_nothing_in_the_temporary_folder(tmp_path):
+    code = """
+        from ssl_lessons import lab
+        s = lab.setup("03", {"smoke": {"dataset": "shapes"}}, profile="smoke")
+        (s.run_dir / "resume.pt").write_bytes(bytes(9))
+        print(s.run_dir.parent)
+    """
+    env = {k: v for k, v in os.environ.items() if k != "SSL_LESSONS_RUNS"} | {"TMPDIR": str(tmp_path)}
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == str(tmp_path)
+    assert not list(tmp_path.glob("03-*")), "lesson 10 leaves 645 MB otherwise"
 
 
 def test_a_run_folder_for_each_choice_of_settings(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,10 @@ def test_lesson_runs_in_the_smoke_profile(notebook):
     command = [sys.executable, "-m", "pytest", "--nbval-lax", "-x", "--nbval-cell-timeout=240"]
     command += ["--nbval-current-env", "-p", "no:cacheprovider", "-q", str(notebook)]
     env = {**os.environ, "SSL_LESSONS_PROFILE": "smoke", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=600)
+    with tempfile.TemporaryDirectory(
+        ignore_cleanup_errors=True
+    ) as place:  # nbval kills kernels: nothing tidies up
+        env["TMPDIR"] = place
+        done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, f"{notebook.name}\n{done.stdout[-6000:]}\n{done.stderr[-2000:]}"
     assert " passed" in done.stdout, done.stdout[-2000:]

@@ -1,13 +1,17 @@
 """What data/results/README.md says was measured is what the committed records say."""
 
+import json
 from pathlib import Path
 
 import pytest
 
-from ssl_lessons.records import Run
+from ssl_lessons.records import RecordError, Run
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORDS = sorted((ROOT / "data" / "results").glob("[0-9][0-9]-*.json"))
+ROWS = sorted(
+    [*(ROOT / "data" / "results" / "leaderboard").glob("*.json"), *(ROOT / "data" / "weights").glob("*.json")]
+)
 
 
 @pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.stem)
@@ -19,6 +23,18 @@ def test_a_record_says_how_its_numbers_were_made(path):
     for name, metric in record["metrics"].items():
         assert 0 <= metric["value"] <= 1, name
         assert metric["protocol"], name
+
+
+@pytest.mark.parametrize("path", RECORDS + ROWS, ids=lambda path: path.stem)
+def test_a_changed_number_in_a_committed_record_is_noticed(path, tmp_path):
+    text = path.read_text(encoding="utf-8")
+    seconds = json.loads(text)["seconds"]
+    changed = tmp_path / "record.json"
+    changed.write_text(
+        text.replace(f'"seconds": {seconds}', f'"seconds": {seconds + 1}', 1), encoding="utf-8"
+    )
+    with pytest.raises(RecordError, match="is damaged"):
+        Run.open(tmp_path)
 
 
 def test_moco_beats_the_random_encoder_by_eight_points_on_imagenette():

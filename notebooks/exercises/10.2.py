@@ -65,9 +65,12 @@ log_mistakes = {
 }
 
 
+PLACE = tempfile.TemporaryDirectory()  # goes with this process, and every case's file with it
+
+
 def log_case(seed):
     columns = (["epoch", "loss", "knn"], ["epoch", "knn", "loss"], ["knn", "epoch"])[seed]
-    return Path(tempfile.mkdtemp(), "log.csv"), columns
+    return Path(tempfile.mkdtemp(dir=PLACE.name), "log.csv"), columns
 
 
 def what_is_written(log, path, columns):

@@ -1,8 +1,10 @@
 """What a notebook's own cells call: one set-up, checks that explain themselves, where numbers came from."""
 
+import atexit
 import json
 import math
 import os
+import shutil
 import sys
 import tempfile
 import textwrap
@@ -95,9 +97,12 @@ def setup(
     if run_dir:
         folder = Path(run_dir)
     elif profile == "smoke":
-        place = runs_folder() if os.environ.get("SSL_LESSONS_RUNS") else Path(tempfile.gettempdir())
-        place.mkdir(parents=True, exist_ok=True)
+        place = runs_folder() if os.environ.get("SSL_LESSONS_RUNS") else None
+        if place:
+            place.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=place))
+        if not place:  # up to 645 MB, in lesson 10
+            atexit.register(shutil.rmtree, folder, ignore_errors=True)
     else:
         folder = runs_folder() / f"{name}-{digest({**values, 'precision': precision})}"
     print(f"lesson {lesson}, profile {profile}, on {device_name(device)} with {precision} arithmetic")
