@@ -27,7 +27,7 @@ WORDS, LINES = 200, 15  # read in a minute
 SHOWN = {**TITLES, **YARDSTICKS}
 LEVEL = 0.5  # kNN accuracy of the time table
 BUDGET = (
-    "- one seed, and the epochs that take about 16 minutes on one core (grids/equal_minutes.yaml); –: "
+    "- the epochs that take about 16 minutes on one core (grids/equal_minutes.yaml); –: "
     "measured beside other work"
 )
 CAVEAT = (
