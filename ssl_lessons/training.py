@@ -30,51 +30,72 @@ COLLAPSED = 0.1  # of an even spread: embeddings that spread no wider have falle
 _monitoring = False  # whether a monitor runs in this process
 
 
-def in_notebook() -> bool:
-    """Whether bars can be drawn. fastprogress goes by google.colab, which may be imported without a shell."""
-    from fastprogress import fastprogress  # here, because it loads a web framework
-    from IPython import get_ipython
-
-    return fastprogress.IN_NOTEBOOK and get_ipython() is not None
-
-
 class _Progress:
-    """What is shown while a run goes on: bars and live curves in a notebook, one line an epoch elsewhere."""
+    """What is shown while a run goes on: bars and a live curve in a notebook, one line an epoch elsewhere."""
 
-    def __init__(self, show: str, start: int, epochs: int):
+    def __init__(self, show: str, history: list[dict], epochs: int):
         from fastprogress import fastprogress  # here, so that the module imports without it
 
-        if show == "auto":
-            show = os.environ.get("SSL_LESSONS_PROGRESS") or ("bars" if in_notebook() else "lines")
+        if show == "auto":  # fastprogress goes by google.colab, which may be imported without a shell
+            from IPython import get_ipython
+
+            bars = fastprogress.IN_NOTEBOOK and get_ipython() is not None
+            show = os.environ.get("SSL_LESSONS_PROGRESS") or ("bars" if bars else "lines")
         if show not in ("bars", "lines", "none"):
             raise TrainingError(f"progress {show!r} is not known; choose one of: auto, bars, lines, none")
-        self.show, self.epochs = show, epochs
-        self.outer, self.steps = range(start, epochs), list  # of epochs, and of the batches of one
+        self.show, self.epochs, self.history = show, epochs, history
+        self.outer, self.bar = range(len(history), epochs), iter  # of epochs, and of the batches of one
         if show == "bars":
             self.outer = fastprogress.master_bar(self.outer)
-            self.outer.names = ["loss / first loss"]
-            self.steps = partial(fastprogress.progress_bar, parent=self.outer)
+            self.bar = partial(fastprogress.progress_bar, parent=self.outer)
+        self.live = show == "bars" and isinstance(self.outer, fastprogress.NBMasterBar)
+        if self.live and history:
+            self.draw([])
+
+    def steps(self, batches: list, totals: dict):
+        """The batches of an epoch; in the first one the curve goes on every two seconds."""
+        points, due = [], 0.0
+        for step, rows in enumerate(self.bar(batches)):
+            if self.live and not self.history and step and time.perf_counter() > due:
+                points.append((step / len(batches), float(totals["loss"]) / step))
+                self.draw(points)
+                due = time.perf_counter() + 2
+            yield rows
+
+    def draw(self, points: list[tuple[float, float]]) -> None:
+        """The mean loss so far on the left axis, kNN accuracy on the right one."""
+        import matplotlib.pyplot as plt
+        from IPython.display import display
+
+        if not hasattr(self, "output"):
+            figure, left = plt.subplots(figsize=(7, 3.2), dpi=144, layout="constrained")
+            left.set(xlabel="epoch", xlim=(0, self.epochs))
+            left.locator_params("x", integer=True)
+            self.lines = left.plot([], [], "C0.-") + left.twinx().plot([], [], "C1.-")
+            self.output = display(figure, display_id=True)
+            plt.close(figure)  # else it is shown once more when the cell ends
+        losses = points or [(row["epoch"], row["loss"]) for row in self.history]
+        judged = [(row["epoch"], row["knn"]) for row in self.history if "knn" in row]
+        for line, name, curve in zip(self.lines, ("loss", "kNN accuracy"), (losses, judged), strict=True):
+            line.set_data([x for x, _ in curve], [y for _, y in curve])
+            line.axes.set(visible=bool(curve))
+            line.axes.set_ylabel(name, color=line.get_color())
+            line.axes.relim()
+            line.axes.autoscale_view(scalex=False)
+        self.output.update(self.lines[0].figure)
 
     def report(self, row: dict, history: list[dict]) -> None:
+        self.history = history
         knn = f"   kNN {row['knn']:.1%}" if "knn" in row else ""
         line = f"epoch {row['epoch']:>3}/{self.epochs}   loss {row['loss']:.3f}{knn}   {row['seconds']:.1f} s"
         if self.show == "lines":
             print(line, flush=True)
-        if self.show != "bars":
-            return
-        self.outer.main_bar.comment = line
-        first = abs(history[0]["loss"]) or 1.0  # a loss may be negative, and a broken one 0
-        loss = [past["loss"] / first for past in history]  # MoCo's rises at first, as its queue fills
-        curves = [[[past["epoch"] for past in history], loss]]
-        judged = [past for past in history if "knn" in past]
-        if judged:
-            self.outer.names = ["loss / first loss", "kNN accuracy"]
-            curves.append([[past["epoch"] for past in judged], [past["knn"] for past in judged]])
-        self.outer.update_graph(curves, [0, self.epochs], [min(0, *loss), 1.05 * max(1, *loss)])
-        if hasattr(self.outer, "graph_ax"):  # not in a terminal
-            self.outer.graph_ax.set(xlabel="epoch", ylabel="share")
-            self.outer.graph_ax.locator_params("x", integer=True)
-            self.outer.graph_out.update(self.outer.graph_fig)
+        if self.show == "bars":
+            self.outer.main_bar.comment = line
+            if row["epoch"] == self.epochs:
+                self.outer.write(line)  # it stays when the bars go
+        if self.live:
+            self.draw([])
 
 
 def pretrain(
@@ -156,7 +177,7 @@ def pretrain(
         steps = len(store) // batch_size
         method.run_steps = epochs * steps
         check_run(method, len(store), batch_size, epochs)
-        shown = _Progress(progress if rank == 0 else "none", len(run.record["history"]), epochs)
+        shown = _Progress(progress if rank == 0 else "none", run.record["history"], epochs)
         for epoch in shown.outer:
             started, totals = time.perf_counter(), {}
             if rank:  # what a method or a user's augmentation draws is not the same in every process
@@ -164,7 +185,7 @@ def pretrain(
             order = torch.randperm(len(store), generator=generator)
             batches = [rows.chunk(size)[rank] for rows in order.split(batch_size)[:steps]]
             try:
-                for step, rows in enumerate(shown.steps(batches)):
+                for step, rows in enumerate(shown.steps(batches, totals)):
                     moment = epoch + step / steps
                     set_learning_rate(optimizer, recipe, batch_size, moment, epochs)
                     views = method.augment(store.batch(rows, target), generator)  # V times (B, C, S, S)

@@ -7,6 +7,7 @@ removed: there they must fail.
 import itertools
 import math
 
+import by_hand
 import pytest
 import torch
 from by_hand import descend, faulty, parameters, slopes, twins
@@ -47,7 +48,7 @@ def check_pairs(number: int, count: int):
     """K(K − 1)B rows: every i < j, every image with itself once, and with another once; another, always."""
     # a feature says which view of which image it is
     features = torch.tensor([[view, image] for view in range(number) for image in range(count)]).float()
-    pairs, targets = relational.relation_pairs(features, number)
+    pairs, targets = by_hand.relation_pairs(features, number)
     assert pairs.shape == (number * (number - 1) * count, 4) and targets.shape == (len(pairs),)
     assert pairs.dtype == targets.dtype == torch.float32
     shifts = []
@@ -146,7 +147,7 @@ def check_score(number=4, count=5, width=8):
     answers = []
     for by_pairs in (True, False):
         h, x = head(width).double(), features.clone().requires_grad_()
-        scores = h(relational.relation_pairs(x, number)[0]) if by_pairs else h.score(x, first, second)
+        scores = h(by_hand.relation_pairs(x, number)[0]) if by_pairs else h.score(x, first, second)
         weights = torch.arange(1, len(scores) + 1, dtype=torch.float64).sin()
         learnt = [x, *h.parameters()]
         gradients = torch.autograd.grad((scores * weights).sum(), learnt, materialize_grads=True)
@@ -204,7 +205,7 @@ def test_scoring_keeps_no_pairs_in_memory():
     features = torch.randn(number * count, width, requires_grad=True)
     first, second, _ = relational.relation_index(number, count)
     by_score = kept(lambda: h.score(features, first, second))
-    by_pairs = kept(lambda: h(relational.relation_pairs(features, number)[0]))
+    by_pairs = kept(lambda: h(by_hand.relation_pairs(features, number)[0]))
     rows = 63488
     assert by_pairs > rows * 2 * width * 4  # the pairs alone: 130 MB
     assert by_score < by_pairs / 4
@@ -338,7 +339,7 @@ def test_diagnostics_are_what_they_are_called():
     objective = m(seen)
     with torch.no_grad():
         features = m.encoder(torch.cat(seen))
-        pairs, targets = relational.relation_pairs(features, 3)
+        pairs, targets = by_hand.relation_pairs(features, 3)
         scores = m.head(pairs)
         unit = features[:6] / features[:6].norm(dim=1, keepdim=True)
     expected = {

@@ -8,14 +8,14 @@ import os
 import pty
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import pytest
 import torch
 from accelerate import Accelerator
+from matplotlib.figure import Figure
 from tiny import CPU, HERE, losses, moco, noise
 
-from ssl_lessons import devices, evaluate, networks, training
+from ssl_lessons import devices, evaluate, networks
 from ssl_lessons.methods.base import Recipe
 from ssl_lessons.methods.byol import BYOL
 from ssl_lessons.methods.simsiam import SimSiam
@@ -337,21 +337,27 @@ def test_a_terminal_gets_one_line_an_epoch():
 
 
 class Drawn:
-    """Stands for a cell's output: `display` returns one, and it keeps what it is updated with."""
+    """Stands for a cell's output: `display` returns one, and it keeps what it is updated with: of a figure
+    the points of its visible curves."""
 
     shown: list = []
 
     def __init__(self, *things, **options):
-        self.shown.extend(things)
+        for thing in things:
+            if isinstance(thing, Figure):
+                axes = [axis for axis in thing.axes if axis.get_visible()]
+                thing = {axis.get_ylabel(): axis.lines[0].get_xydata().tolist() for axis in axes}
+            self.shown.append(thing)
 
     update = __init__
 
 
-def test_a_notebook_gets_bars_and_curves(monkeypatch):
+@pytest.fixture
+def notebook(monkeypatch):
+    """Bars and curves go to a list, as if to a notebook's output."""
     import IPython.display
     import matplotlib.pyplot as plt
     from fastprogress import fastprogress
-    from matplotlib.figure import Figure
 
     monkeypatch.setattr(IPython.display, "display", Drawn)
     for name, thing in (("display", Drawn), ("HTML", IPython.display.HTML), ("plt", plt)):
@@ -360,34 +366,28 @@ def test_a_notebook_gets_bars_and_curves(monkeypatch):
     monkeypatch.setattr(fastprogress, "master_bar", fastprogress.NBMasterBar)
     monkeypatch.setattr(fastprogress, "progress_bar", fastprogress.NBProgressBar)
     monkeypatch.setattr(Drawn, "shown", [])
-    for every in (1, 2):  # with a first epoch judged, and without
-        settings = {
-            **CPU,
-            "progress": "bars",
-            "monitor": lambda encoder: {"knn": 0.25},
-            "monitor_every": every,
-        }
-        assert len(pretrain(moco(), noise(), **settings)["history"]) == 2
-    figures = [thing for thing in Drawn.shown if isinstance(thing, Figure)]
-    curves = {line.get_label(): line.get_xydata().tolist() for line in figures[-1].axes[0].lines}
-    assert curves["kNN accuracy"] == [[2, 0.25]] and curves["loss / first loss"][0] == [1, 1]
-    axis = figures[-1].axes[0]
-    assert (axis.get_xlabel(), axis.get_ylabel()) == ("epoch", "share")
-    assert any("epoch   1/2   loss" in f"{thing}{getattr(thing, 'data', '')}" for thing in Drawn.shown)
+    return Drawn.shown
+
+
+def test_a_notebook_gets_bars_and_a_curve_from_the_first_batches_on(notebook, tmp_path):
+    settings = {**CPU, "progress": "bars", "monitor": lambda encoder: {"knn": 0.25}, "monitor_every": 2}
+    record = pretrain(moco(), noise(), run=tmp_path, **settings)
+    empty, early, *later = [thing for thing in notebook if isinstance(thing, dict)]
+    ((step, loss),) = early["loss"]
+    assert step == pytest.approx(1 / 3) and loss > 0 and "kNN accuracy" not in early
+    rows = [[epoch, pytest.approx(row["loss"])] for epoch, row in enumerate(record["history"], 1)]
+    assert later == [{"loss": rows[:1]}, {"loss": rows, "kNN accuracy": [[2, 0.25]]}]
+    words = [f"{thing}{getattr(thing, 'data', '')}" for thing in notebook]
+    assert any("epoch   1/2   loss" in text for text in words)
+    assert "epoch   2/2   loss" in words[-1] and "progress" not in words[-1], (
+        "the last line stays without bars"
+    )
+
+    notebook.clear()  # read from disk, the run still shows its curve
+    assert pretrain(moco(), noise(), run=tmp_path, **settings)["history"] == record["history"]
+    assert notebook[-1] == later[-1]
 
 
 def test_the_console_bars_work_too(capsys):
     assert len(pretrain(moco(), noise(), **{**CPU, "progress": "bars"})["history"]) == 2
     assert "[3/3" in capsys.readouterr().out
-
-
-def test_curves_of_negative_and_zero_losses_can_be_drawn():
-    shown = training._Progress("none", 0, 2)
-    drawn = []
-    bar = SimpleNamespace(comment="")
-    shown.show, shown.outer = "bars", SimpleNamespace(main_bar=bar, update_graph=lambda *a: drawn.append(a))
-    for first in (-0.5, 0.0):
-        history = [{"epoch": 1, "loss": first, "seconds": 1.0}, {"epoch": 2, "loss": -1.0, "seconds": 1.0}]
-        shown.report(history[-1], history)
-        ((_, ys),), _, (low, high) = drawn[-1]  # one curve: without kNN there is no second
-        assert low <= min(ys) and max(ys) <= high

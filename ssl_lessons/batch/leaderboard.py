@@ -195,9 +195,7 @@ def _table(runs: pd.DataFrame, facts: list[str], metric: str) -> Table:
     latest = runs.sort_values("started", kind="stable").drop_duplicates([*same, "seed"], keep="last")
     groups = latest.groupby(same)
     rows = groups.agg(
-        n=("seed", "size"),
-        seeds=("seed", lambda seeds: sorted(seeds, key=str)),
-        records=("record", list),
+        n=("seed", "size"), seeds=("seed", lambda seeds: sorted(seeds, key=str)), records=("record", list)
     )
     measured = [name for name in metrics(latest) if latest[name].notna().any()]
     for name in measured:

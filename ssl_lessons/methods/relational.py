@@ -44,16 +44,6 @@ def relation_index(
     return first.flatten(), second.flatten(), targets.flatten()
 
 
-def relation_pairs(features: Tensor, views: int) -> tuple[Tensor, Tensor]:
-    """The pairs themselves: features (K·B, D), view after view -> (P, 2D) and targets (P,), P = K(K−1)B."""
-    if views < 1 or len(features) % views:
-        raise ValueError(
-            f"{len(features)} features are not {views} views of the same images, one after another"
-        )
-    first, second, targets = relation_index(views, len(features) // views, features.device)
-    return torch.cat([features[first], features[second]], dim=1), targets
-
-
 class RelationHead(nn.Module):
     """r(·, ·): two features (2D together) -> hidden layer, BatchNorm, LeakyReLU -> one score, a logit."""
 

@@ -24,7 +24,7 @@ from ssl_lessons.methods.byol import byol_loss
 from ssl_lessons.methods.moco import info_nce
 from ssl_lessons.methods.recipes import BYOL as BYOLS
 from ssl_lessons.methods.recipes import MOCO, RELATIONAL, SIMCLR, SIMSIAM
-from ssl_lessons.methods.relational import RelationHead, focal_bce, relation_pairs
+from ssl_lessons.methods.relational import RelationHead, focal_bce
 from ssl_lessons.methods.simclr import nt_xent
 from ssl_lessons.methods.simsiam import negative_cosine
 from ssl_lessons.networks import tap
@@ -464,12 +464,6 @@ def test_temperatures_out_of_range_are_refused(fault, temperature):
     for call in (lambda: nt_xent(Q, KEY, temperature), lambda: info_nce(Q, KEY, QUEUE, temperature)):
         with fault("labels out of range").refused(ValueError, says=("temperature", "above 0")):
             call()
-
-
-@pytest.mark.parametrize(("rows", "views"), [(7, 3), (8, 3), (4, 0)])
-def test_features_that_are_not_of_whole_views_are_refused(fault, rows, views):
-    with fault("shapes of a loss").refused(ValueError, says=(str(rows), str(views))):
-        relation_pairs(torch.randn(rows, 4), views)
 
 
 @pytest.mark.parametrize(
