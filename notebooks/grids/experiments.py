@@ -228,7 +228,8 @@ def table(lines: list[dict]) -> str:
             rate = some[0]["fields"].get("lr")
             title = arm if rate is None else f"{arm}, rate {rate:g}"
             near = f"{mean:.1f}" if math.isnan(error) else f"{mean:.1f} ± {error:.1f}"
-            work = f"{len(some)} | {some[0]['images_seen'] / 1000:.0f} | {some[0]['device']}"
+            devices = "; ".join(dict.fromkeys(line["device"] for line in some))
+            work = f"{len(some)} | {some[0]['images_seen'] / 1000:.0f} | {devices}"
             text.append(f"| {title} | {near} | {random:.1f} | {work} |")
         text += ["", f"**{said}**", ""]
     if missing:
