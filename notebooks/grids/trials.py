@@ -137,7 +137,11 @@ gentle colours, rate 1e-3 and x10.
 
 Two SimSiam trials ("views 4") used an averaged target of several views (FastSiam), which won
 nothing at equal work and is not in the package; two SimCLR trials on a CPU were noted by hand from
-their output, without curve."""
+their output, without curve.
+
+The "cause" trials take BYOL's old failure on the full ResNet-18 apart. There, with ImageNet's stem, it ends
+below its random encoder with SGD and τ 0.95, and with AdamW and a rising τ as well; on `slim_resnet()` it
+ends above with both, by little in twelve epochs. So the network was the cause, not the optimiser or τ."""
 
 
 def network(trial: dict):
