@@ -297,6 +297,9 @@ def test_thousands_of_runs_are_planned_in_seconds(fault, tmp_path):
 
 def record(**parts) -> dict:
     whole = json.loads(next(COMMITTED.glob("simclr-imagenette-0.json")).read_text(encoding="utf-8"))
+    del whole[
+        "checksum"
+    ]  # as an older version wrote it, or somebody by hand: what is odd must be seen all the same
     return {**whole, **parts}
 
 
