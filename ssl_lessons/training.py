@@ -50,7 +50,7 @@ class _Progress:
             self.bar = partial(fastprogress.progress_bar, parent=self.outer)
         self.live = show == "bars" and isinstance(self.outer, fastprogress.NBMasterBar)
         if self.live and history:
-            self.draw([])
+            self.draw()
 
     def steps(self, batches: list, totals: dict):
         """The batches of an epoch; in the first one the curve goes on every two seconds."""
@@ -62,7 +62,7 @@ class _Progress:
                 due = time.perf_counter() + 2
             yield rows
 
-    def draw(self, points: list[tuple[float, float]]) -> None:
+    def draw(self, points: list[tuple[float, float]] | None = None) -> None:
         """The mean loss so far on the left axis, kNN accuracy on the right one."""
         import matplotlib.pyplot as plt
         from IPython.display import display
@@ -95,7 +95,7 @@ class _Progress:
             if row["epoch"] == self.epochs:
                 self.outer.write(line)  # it stays when the bars go
         if self.live:
-            self.draw([])
+            self.draw()
 
 
 def pretrain(

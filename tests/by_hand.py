@@ -4,24 +4,22 @@ and functions from whose source a part has been taken."""
 import copy
 import inspect
 import math
+import runpy
 import textwrap
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from ssl_lessons.methods import relational
+EXERCISES = Path(__file__).resolve().parent.parent / "notebooks" / "exercises"
+# The pairs of relational reasoning themselves: features (K·B, D), view after view, and K -> (P, 2D), (P,)
+relation_pairs = runpy.run_path(str(EXERCISES / "04.1.py"))["relation_pairs"]
 
 
 def cosine(a: Sequence[float], b: Sequence[float]) -> float:
     dot = math.fsum(x * y for x, y in zip(a, b, strict=True))
     return dot / math.sqrt(math.fsum(x * x for x in a) * math.fsum(y * y for y in b))
-
-
-def relation_pairs(features: Tensor, views: int) -> tuple[Tensor, Tensor]:
-    """The pairs of relational reasoning themselves: features (K·B, D), view after view -> (P, 2D), (P,)."""
-    first, second, targets = relational.relation_index(views, len(features) // views)
-    return torch.cat([features[first], features[second]], dim=1), targets
 
 
 def slopes(f: Callable[[Tensor], float], x: Tensor, step: float = 1e-5) -> Tensor:

@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from matplotlib.figure import Figure
 from tiny import CPU, HERE, losses, moco, noise
 
-from ssl_lessons import devices, evaluate, networks
+from ssl_lessons import devices, evaluate, networks, training
 from ssl_lessons.methods.base import Recipe
 from ssl_lessons.methods.byol import BYOL
 from ssl_lessons.methods.simsiam import SimSiam
@@ -369,14 +369,17 @@ def notebook(monkeypatch):
     return Drawn.shown
 
 
-def test_a_notebook_gets_bars_and_a_curve_from_the_first_batches_on(notebook, tmp_path):
-    settings = {**CPU, "progress": "bars", "monitor": lambda encoder: {"knn": 0.25}, "monitor_every": 2}
+@pytest.mark.parametrize("every", [1, 2], ids=["first epoch judged", "first epoch not judged"])
+def test_a_notebook_gets_bars_and_a_curve_from_the_first_batches_on(every, notebook, tmp_path):
+    settings = {**CPU, "progress": "bars", "monitor": lambda encoder: {"knn": 0.25}, "monitor_every": every}
     record = pretrain(moco(), noise(), run=tmp_path, **settings)
     empty, early, *later = [thing for thing in notebook if isinstance(thing, dict)]
     ((step, loss),) = early["loss"]
     assert step == pytest.approx(1 / 3) and loss > 0 and "kNN accuracy" not in early
     rows = [[epoch, pytest.approx(row["loss"])] for epoch, row in enumerate(record["history"], 1)]
-    assert later == [{"loss": rows[:1]}, {"loss": rows, "kNN accuracy": [[2, 0.25]]}]
+    judged = [[epoch, 0.25] for epoch in (1, 2) if epoch % every == 0]
+    first = {"loss": rows[:1], "kNN accuracy": judged[:1]} if every == 1 else {"loss": rows[:1]}
+    assert later == [first, {"loss": rows, "kNN accuracy": judged}]
     words = [f"{thing}{getattr(thing, 'data', '')}" for thing in notebook]
     assert any("epoch   1/2   loss" in text for text in words)
     assert "epoch   2/2   loss" in words[-1] and "progress" not in words[-1], (
@@ -391,3 +394,12 @@ def test_a_notebook_gets_bars_and_a_curve_from_the_first_batches_on(notebook, tm
 def test_the_console_bars_work_too(capsys):
     assert len(pretrain(moco(), noise(), **{**CPU, "progress": "bars"})["history"]) == 2
     assert "[3/3" in capsys.readouterr().out
+
+
+def test_curves_of_negative_and_zero_losses_can_be_drawn(notebook):
+    for first in (-0.5, 0.0):
+        history = [{"epoch": 1, "loss": first, "seconds": 1.0}, {"epoch": 2, "loss": -1.0, "seconds": 1.0}]
+        shown = training._Progress("bars", history, 2)
+        assert notebook[-1] == {"loss": [[1, first], [2, -1.0]]}  # without kNN there is no second curve
+        low, high = shown.lines[0].axes.get_ylim()
+        assert low <= -1.0 and first <= high
