@@ -300,7 +300,8 @@ def folder(
         skipped += [f"{printable(name)} (a class without images)" for name in folders if not folders[name]]
     if not samples:
         few = "; ".join(skipped[:5])
-        raise DataError(f"no images in {shown}: put them in a folder CLASS/ of it, or in it. {few}")
+        way_out = "put them in a folder CLASS/ of it, or in it, under names without a dot in front"
+        raise DataError(f"no images in {shown}: {way_out}. {few}")
     name = printable(root.name).replace("\\", "_")[:40]
     name = f"{name}-{hashlib.sha256(os.fsencode(root)).hexdigest()[:8]}"
     files = tuple(os.path.relpath(path, root) for path, _ in samples)
