@@ -169,7 +169,7 @@ class Method(nn.Module):
         **overrides,
     ):
         super().__init__()
-        self._weights: Tensor | None = None  # their sum at the last pass, until `after_step` is called
+        self._weights: Tensor | None = None  # their sum at the last pass; None since `after_step`
         self._tried: list[Augmentation] = []
         if network is None and type(self).__init__ is not Method.__init__:
             return
@@ -212,7 +212,8 @@ class Method(nn.Module):
         shapes, count = [tuple(view.shape) for view in views], len(self.policies)
         if len(shapes) != count or len(set(shapes)) != 1:
             raise ValueError(f"views are {shapes}; give {count} of one shape, or a single tensor of images")
-        if self.needs_after_step and self.training and torch.is_grad_enabled():
+        own_loop = self.run_steps is None  # `pretrain` does not forget it, and reading makes a GPU wait
+        if self.needs_after_step and own_loop and self.training and torch.is_grad_enabled():
             self._expect_after_step()
         token = _in_a_method.set(True)
         try:
@@ -228,7 +229,7 @@ class Method(nn.Module):
     @torch.no_grad()
     def _expect_after_step(self) -> None:
         """Warn, once, where the weights have moved since the last pass (passes whose gradients add up move
-        none) and `after_step` was never called."""
+        none) and `after_step` was not called since."""
         weights = sum(parameter.double().sum() for parameter in self.parameters() if parameter.requires_grad)
         if self._weights is not None and weights != self._weights:
             self.needs_after_step = False

@@ -77,7 +77,7 @@ class BYOL(Method):
     def after_step(self, progress: float = 0.0) -> None:
         """Move the target towards the online network (equation 1); `progress` in [0, 1] sets τ, which without
         it stays at its base. Where `pretrain` has set `run_steps`, the recipe's `lag` sets the base."""
-        self.needs_after_step = False  # it is not forgotten
+        self._weights = None  # it is not forgotten
         if self.recipe.momentum is None:
             return
         base = self.recipe.momentum

@@ -115,7 +115,7 @@ class MoCo(Method):
         for keys in self._pending:
             self.enqueue(gathered(keys))  # of all processes: one queue, the same on each
         self._pending = []
-        self.needs_after_step = False  # it is not forgotten
+        self._weights = None  # it is not forgotten
         self.step += 1  # so a key is one step old when it first serves as a negative
 
     @torch.no_grad()

@@ -579,25 +579,27 @@ def test_another_methods_recipe_is_refused(fault, recipe):
 # -------------------------------------------------------------------------------------------- learners' loops
 
 
-def loop(learner, *, after_step: bool, parts: int = 1, fused: bool = False) -> str:
+def loop(learner, *, after_step: bool | range, parts: int = 1, fused: bool = False) -> str:
+    """What is said in three steps of one's own; `after_step` is called after all, none, or some of them."""
     optimizer = torch.optim.AdamW([p for p in learner.parameters() if p.requires_grad], 1e-3, fused=fused)
 
     def run():
-        for _ in range(3):
+        for step in range(3):
             optimizer.zero_grad()
             for _ in range(parts):
                 learner(pixels()).backward()
             optimizer.step()
-            if after_step:
+            if after_step is True or after_step and step in after_step:
                 learner.after_step()
 
     return told(run)
 
 
+@pytest.mark.parametrize("called", [False, range(1), range(1, 2)], ids=["never", "after the first", "second"])
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("kind", [MoCo, BYOL], ids=["MoCo", "BYOL"])
-def test_a_forgotten_after_step_is_said_once(fault, kind, fused):
-    words = loop(method(kind).train(), after_step=False, fused=fused)
+def test_a_forgotten_after_step_is_said_once(fault, kind, fused, called):
+    words = loop(method(kind).train(), after_step=called, fused=fused)
     fault("forgotten after_step").right(words.count("after_step") == 1, message=words)
 
 
