@@ -300,8 +300,7 @@ def folder(
         skipped += [f"{printable(name)} (a class without images)" for name in folders if not folders[name]]
     if not samples:
         few = "; ".join(skipped[:5])
-        way_out = "put them in a folder CLASS/ of it, or in it, under names without a dot in front"
-        raise DataError(f"no images in {shown}: {way_out}. {few}")
+        raise DataError(f"no images in {shown}: put them in it or in its CLASS/ (.names are hidden). {few}")
     name = printable(root.name).replace("\\", "_")[:40]
     name = f"{name}-{hashlib.sha256(os.fsencode(root)).hexdigest()[:8]}"
     files = tuple(os.path.relpath(path, root) for path, _ in samples)

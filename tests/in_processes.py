@@ -25,7 +25,7 @@ from ssl_lessons.methods.simclr import SimCLR
 from ssl_lessons.methods.simsiam import SimSiam
 
 METHODS = (SimCLR, MoCo, Relational, BYOL, SimSiam)
-NORMS = {"group": (1, 2, 4), "batch": (1, 2)}  # numbers of processes that are compared
+NORMS = {"group": (1, 2, 4), "batch": (1, 2, 4)}  # numbers of processes that are compared
 PLAIN = {"optimizer": "sgd", "lr": 0.01, "lr_batch": None, "warmup": 0.0, "batch_size": 8, "epochs": 1}
 SIZES = {
     MoCo: {"queue": 20, "head": (16, 8)},
@@ -131,11 +131,34 @@ def until_killed(folder: str, kill: tuple[int, int] | None) -> None:
     training.pretrain(method, noise(24), run=folder, stop_on_collapse=False, **CPU)
 
 
-def main(folder: str) -> None:
-    torch.set_num_threads(1)
+def ends(folder, run: str, size: str, count: int) -> list[dict]:
+    return [torch.load(folder / f"{run}-{size}-{rank}.pt", weights_only=True) for rank in range(count)]
+
+
+def difference(one: dict, other: dict) -> dict[str, float]:
+    """The largest differences of two ends: of the epoch's loss, of the steps' gradients as a share of their
+    largest value, of weights and buffers after."""
+    loss = max(abs(a - b) for a, b in zip(one["losses"], other["losses"], strict=True))
+    gradient = 0.0
+    for a, b in zip(one["gradients"], other["gradients"], strict=True):
+        assert a.keys() == b.keys()
+        largest = max(value.abs().max() for value in a.values())
+        gradient = max(gradient, *(float((a[n] - b[n]).abs().max() / largest) for n in a))
+    floats = [n for n, value in one["state"].items() if value.is_floating_point()]
+    state = max(float((one["state"][n] - other["state"][n]).abs().max()) for n in floats)
+    return {"loss": loss, "gradient": gradient, "state": state}
+
+
+def compared(folder: str) -> None:
+    """One, two and four processes: every method, by each normalisation."""
     for size in (1, 2, 4):
         norms = [norm for norm in NORMS if size in NORMS[norm]]
         debug_launcher(work, (folder, str(size), norms), num_processes=size)
+
+
+def main(folder: str) -> None:
+    torch.set_num_threads(1)
+    compared(folder)
     debug_launcher(faulty, (folder,), num_processes=2)
     ends, run = [], str(Path(folder, "run"))
     for size, kill in ((2, (1, 2)), (4, (0, 3)), (1, None)):

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from in_processes import METHODS, NORMS
+from in_processes import METHODS, NORMS, difference, ends
 from tiny import HERE, losses
 
 from ssl_lessons import cli
@@ -25,24 +25,6 @@ def folder(tmp_path_factory):
     done = subprocess.run(command, env=ENV, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-4000:]
     return folder
-
-
-def ends(folder, run: str, size: str, count: int) -> list[dict]:
-    return [torch.load(folder / f"{run}-{size}-{rank}.pt", weights_only=True) for rank in range(count)]
-
-
-def difference(one: dict, other: dict) -> dict[str, float]:
-    """The largest differences of two ends: of the epoch's loss, of the steps' gradients as a share of their
-    largest value, of weights and buffers after."""
-    loss = max(abs(a - b) for a, b in zip(one["losses"], other["losses"], strict=True))
-    gradient = 0.0
-    for a, b in zip(one["gradients"], other["gradients"], strict=True):
-        assert a.keys() == b.keys()
-        largest = max(value.abs().max() for value in a.values())
-        gradient = max(gradient, *(float((a[n] - b[n]).abs().max() / largest) for n in a))
-    floats = [n for n, value in one["state"].items() if value.is_floating_point()]
-    state = max(float((one["state"][n] - other["state"][n]).abs().max()) for n in floats)
-    return {"loss": loss, "gradient": gradient, "state": state}
 
 
 def test_one_two_and_four_processes_are_the_same(folder):

@@ -212,8 +212,7 @@ class Method(nn.Module):
         shapes, count = [tuple(view.shape) for view in views], len(self.policies)
         if len(shapes) != count or len(set(shapes)) != 1:
             raise ValueError(f"views are {shapes}; give {count} of one shape, or a single tensor of images")
-        own_loop = self.run_steps is None  # `pretrain` does not forget it, and reading makes a GPU wait
-        if self.needs_after_step and own_loop and self.training and torch.is_grad_enabled():
+        if self.needs_after_step and self.training and torch.is_grad_enabled() and self.run_steps is None:
             self._expect_after_step()
         token = _in_a_method.set(True)
         try:
@@ -229,7 +228,7 @@ class Method(nn.Module):
     @torch.no_grad()
     def _expect_after_step(self) -> None:
         """Warn, once, where the weights have moved since the last pass (passes whose gradients add up move
-        none) and `after_step` was not called since."""
+        none) and `after_step` was not called since; in a loop of one's own, as `pretrain` forgets nothing."""
         weights = sum(parameter.double().sum() for parameter in self.parameters() if parameter.requires_grad)
         if self._weights is not None and weights != self._weights:
             self.needs_after_step = False

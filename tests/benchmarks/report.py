@@ -12,7 +12,7 @@ from pathlib import Path
 
 import harness
 
-NAMES = ("step", "views", "scale", "memory", "lesson")
+NAMES = ("step", "views", "scale", "memory", "processes", "lesson")
 
 
 def section(name: str, results: Path = harness.RESULTS) -> str:
