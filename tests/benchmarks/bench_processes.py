@@ -36,7 +36,8 @@ def table(report: dict) -> str:
     text = (
         "Largest difference from one process with the same global batch of 8, noise of 20 px, three steps: "
         "of the epoch's loss; of the gradients, as a share of the largest; of weights, BatchNorm's "
-        f"statistics and MoCo's queue afterwards. gloo, Conv4 of 4 to 8 channels, seed 0. {harness.where(report)}"
+        "statistics and MoCo's queue afterwards. gloo, Conv4 of 4 to 8 channels, seed 0. "
+        f"{harness.where(report)}"
     )
     return f"{text}\n\n{harness.table(heads, rows)}"
 
