@@ -2,7 +2,7 @@
 
 import ctypes
 import sys
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -61,9 +61,9 @@ def _cpu_has_bf16() -> bool:
 
 
 def autocast(device: torch.device, precision: str):
-    """The context in which forward passes run at that precision."""
+    """The context in which forward passes run at that precision, also within an autocast of the caller's."""
     if precision == "fp32":
-        return nullcontext()
+        return torch.autocast(device.type, enabled=False)
     return torch.autocast(device.type, dtype=PRECISIONS[precision])
 
 

@@ -16,7 +16,7 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ssl_lessons.parameters import Unknown, known
+from ssl_lessons.parameters import Parameter, Unknown, fit, known
 from ssl_lessons.views import unnormalize
 
 
@@ -111,7 +111,11 @@ def check_name(name: str) -> None:
 
         names = [f"timm/{model}" for model in timm.list_models()]
         near = [*difflib.get_close_matches(name, names), *NETWORKS]
-    if name.split(".")[0] not in names:  # in "timm/resnet18.a1_in1k" the last part only names weights
+        with suppress(
+            RuntimeError
+        ):  # in "timm/resnet18.a1_in1k" the last part names weights, which are known
+            names += [name] * (timm.models.get_pretrained_cfg(name.removeprefix("timm/")) is not None)
+    if name not in names:
         raise Unknown(f"network {name!r} is not known; choose one of: {', '.join(near)}, or timm/NAME")
 
 
@@ -146,6 +150,7 @@ class Encoder(nn.Module):
         self.network, self.layer = network, layer  # layer None: the network's own output
         self.channels, self.width = channels, 0  # of the images; of the features, which `tap` finds
         self.axis = 1  # of the layer's output: where the features are
+        self.plain_layout = False  # whether images and weights stay contiguous, as `view` needs them
         self.frozen: list[nn.Module] = []
         self.training = network.training  # one that is in eval mode as a whole is not frozen, but at rest
 
@@ -171,9 +176,14 @@ class Encoder(nn.Module):
             raise Reached
 
         # The hook lives for one pass only: the user's network is theirs, and copies of it carry no hook.
+        version = None if images.is_inference() else images._version
         tapped = self.network.get_submodule(self.layer or "")
         with tapped.register_forward_hook(stop), suppress(Reached):
-            self.network(images)
+            self.network(images.contiguous() if self.plain_layout else images)
+        if version is not None and images._version != version:  # another pass would see the changed view
+            raise ValueError(
+                "the network changes its images in place; take inplace or x.sub_ out of its start"
+            )
         if not outputs:
             raise ValueError(f"{layer} took no part in the forward pass; choose another layer")
         output = outputs[0]
@@ -184,8 +194,12 @@ class Encoder(nn.Module):
             raise ValueError(f"{layer} returns {tuple(output.shape)}, not a row for each of {len(images)}")
         learns = self.training and torch.is_grad_enabled() and not output.requires_grad
         if learns and any(parameter.requires_grad for parameter in self.parameters()):
-            raise ValueError(f"{layer} returns numbers without gradient; take no_grad and detach out of it")
-        return output
+            reason = "take no_grad and detach out of it, or a layer with weights that learn before it"
+            raise ValueError(f"{layer} returns numbers without gradient; {reason}")
+        if torch.is_autocast_enabled(output.device.type):
+            return output
+        weight = next((part for part in self.parameters() if part.is_floating_point()), output)
+        return output.to(weight.dtype)  # of a network with an autocast of its own
 
     def forward(self, images: Tensor) -> Tensor:
         output = self.output(images)
@@ -212,16 +226,13 @@ def eval_mode(module: nn.Module, device: torch.device | None = None) -> Iterator
 
 def unwrapped(network: nn.Module) -> nn.Module:
     """The network inside DataParallel, DistributedDataParallel, AveragedModel or torch.compile, whose saved
-    names are its own. Compiled parts are made plain in place: compiled code calls no hook of a layer."""
+    names are its own. Its parts are unwrapped in place: compiled code calls no hook of a layer."""
     around = (nn.DataParallel, nn.parallel.DistributedDataParallel, torch.optim.swa_utils.AveragedModel)
     while isinstance(network, around) or hasattr(network, "_orig_mod"):
         network = network._orig_mod if hasattr(network, "_orig_mod") else network.module
-    for part in list(network.modules()):
-        if part._compiled_call_impl is not None:  # network.compile()
-            part._compiled_call_impl = None
-        for name, child in part.named_children():
-            if hasattr(child, "_orig_mod"):
-                setattr(part, name, child._orig_mod)
+    network._compiled_call_impl = None  # network.compile()
+    for name, child in network.named_children():
+        setattr(network, name, unwrapped(child))
     return network
 
 
@@ -239,10 +250,18 @@ def check_network(network: nn.Module) -> None:
             fault = "was made in inference mode; build the network outside of it"
         elif weight.is_meta or weight.device != home:
             fault = f"is on {weight.device}, the first on {home}; move the network to one real device"
-        elif weight.dtype != torch.float32:
+        elif weight.dtype != torch.float32 and weight.requires_grad:
             fault = f"is {weight.dtype}; call network.float() first (a run's precision is chosen in pretrain)"
+        elif weight.requires_grad and not weight.isfinite().all():
+            fault = "has values that are NaN or infinite; load or initialise it again"
         if fault:
             raise ValueError(f"the network's parameter {name} {fault}")
+    for name, value in network.state_dict().items():
+        plain = isinstance(value, Tensor) and value.layout == torch.strided and not value.is_complex()
+        if not plain or value.is_quantized:
+            raise ValueError(
+                f"the network keeps {value!r:.80} as {name}; a file of weights takes plain tensors"
+            )
 
 
 def tap(network: nn.Module, layer: str | int | None = None, image_size=64, channels=3) -> Encoder:
@@ -253,14 +272,17 @@ def tap(network: nn.Module, layer: str | int | None = None, image_size=64, chann
     warning where that comes from a classifier. ValueError: a layer that is not there (the message lists those
     that are), takes no part or returns no row of floats for each image; a network as in `check_network`."""
     if not isinstance(network, nn.Module):
-        raise ValueError(f"network is {network!r}; give an nn.Module, such as networks.build('conv4', 48)")
+        raise ValueError(
+            f"network is {network!r:.200}; give an nn.Module, such as networks.build('conv4', 48)"
+        )
+    image_size = fit("image_size", image_size, Parameter("int", ...))
     network = unwrapped(network)
+    if isinstance(network, Encoder):  # of an earlier run: its names are those of the network in it
+        layer, channels, network = layer or network.layer, network.channels, network.network
     check_network(network)
     names = {module: name for name, module in network.named_modules()}
     layers = [name for name in names.values() if name]
     children = [name for name, _ in network.named_children()]
-    if layer is None and "fc" in layers:
-        layer = next((name for name in ("avgpool", "global_pool") if name in layers), None)
     if isinstance(layer, int):
         if not -len(children) <= layer < len(children):
             raise ValueError(f"layer {layer} is out of range of the children {', '.join(children)}")
@@ -272,20 +294,41 @@ def tap(network: nn.Module, layer: str | int | None = None, image_size=64, chann
     device = next(network.parameters(), torch.empty(0)).device
     example = torch.zeros(2, channels, image_size, image_size, device=device)
     ran: list[nn.Module] = []  # in this order
+
+    def tried() -> Tensor:
+        """A pass of the example, in the layout of a run's; else in the plain one."""
+        ran.clear()
+        encoder.plain_layout = False
+        with nn.modules.module.register_module_forward_hook(lambda module, *_: ran.append(module)):
+            try:
+                return encoder.output(example.to(memory_format=torch.channels_last))
+            except RuntimeError:  # x.view(B, -1) after a convolution
+                ran.clear()
+                encoder.plain_layout = True
+                return encoder.output(example)
+
     # in train mode this pass would move the BatchNorm statistics
     with eval_mode(encoder), torch.no_grad(), torch.autocast(device.type, enabled=False):
         try:
-            with nn.modules.module.register_module_forward_hook(lambda module, *_: ran.append(module)):
-                output = encoder.output(example)
+            output = tried()
+            weighted = [i for i, part in enumerate(ran) if part._parameters and not part._modules]
+            pool = next((name for name in ("avgpool", "global_pool") if name in layers), None)
+            pooled = [i for i, part in enumerate(ran) if names[part] == pool]
+            if layer is None and "fc" in layers and len(pooled) == 1 and weighted[-1:] > pooled:
+                between = [names[ran[i]] for i in weighted if i > pooled[0]]
+                if between == ["fc"]:  # else the pooling is no last one, and the output is read
+                    encoder.layer = layer = pool
+                    output = tried()
         except ValueError:
             raise
         except Exception as error:  # whatever a network raises
-            shape = tuple(example.shape[1:])
-            raise ValueError(f"images {shape} do not fit: {error}; is image_size right?") from error
+            shape, reason = tuple(example.shape[1:]), str(error) or type(error).__name__
+            raise ValueError(
+                f"images {shape} do not fit: {reason}; are image_size and channels right?"
+            ) from error
         encoder.axis = _axis(encoder, example, output)
     encoder.width = output.shape[encoder.axis]
 
-    weighted = [i for i, part in enumerate(ran) if part._parameters and not part._modules]
     last = ran[weighted[-1]] if layer is None and weighted else None
     name = names.get(last, "")
     if isinstance(last, nn.Linear) or name.startswith("classifier"):  # SqueezeNet's is a convolution

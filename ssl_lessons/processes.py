@@ -9,6 +9,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 import torch.distributed as dist
@@ -21,11 +22,24 @@ if hasattr(os, "register_at_fork"):  # not on Windows
     os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
 
+_alone = ContextVar("alone", default=False)
+
+
 def rank_and_size() -> tuple[int, int]:
     """This process' number among all, from 0, and how many there are; (0, 1) for a process alone."""
-    if dist.is_available() and dist.is_initialized():
+    if dist.is_available() and dist.is_initialized() and not _alone.get():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Within it this process is one alone: it waits for no other, and draws what one would."""
+    token = _alone.set(True)
+    try:
+        yield
+    finally:
+        _alone.reset(token)
 
 
 class _Gather(torch.autograd.Function):
@@ -90,8 +104,11 @@ def of_all(value) -> list:
 
 
 def mean_of_all(numbers: dict[str, float]) -> dict[str, float]:
-    """Each number's mean over the processes, which all have the same names; on all of them."""
+    """Each number's mean over the processes, on all of them. ValueError: they have other names."""
     parts = of_all(numbers)
+    if any(part.keys() != numbers.keys() for part in parts):
+        names = " and ".join(str([*part]) for part in parts)
+        raise ValueError(f"the processes report {names}: report the same diagnostics in all")
     return {name: sum(part[name] for part in parts) / len(parts) for name in numbers}
 
 
@@ -106,17 +123,22 @@ def share_weights(module: nn.Module) -> None:
 
 
 def average_gradients(module: nn.Module) -> None:
-    """Replace each gradient by its mean over the processes, all in one message. (DistributedDataParallel
-    expects one forward pass of one wrapped module; our methods call encoder and heads several times.)"""
+    """Replace each gradient by its mean over the processes, all in one message; 0 where a process has none.
+    (DistributedDataParallel expects one forward pass of one wrapped module; our methods call encoder and
+    heads several times.)"""
     size = rank_and_size()[1]
     if size == 1:
         return
-    gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
+    learnt = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    used = torch.tensor([parameter.grad is not None for parameter in learnt]).to(learnt[0].device).float()
+    dist.all_reduce(used)  # a part of the module may have had work in one process only
+    learnt = [parameter for parameter, count in zip(learnt, used.tolist(), strict=True) if count]
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in learnt]
     flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
     dist.all_reduce(flat)
     means = (flat / size).split([gradient.numel() for gradient in gradients])
-    for gradient, mean in zip(gradients, means, strict=True):
-        gradient.copy_(mean.view(gradient.shape))
+    for parameter, gradient, mean in zip(learnt, gradients, means, strict=True):
+        parameter.grad = gradient.copy_(mean.view(gradient.shape))
 
 
 class JointBatchNorm(nn.modules.batchnorm._BatchNorm):

@@ -13,6 +13,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import errno
+import functools
 import hashlib
 import importlib.metadata
 import inspect
@@ -32,6 +33,8 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
+from ssl_lessons import parameters
+
 if TYPE_CHECKING:
     import torch
 
@@ -45,10 +48,16 @@ TITLES |= {"simsiam": "SimSiam", "supervised": "supervised", "random": "random e
 TITLES |= {"pixels": "raw pixels", "colours": "counted colours"}
 _VERSIONED = ("ssl_lessons", "torch", "torchvision", "timm", "builtins")  # packages with a version
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_BEYOND = (errno.EACCES, errno.EPERM, errno.EISDIR, errno.EIO, errno.EMFILE, errno.ENOMEM)  # a file's content
+_NO_MEMORY = ("out of memory", "allocate memory", "not enough memory", "bad_alloc", "ALLOC_FAILED")
 
 
 class RecordError(Exception):
     """A run folder that is missing, damaged, in use, full or too new; the message names the file."""
+
+
+class Unreadable(RecordError):
+    """A file that is whole, but not to be read now or here: nothing is made in its place."""
 
 
 def results_folder() -> Path:
@@ -97,7 +106,7 @@ def source_of(kind: type) -> str | None:
     record has their versions. None: nothing is left, or Python has no source (code typed at a prompt)."""
     members = []
     for owner in getattr(kind, "__mro__", (kind,)):
-        if owner.__module__.split(".")[0] not in _VERSIONED:
+        if (owner.__module__ or "builtins").split(".")[0] not in _VERSIONED:
             members += sorted(vars(owner).items()) if isinstance(owner, type) else [("", owner)]
     parts = []
     for name, value in members:
@@ -113,6 +122,43 @@ def source_of(kind: type) -> str | None:
         elif not name.startswith("__") and isinstance(value, (bool, int, float, str, tuple)):
             parts.append(f"{name} = {value!r}")
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16] if parts else None
+
+
+_PASSING = ("run_steps", "needs_after_step", "recipe")  # of a method: what a run sets, or notes by itself
+
+
+def configuration(value, above: tuple[int, ...] = ()):
+    """How an object is set up, for `digest`: its class and the code of that, its attributes, its parts. Of a
+    function its code, and what it closes over. Left out are weights, names that begin with _, and rings."""
+    inner = (*above, id(value))
+
+    def of(parts) -> list | dict:
+        if isinstance(parts, dict):
+            return {str(name): configuration(part, inner) for name, part in parts.items()}
+        return [configuration(part, inner) for part in parts]
+
+    if id(value) in above:
+        return None
+    if value is None or isinstance(value, (bool, int, float, str, bytes)) or hasattr(value, "detach"):
+        return value
+    if isinstance(value, (dict, list, tuple, set, frozenset)):
+        return of(value)
+    if isinstance(value, functools.partial):
+        return of([value.func, value.args, value.keywords])
+    name = getattr(value, "__qualname__", type(value).__qualname__)
+    if inspect.isroutine(value) or isinstance(value, type):
+        cells = [cell.cell_contents for cell in getattr(value, "__closure__", None) or ()]
+        return [name, source_of(value), of([cells, *(getattr(value, "__defaults__", None) or ())])]
+    parts = {key: part for key, part in getattr(value, "__dict__", {}).items() if key[0] != "_"}
+    kind = type(value)  # what stands for a method of its class is no setting
+    parts = {key: part for key, part in parts.items() if key not in _PASSING}
+    parts = {key: part for key, part in parts.items() if not callable(getattr(kind, key, None))}
+    if hasattr(value, "named_children"):  # a module
+        parts |= value._modules
+        parts |= {key: value._buffers[key] for key in value._non_persistent_buffers_set}
+        frozen = [key for key, weight in value._parameters.items() if weight is not None]
+        parts["frozen weights"] = [key for key in frozen if not value._parameters[key].requires_grad]
+    return [name, source_of(type(value)), of(parts)]
 
 
 def digest(value) -> str:
@@ -182,13 +228,24 @@ def read_state(path: Path) -> dict:
         whole = digest(state) == checksum if checksum else zipfile.ZipFile(path).testzip() is None
     except FileNotFoundError:
         raise RecordError(f"{path} is missing: there is nothing to resume") from None
-    except MemoryError:
-        raise
-    except Exception:  # of a truncated or foreign file torch raises many kinds, with risky advice
+    except Exception as error:  # of a truncated or foreign file torch raises many kinds, with risky advice
+        _check_readable(path, error)
         whole = False
     if not whole:
         raise RecordError(f"{path} is damaged, or not of this package; delete it to start over")
     return state
+
+
+def of_memory(error: Exception) -> bool:
+    """Whether there was too little of it; torch has no one class for that."""
+    return isinstance(error, MemoryError) or any(words in str(error) for words in _NO_MEMORY)
+
+
+def _check_readable(path: Path, error: Exception) -> None:
+    """Raise `Unreadable` where it is not the content of a file that an error is about."""
+    if getattr(error, "errno", None) in _BEYOND or of_memory(error):
+        reason = getattr(error, "strerror", None) or "not enough memory"
+        raise Unreadable(f"{path} cannot be read ({reason}); nothing is changed") from error
 
 
 def _plain(value):
@@ -232,12 +289,13 @@ def _read(path: Path) -> dict:
     except (FileNotFoundError, NotADirectoryError):
         raise RecordError(f"no record at {path}; name a run's folder, the one with record.json") from None
     except (OSError, ValueError, RecursionError) as error:  # no text, no JSON
+        _check_readable(path, error)
         raise RecordError(f"{path} is damaged ({error}); delete its folder and run it again") from None
     schema = record.get("schema") if isinstance(record, dict) else None
     if not isinstance(schema, int):
         raise RecordError(f"{path} is not a run record: it has no schema number")
     if schema > SCHEMA:
-        raise RecordError(f"{path} has schema {schema}, this version reads up to {SCHEMA}; update it")
+        raise Unreadable(f"{path} has schema {schema}, this version reads up to {SCHEMA}; update it")
     fit = [name for name in record if isinstance(record[name], REQUIRED.get(name, object))]
     missing = [name for name in REQUIRED if name not in fit]
     if missing:
@@ -285,7 +343,7 @@ class Run:
     @classmethod
     def create(cls, folder: str | Path, *, device: torch.device | str = "cpu", **settings) -> Run:
         """Start a run in `folder` (made if missing) and write its first record, over one that is there."""
-        run = cls(Path(folder), cls.in_memory(device=device, **settings).record)
+        run = cls(parameters.folder(folder), cls.in_memory(device=device, **settings).record)
         try:
             run.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -299,7 +357,8 @@ class Run:
         nothing has been trained or judged yet."""
         if folder is None:
             return cls.in_memory(**settings)
-        if not Path(folder, "record.json").exists() and not Path(folder, "resume.pt").exists():
+        place = parameters.folder(folder)
+        if not any((place / name).exists() for name in ("record.json", "resume.pt")):
             return cls.create(folder, **settings)
         run = cls.open(folder)
         begun = run.record["history"] or run.record["metrics"] or run.encoder_path.exists()
@@ -312,11 +371,13 @@ class Run:
     def open(cls, folder: str | Path) -> Run:
         """Read a run folder, or a lone record file. RecordError: the record is missing, damaged, too new, or
         lacks a part, and a folder has no whole resume.pt to take it from (with a word on stderr)."""
-        path = Path(folder)
-        if path.suffix == ".json":
+        path = parameters.folder(folder)
+        if path.suffix == ".json" and not path.is_dir():
             return cls(path.parent, _read(path))
         try:
             return cls(path, _read(path / "record.json"))
+        except Unreadable:
+            raise
         except RecordError as error:
             run = cls(path, {})
             state = run.load_resume() if run.resume_path.exists() else {}
@@ -328,8 +389,13 @@ class Run:
             return run
 
     def restore(self, state: dict) -> bool:
-        """Make the record that of a checkpoint, less what was judged at another epoch; whether it changed."""
+        """Make the record that of a checkpoint, less what was judged at another epoch; whether it changed.
+        RecordError: the checkpoint is another run's."""
         before, kept = self.record, state.get("record", {})
+        for name in ("started", "method", "seed"):  # older versions kept none of them there
+            if before.get(name) is not None and kept.get(name, before[name]) != before[name]:
+                was = f"its {name} is {kept[name]!r}, the record's {before[name]!r}"
+                raise RecordError(f"{self.resume_path} is of another run ({was}); put the right one there")
         if len(before.get("history", ())) == len(state["history"]):
             record = {**kept, **before}
         else:
@@ -379,6 +445,10 @@ class Run:
         stays there, and of several processes one writes. RecordError: another has trained on."""
         if self.folder is None or not main_process():
             return
+        for name, metric in self.record["metrics"].items():
+            value = metric.get("value", "") if isinstance(metric, dict) else ""
+            if isinstance(value, bool) or not isinstance(value, int | float | None):
+                raise RecordError(f"metric {name} is {metric!r:.100}; note it by add_metric(name, number)")
         with self.writing():
             others = None if over else self._others()
             if others is not None:
@@ -402,16 +472,17 @@ class Run:
         """The network's weights. An encoder.safetensors that is missing, damaged or another run's is made
         again from resume.pt, with a word on stderr. RecordError: there is no whole resume.pt either."""
         from safetensors import SafetensorError
-        from safetensors.torch import load_file
+        from safetensors.torch import load
 
         try:
-            weights = load_file(self.encoder_path)
+            weights = load(self.encoder_path.read_bytes())
             if self.record.get("encoder_checksum") in (None, digest(weights)):  # None: an older version's
                 return weights
             problem = "is not the one of its record"
         except FileNotFoundError:
             problem = "is missing"
         except (SafetensorError, OSError) as error:
+            _check_readable(self.encoder_path, error)
             problem = f"is damaged ({error})"
         if not self.resume_path.exists():
             raise RecordError(f"{self.encoder_path} {problem}, and no resume.pt is there: train again")
@@ -440,7 +511,10 @@ class Run:
         path = Path(folder, f"{name}.safetensors")
         path.parent.mkdir(parents=True, exist_ok=True)
         weights = network.state_dict()
-        _write_weights(path, {n: t.half() if t.is_floating_point() else t for n, t in weights.items()})
+        for name, tensor in weights.items():
+            half = tensor.half() if tensor.is_floating_point() else tensor
+            weights[name] = half if half.isfinite().all() else tensor  # 70,000 is none
+        _write_weights(path, weights)
         sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
         _write(path.with_suffix(".json"), {**self.record, "sha256": sha256})
         return path

@@ -6,14 +6,17 @@ method does with its views is not its business; device, mixed precision and proc
 
 import math
 import os
+import random
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -21,13 +24,16 @@ from ssl_lessons import processes
 from ssl_lessons.devices import TrainingError, peak_memory, pick_device, pick_precision, prepare
 from ssl_lessons.images import ImageStore, to_device
 from ssl_lessons.methods.base import Method, views_of
+from ssl_lessons.networks import check_network, unwrapped
 from ssl_lessons.optim import build_optimizer, check_run, learning_rate, set_learning_rate
+from ssl_lessons.parameters import Parameter, fit
 from ssl_lessons.processes import rank_and_size
-from ssl_lessons.records import Run, source_of
+from ssl_lessons.records import Run, configuration, digest, of_memory, source_of
 
 Monitor = Callable[[nn.Module], dict[str, float]]
 COLLAPSED = 0.1  # of an even spread: embeddings that spread no wider have fallen together
-_monitoring = False  # whether a monitor runs in this process
+WHOLE = Parameter("int", ...)
+_in_training = threading.RLock()  # generators and Accelerate's state are a process', not a thread's
 
 
 class _Progress:
@@ -57,7 +63,7 @@ class _Progress:
         points, due = [], 0.0
         for step, rows in enumerate(self.bar(batches)):
             if self.live and not self.history and step and time.perf_counter() > due:
-                points.append((step / len(batches), float(totals["loss"]) / step))
+                points.append((step / len(batches), float(totals["loss"][0]) / step))
                 self.draw(points)
                 due = time.perf_counter() + 2
             yield rows
@@ -131,19 +137,25 @@ def pretrain(
     stop_on_collapse: raise when the embeddings fall together; False for experiments on collapse.
     TrainingError: nothing to train on, NaN, collapse, out of memory; a folder with a run of other settings or
     code; the last good checkpoint is kept. RecordError: another process writes, or the folder is damaged."""
+    method = unwrapped(method)
     recipe = method.recipe
-    epochs = recipe.epochs if epochs is None else epochs
+    epochs = fit("epochs", recipe.epochs if epochs is None else epochs, WHOLE)
     batch_size = min(recipe.batch_size, len(store)) if batch_size is None else batch_size  # a small folder
+    batch_size, seed = fit("batch_size", batch_size, WHOLE), fit("seed", seed, WHOLE)
+    monitor_every = fit("monitor_every", monitor_every, WHOLE)
     target = pick_device(device)
     precision = pick_precision(precision, target)
     if "MASTER_ADDR" not in os.environ:
         _refuse_alone()
     with ExitStack() as stack:
+        if not _in_training.acquire(blocking=False):
+            raise TrainingError("another thread of this process trains; wait for it, or start a process")
+        stack.callback(_in_training.release)
         accelerator = stack.enter_context(processes.accelerated(target, precision))
         rank, size = rank_and_size()
         target = accelerator.device if size > 1 else target  # each process has a GPU of its own
-        _check(method, store, epochs, batch_size, size)
-        torch.manual_seed(seed)
+        _check(method, store, batch_size, size)
+        _seed(seed)
         method.to(target, memory_format=torch.channels_last).train()
         processes.share_weights(method)
         if target.type == "cuda":
@@ -154,7 +166,8 @@ def pretrain(
         generator = torch.Generator().manual_seed(seed)
 
         kind = type(method)
-        settings = {"method": kind.__name__, "source": source_of(kind), "parts": _parts(method)}
+        settings = {"method": kind.__name__, "source": source_of(kind)}
+        settings["setup"] = digest(configuration(method))[:16]
         settings |= {"recipe": recipe, "views": views_of(method), "dataset": store.facts}
         settings |= {"view_size": method.image_size, "epochs": epochs, "batch_size": batch_size}
         settings |= {"precision": precision, "seed": seed}
@@ -173,6 +186,9 @@ def pretrain(
             _restore(state, run, kept, generator, target)
             if len(run.record["history"]) < epochs:
                 run.record["metrics"] = {}  # judged at an epoch that is not the last
+        elif method.run_steps is not None:
+            again = f"this {kind.__name__} has been trained before, and goes on from there in a new run"
+            warnings.warn(f"{again}; build another one for another seed", stacklevel=2)
         stack.enter_context(processes.joint_batchnorm(method, target))
         steps = len(store) // batch_size
         method.run_steps = epochs * steps
@@ -181,7 +197,7 @@ def pretrain(
         for epoch in shown.outer:
             started, totals = time.perf_counter(), {}
             if rank:  # what a method or a user's augmentation draws is not the same in every process
-                torch.manual_seed(seed + rank + size * epoch)
+                _seed(seed + rank + size * epoch)
             order = torch.randperm(len(store), generator=generator)
             batches = [rows.chunk(size)[rank] for rows in order.split(batch_size)[:steps]]
             try:
@@ -197,35 +213,52 @@ def pretrain(
                     processes.average_gradients(method)
                     optimizer.step()
                     method.after_step((moment + 1 / steps) / epochs)
-                    # Summed on the device and read once an epoch: reading a number makes a GPU wait.
-                    for name, value in {"loss": loss.detach(), **diagnostics}.items():
-                        totals[name] = totals.get(name, 0) + value
+                    _add(totals, {"loss": loss, **diagnostics})
             except (RuntimeError, MemoryError) as error:
                 _explain(error, batch_size, method.image_size, target)
                 raise
 
-            means = processes.mean_of_all({name: float(total) / steps for name, total in totals.items()})
-            row = {"epoch": epoch + 1, **means, "lr": learning_rate(recipe, batch_size, moment, epochs)}
+            means = {name: float(total) / count for name, (total, count) in totals.items()}
+            row = {"epoch": epoch + 1, **processes.mean_of_all(means)}
+            row["lr"] = learning_rate(recipe, batch_size, moment, epochs)
             row |= {"seconds": time.perf_counter() - started, "peak_memory": peak_memory(target)}
             _check_health(row, method, run, stop_on_collapse and batch_size > size)  # one image has no spread
             due = (epoch + 1) % monitor_every == 0 or epoch + 1 == epochs
+            cause, fault = None, ""
             if rank == 0 and monitor is not None and due:
-                row |= _watched(monitor, method)
-            row = processes.from_first(row)
+                try:
+                    row |= _watched(monitor, method, row, target)
+                except Exception as error:  # whatever a user's own may raise: the epoch is kept first
+                    cause, fault = error, f"{type(error).__name__}: {error}"
+            row, fault = processes.from_first((row, fault))
             run.refresh()  # what a monitor or `on_epoch` has judged meanwhile stays
             run.record["seconds"] += time.perf_counter() - started
             _checkpoint(row, run, kept, generator, target)
+            if fault:
+                failed = f"the monitor failed in epoch {epoch + 1} ({_kept(run)}): {fault}"
+                raise TrainingError(failed) from cause
             if rank == 0:
                 shown.report(row, run.record["history"])
                 if on_epoch is not None:
-                    on_epoch(row)
+                    with _draws_kept(target):
+                        on_epoch(dict(row))
     return run.record
 
 
-def _check(method: Method, store: ImageStore, epochs: int, batch_size: int, size: int) -> None:
+def _add(totals: dict[str, tuple], numbers: dict) -> None:
+    """Add a step's numbers to {name: (sum, how many)}. Summed on the device, in float32 and more, and read
+    once an epoch: reading a number makes a GPU wait."""
+    for name, value in numbers.items():
+        total, count = totals.get(name, (0.0, 0))
+        value = value.detach() if isinstance(value, torch.Tensor) else torch.tensor(value)
+        totals[name] = total + value.to(torch.promote_types(value.dtype, torch.float32)), count + 1
+
+
+def _check(method: Method, store: ImageStore, batch_size: int, size: int) -> None:
     """Raise where there is nothing to train on, or where processes cannot share it."""
-    if epochs < 1 or batch_size < 1:
-        raise TrainingError(f"epochs {epochs} and batch_size {batch_size} must both be at least 1")
+    check_network(method.encoder)
+    if torch.is_autocast_enabled(next(method.parameters()).device.type):  # which keeps weights of steps ago
+        raise TrainingError("torch.autocast is on; call pretrain outside of it, its precision chooses")
     count = len(store)
     if count < batch_size:
         raise TrainingError(f"{store.name} has {count} images, less than batch_size {batch_size}; lower it")
@@ -233,8 +266,6 @@ def _check(method: Method, store: ImageStore, epochs: int, batch_size: int, size
         raise TrainingError(f"batch_size {batch_size} is not a multiple of the {size} processes; change it")
     if size == 1:
         _refuse_alone()
-    elif _monitoring:
-        raise TrainingError("a monitor runs in the first of several processes alone: it cannot train")
     if not method.supervised:
         return
     name = type(method).__name__
@@ -248,19 +279,13 @@ def _check(method: Method, store: ImageStore, epochs: int, batch_size: int, size
 
 def _refuse_alone() -> None:
     """Raise where this process, alone, is told that it is one of several: each would train for itself."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        if rank_and_size()[1] == 1 < torch.distributed.get_world_size():
+            raise TrainingError("a monitor runs in the first of several processes alone: it cannot train")
+        return
     count = os.environ.get("WORLD_SIZE") or "1"
     if count != "1":
         raise TrainingError(f"WORLD_SIZE is {count}, but no other process is there; start all by `torchrun`")
-
-
-def _parts(method: Method) -> dict[str, str]:
-    """Fingerprints of the user's own code that a method calls: classes of its modules, augmentations."""
-    kinds = [type(module) for module in method.modules() if module is not method]
-    kinds += [p if hasattr(p, "__qualname__") else type(p) for p in method.policies]
-    parts = {}
-    for name, source in sorted({(kind.__qualname__, source_of(kind) or "") for kind in kinds}):
-        parts[name] = parts.get(name, "") + source  # of one name there may be several: two lambdas
-    return {name: source for name, source in parts.items() if source}
 
 
 @contextmanager
@@ -293,15 +318,54 @@ def _kept(run: Run) -> str:
     return f"checkpoint {epochs} is kept in {run.folder}" if run.folder and epochs else "none is kept"
 
 
-def _watched(monitor: Monitor, method: Method) -> dict[str, float]:
+def _watched(monitor: Monitor, method: Method, row: dict, device: torch.device) -> dict[str, float]:
     """What a monitor says, as plain numbers: resume.pt is loaded with weights_only, which refuses NumPy's."""
-    global _monitoring
-    _monitoring = True
     try:
-        return {name: float(value) for name, value in monitor(method.encoder).items()}
+        with processes.alone(), _draws_kept(device):
+            said = {str(name): float(value) for name, value in monitor(method.encoder).items()}
     finally:
-        _monitoring = False
         method.train()
+    taken = ", ".join(row.keys() & said.keys())
+    if taken:
+        raise ValueError(f"it returns {taken}, which the history has already; use another name")
+    return said
+
+
+def _seed(seed: int) -> None:
+    """Seed whatever draws without being given a generator: torch, Python and NumPy."""
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+
+
+def _draws(device: torch.device) -> dict:
+    """The state of every generator that draws without being named."""
+    kind, numbers, *rest = np.random.get_state()
+    states = {"cpu": torch.get_rng_state(), "python": random.getstate()}
+    states["numpy"] = (kind, numbers.tolist(), *rest)
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def _set_draws(states: dict, device: torch.device) -> None:
+    """Put back what `_draws` gave; an older version's has no Python's and NumPy's."""
+    torch.set_rng_state(states["cpu"])
+    if "python" in states:
+        random.setstate(states["python"])
+        np.random.set_state(states["numpy"])
+    if device.type == "cuda" and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"], device)
+
+
+@contextmanager
+def _draws_kept(device: torch.device) -> Iterator[None]:
+    """What is drawn within changes no draw after it: a run is the same, watched or not."""
+    states = _draws(device)
+    try:
+        yield
+    finally:
+        _set_draws(states, device)
 
 
 def _earlier_state(run: Run, settings: dict) -> dict | None:
@@ -332,8 +396,10 @@ def _compare(record: dict, settings: dict, folder: Path) -> None:
     for name, value in fresh["recipe"].items():  # a field that has come since is at its default
         if name not in old_recipe and getattr(recipe, name) == getattr(type(recipe), name, None):
             old_recipe[name] = value
-    for name in ("views", "parts"):
-        record.setdefault(name, fresh[name])
+    record.setdefault("views", fresh["views"])
+    if record.get("versions") != fresh["versions"]:  # another version's layers note their settings otherwise
+        record["setup"] = fresh["setup"]
+    record.setdefault("setup", fresh["setup"])
     record["source"] = record.get("source") or fresh["source"]  # None: nothing to compare
     fresh["source"] = fresh["source"] or record["source"]
     for name in settings:
@@ -345,9 +411,10 @@ def _compare(record: dict, settings: dict, folder: Path) -> None:
             old, new = ({k: v for k, v in a.items() if b.get(k) != v} for a, b in ((old, new), (new, old)))
         if old == new:
             continue
-        if name in ("source", "parts"):
-            code = fresh["method"] if name == "source" else ", ".join({**old, **new})
-            raise TrainingError(f"the code of {code} is not the one that made {folder}; name another folder")
+        if name in ("source", "setup"):
+            code, setup = "code", "setup (network, layer, attributes, augmentations)"
+            changed = f"the {code if name == 'source' else setup} of {fresh['method']}"
+            raise TrainingError(f"{changed} is not the one that made {folder}; name another folder")
         differs = f"{folder} holds a run with another {name}: {old!r}, not {new!r}"
         raise TrainingError(f"{differs}; name another folder, or repeat its settings")
 
@@ -357,9 +424,7 @@ def _checkpoint(row: dict, run: Run, kept: dict, generator: torch.Generator, dev
     history, write = run.record["history"], run.folder is not None and rank_and_size()[0] == 0
     if write:
         state = {name: part.state_dict() if part is not None else {} for name, part in kept.items()}
-        state["generators"] = {"views": generator.get_state(), "cpu": torch.get_rng_state()}
-        if device.type == "cuda":
-            state["generators"]["cuda"] = torch.cuda.get_rng_state(device)
+        state["generators"] = {"views": generator.get_state(), **_draws(device)}
         state |= {"history": [*history, row], "seconds": run.record["seconds"]}
         run.save_resume(state)  # first: from it the other two can be written again
     history.append(row)
@@ -380,9 +445,7 @@ def _restore(state: dict, run: Run, kept: dict, generator: torch.Generator, devi
     if kept["scaler"] is not None:
         kept["scaler"].load_state_dict(state["scaler"])
     generator.set_state(state["generators"]["views"])
-    torch.set_rng_state(state["generators"]["cpu"])
-    if device.type == "cuda" and "cuda" in state["generators"]:
-        torch.cuda.set_rng_state(state["generators"]["cuda"], device)
+    _set_draws(state["generators"], device)
     if run.restore(state):
         run.save()
     if run.folder is not None and rank_and_size()[0] == 0:
@@ -397,6 +460,8 @@ def _check_health(row: dict, method: Method, run: Run, stop_on_collapse: bool) -
         broken = "a weight is NaN or infinite"  # only the last step can leave that behind a finite loss
     if broken:
         raise TrainingError(f"{broken} {when}; try a lower lr, a longer warm-up, or precision fp32")
+    if all(weight.grad is None for weight in method.encoder.parameters()):
+        raise TrainingError(f"no gradient reaches the encoder {when}; take detach and no_grad out of its way")
     spread = row.get("embedding_std", 1.0)
     if stop_on_collapse and not spread > COLLAPSED:
         way_out = "see lesson 06, or pass stop_on_collapse=False to watch it"
@@ -405,8 +470,7 @@ def _check_health(row: dict, method: Method, run: Run, stop_on_collapse: bool) -
 
 def _explain(error: Exception, batch_size: int, image_size: int, device: torch.device) -> None:
     """Raise a `TrainingError` with the batch to try if the error is one of memory; else return."""
-    words = ("out of memory", "allocate memory", "not enough memory", "bad_alloc", "ALLOC_FAILED")
-    if not isinstance(error, MemoryError) and not any(word in str(error) for word in words):
+    if not of_memory(error):
         return
     memory = "the memory of this machine"
     if device.type == "cuda":

@@ -188,7 +188,9 @@ def test_other_settings_are_refused_with_the_way_out(tmp_path):
             pretrain(method, store, run=tmp_path, **settings, **CPU)
         assert named in str(caught.value) and "name another folder" in str(caught.value)
     wider = MoCo(networks.Conv4((4, 4, 8, 16)), image_size=16, recipe=moco().recipe)
-    with pytest.raises(TrainingError, match="holds another network; name another folder"):
+    with pytest.raises(
+        TrainingError, match="the setup .network.* is not the one that made .*name another folder"
+    ):
         pretrain(wider, noise(), run=tmp_path, **CPU)
     assert files == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
@@ -234,7 +236,7 @@ def test_an_edited_class_does_not_get_the_old_history(tmp_path):
         pretrain(learners(tmp_path, "; self.step += 1"), noise(), run=run, **CPU)
     assert files == {path.name: path.read_bytes() for path in run.iterdir()}  # nothing is lost
     record = json.loads((run / "record.json").read_text())
-    del record["source"]
+    del record["source"], record["setup"]
     as_of_an_older_version(run, record)
     again = pretrain(learners(tmp_path, "; self.step += 1"), noise(), run=run, **CPU)
     assert again["history"] == first["history"]
@@ -295,14 +297,14 @@ def test_an_absurd_rate_is_noticed_before_anything_is_kept(tmp_path):
 class Poisoned(MoCo):
     """MoCo that meets a bad batch: "loss" makes the loss NaN, "gradient" only what flows back from it."""
 
-    poison, at, steps = "", -1, 0
+    _poison, _at, _steps = "", -1, 0  # no settings of the run
 
     def forward(self, views):
         objective = super().forward(views)
-        self.steps += 1
-        if self.poison and self.steps > self.at:
+        self._steps += 1
+        if self._poison and self._steps > self._at:
             zero = sum(p.sum() for p in self.projector.parameters()) * 0
-            bad = zero.sqrt() if self.poison == "gradient" else zero * float("nan")  # √ at 0 has slope 0 · ∞
+            bad = zero.sqrt() if self._poison == "gradient" else zero * float("nan")  # √ at 0 has slope 0 · ∞
             return Objective(objective.loss + bad, objective.diagnostics)
         return objective
 
@@ -316,7 +318,7 @@ def test_nan_is_noticed_and_the_last_good_checkpoint_is_usable(tmp_path, poison,
 
     whole = pretrain(method(), noise(), run=tmp_path / "whole", **CPU)
     ill = method()
-    ill.poison, ill.at = poison, steps
+    ill._poison, ill._at = poison, steps
     problem = "the loss is nan" if poison == "loss" else "a weight is NaN"
     with pytest.raises(TrainingError, match=rf"{problem}.* in epoch 3 \(checkpoint 2 is kept in .*ill\)"):
         pretrain(ill, noise(), run=tmp_path / "ill", **CPU)
@@ -419,7 +421,7 @@ def test_the_kept_encoder_loads_into_plain_torchvision(tmp_path):
 def test_a_run_of_an_older_version_goes_on_where_it_stopped(tmp_path):
     """Its record lacks the fields that a recipe got since, its optimiser's groups their rate's factor."""
     whole = pretrain(moco(), noise(), epochs=2, **CPU)
-    stopped = {"monitor": lambda encoder: 1 / 0, "monitor_every": 2}
+    stopped = {"on_epoch": lambda row: 1 / 0}
     with pytest.raises(ZeroDivisionError):
         pretrain(moco(), noise(), epochs=2, run=tmp_path, **stopped, **CPU)
     record = json.loads((tmp_path / "record.json").read_text())

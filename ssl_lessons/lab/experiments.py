@@ -11,13 +11,13 @@ from types import SimpleNamespace
 
 import torch
 
-from ssl_lessons import evaluate, networks
+from ssl_lessons import evaluate, networks, records
 from ssl_lessons.images import ImageStore
 from ssl_lessons.lab.evidence import YARDSTICKS
 from ssl_lessons.methods import byol, moco, relational, simclr, simsiam
 from ssl_lessons.methods.base import Method, views_of
-from ssl_lessons.parameters import known
-from ssl_lessons.records import TITLES, Run, results_folder, source_of
+from ssl_lessons.parameters import Unknown, folder, known
+from ssl_lessons.records import TITLES, RecordError, Run, results_folder, source_of
 from ssl_lessons.training import Monitor, pretrain
 
 METHODS = {"simclr": simclr.SimCLR, "moco": moco.MoCo, "relational": relational.Relational}
@@ -29,7 +29,12 @@ def runs_folder() -> Path:
     checkout that the package is used from, or of the working directory where there is none."""
     chosen = os.environ.get("SSL_LESSONS_RUNS")
     if chosen:
-        return Path(chosen).expanduser()
+        runs = folder(chosen)
+        if not runs.is_absolute():  # a kernel works in another folder than the command that starts it
+            raise Unknown(
+                f"SSL_LESSONS_RUNS is {chosen!r}; name a folder by its whole path, {runs.absolute()}"
+            )
+        return runs
     checkout = Path(__file__).resolve().parents[2]
     return (checkout if (checkout / "notebooks").is_dir() else Path.cwd()) / "runs"
 
@@ -93,6 +98,9 @@ def trained(
     before = run.record["seconds"]
     same = {"precision": lab.precision, "seed": lab.seed}
     if learner is None:
+        if run.record["history"] or run.record.get("method") not in (None, method):
+            there = run.record.get("method")
+            raise RecordError(f"{run.folder} holds a run of {there}, not {method}; name another folder")
         facts = {"method": method, "dataset": store.facts, "view_size": lab.view}
         run.update(**facts, epochs=0, batch_size=None, **same)
         run.save_encoder(plain)
@@ -124,7 +132,7 @@ def trial(
     kind, source = type(method), source_of(type(method))
     plain = {key: value for key, value in settings.items() if not callable(value)}
     facts = [kind.__name__, method.recipe, store.fingerprint, len(store), epochs, batch_size, plain, lab.seed]
-    facts += [repr(method), method.image_size, views_of(method)]
+    facts += [records.digest(records.configuration([method, measure])), method.image_size, views_of(method)]
     facts += [source] if source else []  # none: the package's own
     run = Run.at(lab.run_dir / "trials" / f"{name}-{digest(facts)}", device=lab.device)
     if run.record["metrics"]:
@@ -133,9 +141,10 @@ def trial(
     else:
         same = {"progress": "none", "stop_on_collapse": False, "seed": lab.seed, "run": run}
         pretrain(method, store, epochs=epochs, batch_size=batch_size, **same, **settings)
-        for metric, value in measure(method).items():
-            protocol = f"trial {name} of lesson {lab.lesson}, seed {lab.seed}"
-            run.add_metric(metric, float(value), protocol=protocol)
+        protocol = f"trial {name} of lesson {lab.lesson}, seed {lab.seed}"
+        values = {metric: float(value) for metric, value in measure(method).items()}
+        metrics = {metric: {"value": value, "protocol": protocol} for metric, value in values.items()}
+        run.update(metrics=metrics)  # all of them, or none: what has some is not measured again
     lab.trials[name] = run
     return run
 

@@ -19,6 +19,7 @@ from ssl_lessons.processes import rank_and_size
 from ssl_lessons.views import Policy, centre, in_channels, normalize, several
 
 R = TypeVar("R", bound="Recipe")
+NAMES = ("loss", "epoch", "lr", "seconds", "peak_memory")  # of a history's columns, which are pretrain's
 Augmentation = Callable[[Tensor], Tensor]  # float (B, C, H, W) in [0, 1] -> float (B, C, S, S) in [0, 1]
 
 
@@ -201,22 +202,26 @@ class Method(nn.Module):
     def to(self, *args, memory_format: torch.memory_format | None = None, **kwargs):
         """As `nn.Module.to`; a layout is given to weights of four dimensions and asked of no other."""
         super().to(*args, **kwargs)
+        plain = [part for part in self.modules() if getattr(part, "plain_layout", False)]
+        kept = {id(weight) for part in plain for weight in part.parameters()}
         for parameter in self.parameters():
-            if memory_format is not None and parameter.dim() == 4:
+            if memory_format is not None and parameter.dim() == 4 and id(parameter) not in kept:
                 parameter.data = parameter.data.to(memory_format=memory_format)
         return self
 
     def __call__(self, batch: Tensor | Sequence[Tensor], **extra):
         alone = isinstance(batch, Tensor)
         views = self.augment(batch) if alone else batch
-        shapes, count = [tuple(view.shape) for view in views], len(self.policies)
-        if len(shapes) != count or len(set(shapes)) != 1:
-            raise ValueError(f"views are {shapes}; give {count} of one shape, or a single tensor of images")
+        kinds, count = [(getattr(view, "dtype", None), *view.shape) for view in views], len(self.policies)
+        fit = len(kinds) == count and len(set(kinds)) == 1 and len(kinds[0]) == 5 and len(views[0])
+        if not fit or kinds[0][2] != self.channels or not getattr(kinds[0][0], "is_floating_point", False):
+            wanted = f"{count} of one shape (B, {self.channels}, S, S), floats"
+            raise ValueError(f"views are {kinds}; give {wanted}, or a single tensor of images")
         if self.needs_after_step and self.training and torch.is_grad_enabled() and self.run_steps is None:
             self._expect_after_step()
         token = _in_a_method.set(True)
         try:
-            objective = super().__call__(views, **extra)
+            objective = self._objective(super().__call__(views, **extra))
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise
@@ -224,6 +229,20 @@ class Method(nn.Module):
         finally:
             _in_a_method.reset(token)
         return objective.loss if alone else objective
+
+    def _objective(self, returned) -> Objective:
+        """What `forward` returned, if it is a loss to learn from and numbers to watch."""
+        name, learns = f"{type(self).__name__}.forward", self.training and torch.is_grad_enabled()
+        if not isinstance(returned, tuple) or len(returned) != 2 or not isinstance(returned[1], dict):
+            raise ValueError(f"{name} returned {returned!r:.80}; return Objective(loss, {{name: number}})")
+        loss, diagnostics = returned
+        if not isinstance(loss, Tensor) or loss.dim() or (learns and not loss.requires_grad):
+            raise ValueError(f"{name}: the loss is {loss!r:.80}; return one number, with its gradient")
+        for watched, value in diagnostics.items():
+            if watched in NAMES or getattr(value, "numel", lambda: 1)() != 1:
+                fault = f"{name}: the diagnostic {watched!r} is {value!r:.80}"
+                raise ValueError(f"{fault}; give one number, under another name than {', '.join(NAMES)}")
+        return Objective(loss, diagnostics)
 
     @torch.no_grad()
     def _expect_after_step(self) -> None:

@@ -231,11 +231,11 @@ def test_a_judgement_does_not_roll_back_what_was_trained_meanwhile(tmp_path, fau
     class Stop(Exception):
         pass
 
-    def stop(encoder):
+    def stop(row):
         raise Stop
 
     with pytest.raises(Stop):
-        train(tmp_path / "run", monitor=stop, monitor_every=2)
+        train(tmp_path / "run", on_epoch=stop)
     judged = Run.open(tmp_path / "run")  # one epoch is done
     whole = train(tmp_path / "run")
     with fault("a judgement while a run trains").refused(RecordError, says=("trained on", "judge it again")):
@@ -450,7 +450,7 @@ def test_an_edited_part_under_an_old_run(tmp_path, fault, part):
     again = pretrain(build("  # a comment"), noise(16), **settings)
     fault("an edited class under an old run").right(values(again) == values(first))
     with fault("an edited class under an old run").refused(
-        TrainingError, says=("the code of", "another folder")
+        TrainingError, says=("setup (network", "another folder")
     ):
         pretrain(build(" * 0.5"), noise(16), **settings)
 
