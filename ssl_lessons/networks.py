@@ -278,7 +278,9 @@ def tap(network: nn.Module, layer: str | int | None = None, image_size=64, chann
     image_size = fit("image_size", image_size, Parameter("int", ...))
     network = unwrapped(network)
     if isinstance(network, Encoder):  # of an earlier run: its names are those of the network in it
-        layer, channels, network = layer or network.layer, network.channels, network.network
+        layer = network.layer if layer is None else layer
+        layer = layer.removeprefix("network.") if isinstance(layer, str) else layer
+        channels, network = network.channels, network.network
     check_network(network)
     names = {module: name for name, module in network.named_modules()}
     layers = [name for name in names.values() if name]
@@ -314,9 +316,9 @@ def tap(network: nn.Module, layer: str | int | None = None, image_size=64, chann
             weighted = [i for i, part in enumerate(ran) if part._parameters and not part._modules]
             pool = next((name for name in ("avgpool", "global_pool") if name in layers), None)
             pooled = [i for i, part in enumerate(ran) if names[part] == pool]
-            if layer is None and "fc" in layers and len(pooled) == 1 and weighted[-1:] > pooled:
-                between = [names[ran[i]] for i in weighted if i > pooled[0]]
-                if between == ["fc"]:  # else the pooling is no last one, and the output is read
+            if layer is None and "fc" in layers and len(pooled) == 1:
+                after = [names[ran[i]] for i in weighted if i > pooled[0]]
+                if after in ([], ["fc"]):  # else it is not the pooling that a classifier reads
                     encoder.layer = layer = pool
                     output = tried()
         except ValueError:

@@ -6,11 +6,13 @@ gradients is then that of one process with the whole batch.
 """
 
 import os
+import random
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
@@ -40,6 +42,43 @@ def alone() -> Iterator[None]:
         yield
     finally:
         _alone.reset(token)
+
+
+def seed_all(seed: int) -> None:
+    """Seed whatever draws without being given a generator: torch, Python and NumPy."""
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+
+
+def draws(device: torch.device) -> dict:
+    """The state of these generators, in plain values."""
+    kind, numbers, *rest = np.random.get_state()
+    states = {"cpu": torch.get_rng_state(), "python": random.getstate()}
+    states["numpy"] = (kind, numbers.tolist(), *rest)
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def set_draws(states: dict, device: torch.device) -> None:
+    """Put back what `draws` gave; an older version's has no Python's and NumPy's."""
+    torch.set_rng_state(states["cpu"])
+    if "python" in states:
+        random.setstate(states["python"])
+        np.random.set_state(states["numpy"])
+    if device.type == "cuda" and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"], device)
+
+
+@contextmanager
+def draws_kept(device: torch.device) -> Iterator[None]:
+    """What is drawn within changes no draw after it."""
+    states = draws(device)
+    try:
+        yield
+    finally:
+        set_draws(states, device)
 
 
 class _Gather(torch.autograd.Function):

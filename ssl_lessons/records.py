@@ -148,7 +148,9 @@ def configuration(value, above: tuple[int, ...] = ()):
     name = getattr(value, "__qualname__", type(value).__qualname__)
     if inspect.isroutine(value) or isinstance(value, type):
         cells = [cell.cell_contents for cell in getattr(value, "__closure__", None) or ()]
-        return [name, source_of(value), of([cells, *(getattr(value, "__defaults__", None) or ())])]
+        code = getattr(value, "__code__", None)  # two lambdas of a line have one source
+        said = [*cells, *(getattr(value, "__defaults__", None) or ()), *(code.co_consts if code else ())]
+        return [name, source_of(value), of([part for part in said if not inspect.iscode(part)])]
     parts = {key: part for key, part in getattr(value, "__dict__", {}).items() if key[0] != "_"}
     kind = type(value)  # what stands for a method of its class is no setting
     parts = {key: part for key, part in parts.items() if key not in _PASSING}

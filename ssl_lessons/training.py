@@ -6,7 +6,6 @@ method does with its views is not its business; device, mixed precision and proc
 
 import math
 import os
-import random
 import signal
 import threading
 import time
@@ -16,7 +15,6 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -155,7 +153,7 @@ def pretrain(
         rank, size = rank_and_size()
         target = accelerator.device if size > 1 else target  # each process has a GPU of its own
         _check(method, store, batch_size, size)
-        _seed(seed)
+        processes.seed_all(seed)
         method.to(target, memory_format=torch.channels_last).train()
         processes.share_weights(method)
         if target.type == "cuda":
@@ -197,7 +195,7 @@ def pretrain(
         for epoch in shown.outer:
             started, totals = time.perf_counter(), {}
             if rank:  # what a method or a user's augmentation draws is not the same in every process
-                _seed(seed + rank + size * epoch)
+                processes.seed_all(seed + rank + size * epoch)
             order = torch.randperm(len(store), generator=generator)
             batches = [rows.chunk(size)[rank] for rows in order.split(batch_size)[:steps]]
             try:
@@ -240,7 +238,7 @@ def pretrain(
             if rank == 0:
                 shown.report(row, run.record["history"])
                 if on_epoch is not None:
-                    with _draws_kept(target):
+                    with processes.draws_kept(target):
                         on_epoch(dict(row))
     return run.record
 
@@ -321,7 +319,7 @@ def _kept(run: Run) -> str:
 def _watched(monitor: Monitor, method: Method, row: dict, device: torch.device) -> dict[str, float]:
     """What a monitor says, as plain numbers: resume.pt is loaded with weights_only, which refuses NumPy's."""
     try:
-        with processes.alone(), _draws_kept(device):
+        with processes.alone(), processes.draws_kept(device):
             said = {str(name): float(value) for name, value in monitor(method.encoder).items()}
     finally:
         method.train()
@@ -329,43 +327,6 @@ def _watched(monitor: Monitor, method: Method, row: dict, device: torch.device) 
     if taken:
         raise ValueError(f"it returns {taken}, which the history has already; use another name")
     return said
-
-
-def _seed(seed: int) -> None:
-    """Seed whatever draws without being given a generator: torch, Python and NumPy."""
-    torch.manual_seed(seed)
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-
-
-def _draws(device: torch.device) -> dict:
-    """The state of every generator that draws without being named."""
-    kind, numbers, *rest = np.random.get_state()
-    states = {"cpu": torch.get_rng_state(), "python": random.getstate()}
-    states["numpy"] = (kind, numbers.tolist(), *rest)
-    if device.type == "cuda":
-        states["cuda"] = torch.cuda.get_rng_state(device)
-    return states
-
-
-def _set_draws(states: dict, device: torch.device) -> None:
-    """Put back what `_draws` gave; an older version's has no Python's and NumPy's."""
-    torch.set_rng_state(states["cpu"])
-    if "python" in states:
-        random.setstate(states["python"])
-        np.random.set_state(states["numpy"])
-    if device.type == "cuda" and "cuda" in states:
-        torch.cuda.set_rng_state(states["cuda"], device)
-
-
-@contextmanager
-def _draws_kept(device: torch.device) -> Iterator[None]:
-    """What is drawn within changes no draw after it: a run is the same, watched or not."""
-    states = _draws(device)
-    try:
-        yield
-    finally:
-        _set_draws(states, device)
 
 
 def _earlier_state(run: Run, settings: dict) -> dict | None:
@@ -424,7 +385,7 @@ def _checkpoint(row: dict, run: Run, kept: dict, generator: torch.Generator, dev
     history, write = run.record["history"], run.folder is not None and rank_and_size()[0] == 0
     if write:
         state = {name: part.state_dict() if part is not None else {} for name, part in kept.items()}
-        state["generators"] = {"views": generator.get_state(), **_draws(device)}
+        state["generators"] = {"views": generator.get_state(), **processes.draws(device)}
         state |= {"history": [*history, row], "seconds": run.record["seconds"]}
         run.save_resume(state)  # first: from it the other two can be written again
     history.append(row)
@@ -445,7 +406,7 @@ def _restore(state: dict, run: Run, kept: dict, generator: torch.Generator, devi
     if kept["scaler"] is not None:
         kept["scaler"].load_state_dict(state["scaler"])
     generator.set_state(state["generators"]["views"])
-    _set_draws(state["generators"], device)
+    processes.set_draws(state["generators"], device)
     if run.restore(state):
         run.save()
     if run.folder is not None and rank_and_size()[0] == 0:

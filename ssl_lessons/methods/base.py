@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import inspect
 import math
-import random
 import warnings
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 
 from ssl_lessons.networks import eval_mode, tap
 from ssl_lessons.parameters import Parameter, Unknown, fit, known
-from ssl_lessons.processes import rank_and_size
+from ssl_lessons.processes import draws_kept, rank_and_size
 from ssl_lessons.views import Policy, centre, in_channels, normalize, several
 
 R = TypeVar("R", bound="Recipe")
@@ -290,11 +289,9 @@ class Method(nn.Module):
 
     def _try(self, augmentation: Augmentation, image: Tensor, name: str) -> None:
         """Warn of one draw for a whole batch: eight equal images stay equal, and come out otherwise the next
-        time. The generators of torch and Python are put back."""
-        state = random.getstate()
-        with torch.random.fork_rng([image.device] if image.is_cuda else []):
+        time."""
+        with draws_kept(image.device):
             views = [augmentation(image.repeat(8, 1, 1, 1)).float() for _ in range(8)]
-        random.setstate(state)
         equal = all(torch.allclose(view, view[:1].expand_as(view), atol=1e-5) for view in views)
         if equal and not all(torch.allclose(view, views[0], atol=1e-5) for view in views):
             warnings.warn(f"{name} draws once for the whole batch; draw for each image", stacklevel=4)
