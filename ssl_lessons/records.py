@@ -127,33 +127,38 @@ def source_of(kind: type) -> str | None:
 _PASSING = ("run_steps", "needs_after_step", "recipe")  # of a method: what a run sets, or notes by itself
 
 
-def configuration(value, above: tuple[int, ...] = ()):
-    """How an object is set up, for `digest`: its class and the code of that, its attributes, its parts. Of a
-    function its code, and what it closes over. Left out are weights, names that begin with _, and rings."""
-    inner = (*above, id(value))
+def configuration(value, seen: dict | None = None):
+    """How an object is set up, for `digest`: its class and the code of that, its attributes, its parts; of a
+    function its code, and what it closes over. Without weights, names that begin with _, and what was `seen`.
+    """
+    seen = {} if seen is None else seen
 
     def of(parts) -> list | dict:
         if isinstance(parts, dict):
-            return {str(name): configuration(part, inner) for name, part in parts.items()}
-        return [configuration(part, inner) for part in parts]
+            return {str(name): configuration(part, seen) for name, part in parts.items()}
+        return [configuration(part, seen) for part in parts]
 
-    if id(value) in above:
-        return None
     if value is None or isinstance(value, (bool, int, float, str, bytes)) or hasattr(value, "detach"):
         return value
-    if isinstance(value, (dict, list, tuple, set, frozenset)):
+    if id(value) in seen:
+        return None
+    seen[id(value)] = value
+    if isinstance(value, (dict, list, tuple)):
         return of(value)
+    if isinstance(value, (set, frozenset)):
+        return sorted(map(repr, value))  # each process has another order
     if isinstance(value, functools.partial):
         return of([value.func, value.args, value.keywords])
     name = getattr(value, "__qualname__", type(value).__qualname__)
     if inspect.isroutine(value) or isinstance(value, type):
-        cells = [cell.cell_contents for cell in getattr(value, "__closure__", None) or ()]
+        cells = [cell for cell in getattr(value, "__closure__", None) or () if "empty" not in repr(cell)]
         code = getattr(value, "__code__", None)  # two lambdas of a line have one source
-        said = [*cells, *(getattr(value, "__defaults__", None) or ()), *(code.co_consts if code else ())]
+        said = [cell.cell_contents for cell in cells] + list(code.co_consts if code else ())
+        said += getattr(value, "__defaults__", None) or ()
         return [name, source_of(value), of([part for part in said if not inspect.iscode(part)])]
     parts = {key: part for key, part in getattr(value, "__dict__", {}).items() if key[0] != "_"}
-    kind = type(value)  # what stands for a method of its class is no setting
     parts = {key: part for key, part in parts.items() if key not in _PASSING}
+    kind = type(value)  # what stands for a method of its class is no setting
     parts = {key: part for key, part in parts.items() if not callable(getattr(kind, key, None))}
     if hasattr(value, "named_children"):  # a module
         parts |= value._modules

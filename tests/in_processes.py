@@ -39,7 +39,7 @@ SIZES = {
 def built(kind: type[Method], norm: str = "batch", seed: int = 0, **fields) -> Method:
     torch.manual_seed(seed)
     network = networks.Conv4((4, 4, 8, 8))
-    method = kind(network, image_size=16, recipe="short", **{**PLAIN, **SIZES[kind], **fields})
+    method = kind(network, image_size=16, recipe="short", **{**PLAIN, **SIZES.get(kind, SIZES[SimCLR]), **fields})
     return networks.normalise_by(method, norm)
 
 
@@ -115,6 +115,50 @@ def faulty(folder: str) -> None:
             setattr(module, name, right)
 
 
+class Uneven(SimCLR):
+    """Each process has work for a head of its own, and for the projector."""
+
+    def build(self, r):
+        policies = super().build(r)
+        self.heads = torch.nn.ModuleList(torch.nn.Linear(8, 1) for _ in range(2))
+        return policies
+
+    def forward(self, views):
+        objective = super().forward(views)
+        own = self.heads[processes.rank_and_size()[0]](self.embed(views[0]))
+        return base.Objective(objective.loss + own.square().mean(), objective.diagnostics)
+
+
+class Chatty(SimCLR):
+    """Reports in one process what it does not in the other."""
+
+    def forward(self, views):
+        objective = super().forward(views)
+        names = {f"x{processes.rank_and_size()[0]}": 1.0}
+        return base.Objective(objective.loss, {**objective.diagnostics, **names})
+
+
+def watched(folder: str) -> None:
+    """What only one process does: a head of its own, a monitor that gathers, a diagnostic."""
+    torch.set_num_threads(1)
+    rank = processes.rank_and_size()[0]
+
+    def monitor(method):
+        generator = torch.Generator().manual_seed(3)
+        return lambda encoder: {"x": method(method.augment(noise(8).images, generator)).loss.item()}
+
+    uneven, monitored = built(Uneven, "group"), built(SimCLR, "group")
+    training.pretrain(uneven, noise(24), stop_on_collapse=False, **CPU)
+    record = training.pretrain(monitored, noise(24), monitor=monitor(monitored), **CPU)
+    error = ""
+    try:
+        training.pretrain(built(Chatty, "group"), noise(24), stop_on_collapse=False, **CPU)
+    except ValueError as raised:
+        error = str(raised)
+    end = {"state": uneven.state_dict(), "x": record["history"][-1]["x"], "error": error}
+    torch.save(end, Path(folder, f"watched-{processes.rank_and_size()[1]}-{rank}.pt"))
+
+
 def until_killed(folder: str, kill: tuple[int, int] | None) -> None:
     """A run of four epochs, in which the process `kill[0]` dies in the middle of the epoch `kill[1]`."""
     torch.set_num_threads(1)
@@ -161,6 +205,8 @@ def main(folder: str) -> None:
     torch.set_num_threads(1)
     compared(folder)
     debug_launcher(faulty, (folder,), num_processes=2)
+    for size in (1, 2):
+        debug_launcher(watched, (folder,), num_processes=size)
     ends, run = [], str(Path(folder, "run"))
     for size, kill in ((2, (1, 2)), (4, (0, 3)), (1, None)):
         begun, error = time.time(), None

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from in_processes import METHODS, NORMS, difference, ends
+from in_processes import METHODS, NORMS, Uneven, built, difference, ends
 from tiny import HERE, losses
 
 from ssl_lessons import cli
@@ -67,6 +67,17 @@ def test_what_is_easily_forgotten_shows(folder, fault):
         (alone,) = ends(folder, f"{method}-group", "1", 1)
         found = difference(alone, ends(folder, f"{method}-group", fault, 2)[0])
         assert found["gradient"] > 1e-3, (method, found)
+
+
+def test_what_one_process_does_alone_mixes_nothing_up(folder):
+    (alone,), each = ends(folder, "watched", "1", 1), ends(folder, "watched", "2", 2)
+    for name, value in each[0]["state"].items():  # the heads, of which each process had work for one
+        assert torch.equal(value, each[1]["state"][name]), name
+    start = built(Uneven, "group").state_dict()
+    moved = [name for name, value in each[0]["state"].items() if not torch.equal(value, start[name])]
+    assert {"heads.0.weight", "heads.1.weight"} <= set(moved)
+    assert each[0]["x"] == pytest.approx(alone["x"], abs=1e-5)  # a monitor waits for no other process
+    assert not alone["error"] and all("report the same" in end["error"] for end in each)
 
 
 def test_a_killed_process_ends_the_job_and_others_go_on(folder):
