@@ -18,6 +18,25 @@ from ssl_lessons.processes import gathered, rank_and_size
 from ssl_lessons.views import Policy
 
 
+def size_of(z: Tensor, dim: int = 1) -> Tensor:
+    """The power of two at or below the largest magnitude along `dim`, which is kept; 1 where all are zero.
+    z: float32 or float64. Dividing by it is exact; then no square overflows, none that counts vanishes."""
+    largest = z.detach().abs().amax(dim, keepdim=True)
+    bits, exponent = (torch.int64, 0x7FF << 52) if z.dtype == torch.float64 else (torch.int32, 0xFF << 23)
+    power = (largest.view(bits) & exponent).view(z.dtype)  # its sign and fraction are struck out
+    return power.masked_fill(power == 0, 1)
+
+
+def unit(z: Tensor) -> Tensor:
+    """Rows (N, D) of any size brought to length 1; one of zeros stays that, with a gradient of its size."""
+    return F.normalize(z / size_of(z), dim=1, eps=0.5)  # no row but one of zeros is shorter than 1
+
+
+def cosine(a: Tensor, b: Tensor) -> Tensor:
+    """The cosines (N,) of the rows of two (N, D), of any size; 0 for a row of zeros."""
+    return F.cosine_similarity(a / size_of(a), b / size_of(b), dim=1, eps=0.5)
+
+
 @checked
 def cosines(z1: Tensor, z2: Tensor) -> tuple[Tensor, Tensor]:
     """Similarities of this process' 2B views with all 2WB views, −∞ for a view with itself; the positives.
@@ -25,7 +44,7 @@ def cosines(z1: Tensor, z2: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         float (2B, 2WB), the cosine s_ik; int64 (2B,), the column of each row's other view.
     """
-    z1, z2 = (F.normalize(z, dim=1) for z in (z1, z2))
+    z1, z2 = unit(z1), unit(z2)
     all1, all2 = gathered(z1), gathered(z2)
     similarity = torch.cat([z1, z2]) @ torch.cat([all1, all2]).T  # (2B, D), (2WB, D) -> (2B, 2WB)
     own = rank_and_size()[0] * len(z1) + torch.arange(len(z1), device=z1.device)  # our rows among all
@@ -67,7 +86,7 @@ class SimCLR(Method):
 
     def embed(self, images: Tensor) -> Tensor:
         """Unit-length embeddings z (B, D) of float views (B, C, S, S), in float32."""
-        return F.normalize(self.projector(self.encoder(images)).float(), dim=1)
+        return unit(self.projector(self.encoder(images)).float())
 
     def forward(self, views: Sequence[Tensor]) -> Objective:
         batch = len(views[0])
