@@ -48,12 +48,10 @@ def _difference(mine, reference, atol: float) -> tuple[str, float]:
     if own.shape != right.shape:
         hint = "; transposed?" if own.shape == right.shape[::-1] else ""
         return f"shape {tuple(own.shape)}, expected {tuple(right.shape)}{hint}", 0.0
-    if right.is_complex() or own.is_complex():
-        right, own = right.to(torch.complex128), own.to(torch.complex128)
-    elif right.is_floating_point() or own.is_floating_point():
-        right, own = right.double(), own.double()
-    else:  # whole numbers are compared as such: beyond 2**53 a float64 rounds them
-        right, own = right.long(), own.long()
+    wide = torch.promote_types(own.dtype, right.dtype)
+    exact = not wide.is_floating_point and not wide.is_complex  # whole: a float64 rounds beyond 2**53
+    wide = torch.int64 if exact else torch.promote_types(wide, torch.float64)
+    own, right = own.to(wide), right.to(wide)
     if (right.isfinite() & ~own.isfinite()).any():
         return "holds NaN or infinity; an exp of a large number, or a division by zero?", 0.0
     same = (own == right) | (own.isnan() & right.isnan())  # an infinity equals itself: a masked similarity
@@ -100,7 +98,7 @@ def lesson_files(name: str) -> list[Path]:
 
 def exercise(name: str, mine: Callable) -> Callable:
     """`assess` a learner's function by notebooks/exercises/NN.k.py, NN.k being the beginning of the name."""
-    number = name.split(" ")[0]
+    number = (name.split() or [""])[0]
     files = lesson_files(f"exercises/{number}.py")
     if not files:
         raise Unknown(f"exercise {number!r} is not known: no notebooks/exercises/{number}.py")
@@ -128,28 +126,28 @@ def assess(
         observe: (result, *arguments) -> what is compared, where that is not the result: a changed buffer, a
             gradient. seeds: the number of cases. atol: the largest absolute difference allowed.
     """
-    seeds, dtype = fit("seeds", seeds, Parameter(int, 3)), torch.get_default_dtype()
+    seeds = fit("seeds", seeds, Parameter(int, 3))
 
     def outcomes(function: Callable) -> list:
-        values = []
-        for seed in range(seeds):
-            torch.manual_seed(seed)
-            arguments = case(seed)
-            result = function(*arguments)
-            values.append(observe(result, *arguments) if observe else result)
+        values, dtype = [], torch.get_default_dtype()
+        try:  # gradients and dtype may be switched in a function, and are put back
+            with torch.set_grad_enabled(torch.is_grad_enabled()):
+                for seed in range(seeds):
+                    torch.manual_seed(seed)
+                    arguments = case(seed)
+                    result = function(*arguments)
+                    values.append(observe(result, *arguments) if observe else result)
+        finally:
+            torch.set_default_dtype(dtype)
         return values
 
     expected = outcomes(solution)
     try:
-        with torch.set_grad_enabled(torch.is_grad_enabled()):  # an answer may switch both, for itself alone
-            own = outcomes(mine)
+        own = outcomes(mine)
         problem, difference = _difference(own, expected, atol)
     except NotImplementedError:
         print(f"… {name}: not solved yet. Replace `raise NotImplementedError` and run both cells again.")
-    except (
-        Exception,
-        SystemExit,
-    ) as error:  # whatever an attempt can raise: its line is shown, and the lesson goes on
+    except (Exception, SystemExit) as error:  # its line is shown, and the lesson goes on
         print(f"✗ {name}: {type(error).__name__}{_place(error, mine)}: {error}")
     else:
         if not problem:
@@ -161,8 +159,6 @@ def assess(
                     problem = words
                     break
         print(f"✗ {name}: {problem}")
-    finally:
-        torch.set_default_dtype(dtype)
     print("  The lesson goes on with the solution in its place.")
     return solution
 

@@ -118,10 +118,8 @@ def checked(loss: Callable) -> Callable:
         kinds = [tensor.dtype for tensor in tensors.values()]
         widest = torch.float64 if torch.float64 in kinds else torch.float32
         for name, tensor in tensors.items():
-            if tensor.is_complex():
-                raise ValueError(f"{loss.__name__}: {name} is complex; give real numbers")
-            if not _in_a_method.get() and not tensor.isfinite().all():
-                raise ValueError(f"{loss.__name__}: {name} has values that are NaN or infinite")
+            if tensor.is_complex() or not _in_a_method.get() and not tensor.isfinite().all():
+                raise ValueError(f"{loss.__name__}: {name} has values that are NaN or infinite, or complex")
             if name == "targets" and not _in_a_method.get() and (tensor != tensor.clamp(0, 1)).any():
                 raise ValueError(f"{loss.__name__}: targets lie outside of [0, 1]; 1 is a positive")
             arguments[name] = tensor.to(widest)

@@ -13,7 +13,7 @@ from torch import Tensor
 from ssl_lessons.methods.base import Method, Objective, checked, embedding_std
 from ssl_lessons.methods.recipes import BYOL as RECIPES
 from ssl_lessons.methods.recipes import BYOLRecipe
-from ssl_lessons.methods.simclr import cosine, unit
+from ssl_lessons.methods.simclr import unit
 from ssl_lessons.networks import ema_update, mlp, momentum_copy, normalise_by
 from ssl_lessons.parameters import Parameter, fit
 from ssl_lessons.views import Policy
@@ -28,13 +28,12 @@ def byol_loss(prediction: Tensor, target: Tensor) -> Tensor:
     Returns:
         Scalar in [0, 4]; 0 when all pairs point the same way.
     """
-    return 2 - 2 * cosine(prediction, target.detach()).mean()
+    return 2 - 2 * (unit(prediction) * unit(target.detach())).sum(dim=1).mean()
 
 
 def momentum_at(base: float, progress: float, schedule: str = "cosine") -> float:
     """τ at `progress` in [0, 1] of a run: 1 − (1 − base)·(cos(π·progress) + 1)/2 (section 3.3), or `base`.
-    ValueError: a number of steps for `progress`, a `base` outside of [0, 1], another schedule."""
-    base = fit("momentum", base, Parameter(float, 0.99))
+    ValueError: another `progress`, such as a number of steps, or another schedule."""
     progress = fit("progress", progress, Parameter(float, 0.0))
     if not 0 <= progress <= 1 + 1e-6:  # a sum of shares may be rounded up
         raise ValueError(f"progress is {progress}; give a share of the run, step / steps, from 0 to 1")

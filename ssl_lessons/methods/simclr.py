@@ -32,11 +32,6 @@ def unit(z: Tensor) -> Tensor:
     return F.normalize(z / size_of(z), dim=1, eps=0.5)  # no row but one of zeros is shorter than 1
 
 
-def cosine(a: Tensor, b: Tensor) -> Tensor:
-    """The cosines (N,) of the rows of two (N, D), of any size; 0 for a row of zeros."""
-    return F.cosine_similarity(a / size_of(a), b / size_of(b), dim=1, eps=0.5)
-
-
 @checked
 def cosines(z1: Tensor, z2: Tensor) -> tuple[Tensor, Tensor]:
     """Similarities of this process' 2B views with all 2WB views, −∞ for a view with itself; the positives.

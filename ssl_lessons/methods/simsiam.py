@@ -11,7 +11,7 @@ from torch import Tensor
 from ssl_lessons.methods.base import Method, Objective, checked, embedding_std
 from ssl_lessons.methods.recipes import SIMSIAM as RECIPES
 from ssl_lessons.methods.recipes import SimSiamRecipe
-from ssl_lessons.methods.simclr import cosine, unit
+from ssl_lessons.methods.simclr import unit
 from ssl_lessons.networks import mlp
 from ssl_lessons.views import Policy
 
@@ -25,7 +25,7 @@ def negative_cosine(prediction: Tensor, target: Tensor) -> Tensor:
     Returns:
         Scalar in [−1, 1]; −1 when all pairs point the same way.
     """
-    return -cosine(prediction, target.detach()).mean()
+    return -(unit(prediction) * unit(target.detach())).sum(dim=1).mean()
 
 
 class SimSiam(Method):
