@@ -171,7 +171,7 @@ def knn(train_x: Tensor, train_y: Tensor, test_x: Tensor, k: int = K, t: float =
     test_x, _ = _check(test_x, width=train_x.shape[1])
     present, train_y = train_y.unique(return_inverse=True)
     if k > len(train_x):
-        warnings.warn(f"k {k} is more than the {len(train_x)} training images, which all vote", stacklevel=2)
+        warnings.warn(f"k {k} is more than the {len(train_x)} training images, which all vote", stacklevel=4)
         k = len(train_x)
     train_x, predicted = unit(train_x), []
     for block in unit(test_x).split(1024):  # (1024, N) similarities at a time
@@ -298,7 +298,8 @@ def judge(
 def _draws(fraction: float, draws: int, seed: int) -> tuple[list[int], str]:
     """The seeds of `draws` draws of a part of the labels (of all of them: one), and the part in words."""
     draws, seed = fit("draws", draws, Parameter(int, 1)), fit("seed", seed, Parameter(int, 0))
-    if not 0 < fit("fraction", fraction, Parameter(float, 1.0)) <= 1:
+    fraction = fit("fraction", fraction, Parameter(float, 1.0))
+    if not 0 < fraction <= 1:
         raise ValueError(f"fraction {fraction} must be above 0 and at most 1")
     seeds = list(range(seed, seed + (draws if fraction < 1 else 1)))
     several = f", {len(seeds)} draws" if len(seeds) > 1 else ""

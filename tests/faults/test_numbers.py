@@ -13,7 +13,6 @@ from torch import nn
 from ssl_lessons import diagnose, evaluate, lab, optim
 from ssl_lessons.devices import TrainingError
 from ssl_lessons.images import ImageStore
-from ssl_lessons.lab import checks
 from ssl_lessons.methods.byol import BYOL, byol_loss, momentum_at
 from ssl_lessons.methods.moco import MoCo, info_nce
 from ssl_lessons.methods.relational import focal_bce
@@ -43,7 +42,7 @@ def clusters(count=60, classes=3, seed=1):
     return drawn(classes, 8, seed=9)[y] + 0.7 * drawn(count, 8, seed=seed), y
 
 
-# --------------------------------------------------------------------------------------------- losses, figures
+# ------------------------------------------------------------------------------------------ losses, figures
 
 Z1, Z2 = drawn(8, 16), drawn(8, 16, seed=1) + drawn(8, 16)
 SCALES = [1e-37, 1e-30, 1e-13, 1e-9, 0.3, 7.0, 1e9, 1e20, 1e37]
@@ -81,9 +80,10 @@ PLAIN = {  # as they were written before, for ordinary numbers to the bit
 @pytest.mark.parametrize("name", PLAIN)
 def test_ordinary_numbers_and_gradients_are_the_same_to_the_bit(fault, name):
     a = (Z1 * torch.logspace(-3, 3, 8)[:, None]).requires_grad_()
-    for new, old in ((SCALE_FREE[name], PLAIN[name]),):
-        pairs = [(loss(a, Z2), *torch.autograd.grad(loss(a, Z2), a)) for loss in (new, old)]
-        fault("size of rows").right(all(torch.equal(x, y) for x, y in zip(*pairs, strict=True)))
+    new, old = (
+        (loss(a, Z2), *torch.autograd.grad(loss(a, Z2), a)) for loss in (SCALE_FREE[name], PLAIN[name])
+    )
+    fault("size of rows").right(all(map(torch.equal, new, old)))
 
 
 @pytest.mark.parametrize("name", ["negative_cosine", "byol_loss", "nt_xent"])
@@ -238,7 +238,7 @@ def test_an_optimiser_of_ones_own_follows_the_rate(fault):
 def test_names_of_constant_parts(fault, bad):
     method = SimSiam(small(), image_size=16)
     method.constant_lr = bad
-    with fault("schedules").refused(TrainingError, says=("constant_lr", "predictor, ")[:1]):
+    with fault("schedules").refused(TrainingError, says="constant_lr"):
         optim.build_optimizer(method)
 
 
@@ -358,7 +358,7 @@ def test_float64_that_vanishes_in_float32(fault):
 
 @pytest.mark.parametrize(
     "bad",
-    [{"fractions": (0.123456789, 0.123456788)}, {"fractions": 0.1}, {"fractions": (0.0,)}, {"fractions": (1.5,)}]
+    [{"fractions": bad} for bad in ((0.123456789, 0.123456788), 0.1, (0.0,), (1.5,))]
     + [{"fractions": (0.5,), "draws": draws} for draws in (0, -1, 1.5, "two")],
 )  # fmt: skip
 def test_parts_of_the_labels_without_a_meaning(fault, bad, monkeypatch):
@@ -507,8 +507,9 @@ def test_a_cache_is_used_in_train_mode_too(fault, tmp_path, make):
 
 
 def test_what_cannot_be_told_is_not_kept(fault, tmp_path):
-    network = Scaled()
-    network.noise = torch.Generator()
+    network, names = Scaled(), {"__name__": "__main__"}
+    exec("def rule(x): return x + 1", names)  # as typed at a prompt
+    network.rule = names["rule"]
     evaluate.features(network, store(), 16, "cpu", cache=tmp_path)
     fault("a cache of features").right(not [*tmp_path.glob("*.pt")])
 
@@ -529,14 +530,8 @@ def test_checks_see_what_is_not_equal(fault, mine, reference, atol):
         lab.check("x", mine, reference, atol)
 
 
-EQUAL = [
-    (1 + 2j, 1 + 2j),
-    (2**53 + 1, 2**53 + 1),
-    (torch.eye(2).to_sparse(), torch.eye(2)),
-    (True, True),
-    (1, 1.0),
-]
-EQUAL += [(torch.tensor([1.0, 2.0]), [1.0, 2.0]), ((1.0, [2, 3]), [1.0, (2, 3)]), (torch.float64, None)][:2]
+EQUAL = [(1 + 2j, 1 + 2j), (2**53 + 1, 2**53 + 1), (torch.eye(2).to_sparse(), torch.eye(2)), (1, 1.0)]
+EQUAL += [(True, True), (torch.tensor([1.0, 2.0]), [1.0, 2.0]), ((1.0, [2, 3]), [1.0, (2, 3)])]
 
 
 @pytest.mark.parametrize(("mine", "reference"), EQUAL)
@@ -590,7 +585,6 @@ def test_no_answer_is_right_on_no_cases(fault, bad):
 def test_exercises_that_there_are_not(fault, bad):
     with fault("answers").refused(ValueError, says="not known"):
         lab.exercise(bad, lambda x: x)
-    assert checks.Unknown
 
 
 @pytest.mark.parametrize("number", ["03.1", "04.1", "04.3"])
