@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssl_lessons.images import ImageStore
-from ssl_lessons.methods.base import Method, embedding_std
+from ssl_lessons.methods.base import Method, embedding_std, unit
 from ssl_lessons.networks import eval_mode
+from ssl_lessons.parameters import Parameter, fit
 from ssl_lessons.training import COLLAPSED
 
 VERDICTS = ("healthy", "suspect", "collapsed")
@@ -45,9 +46,9 @@ def _unit(z: Tensor) -> Tensor:
     """Rows of length 1, in float64; a row of zeros stays one."""
     if z.dim() != 2 or len(z) < 2:
         raise ValueError(f"embeddings of shape {tuple(z.shape)}; expected (N, D) with at least 2 rows")
-    if not z.isfinite().all():
-        raise ValueError("embeddings have values that are NaN or infinite: the run that made them has failed")
-    return F.normalize(z.detach().double(), dim=1)
+    if z.is_complex() or not z.isfinite().all():
+        raise ValueError("embeddings are complex, or NaN or infinite: the run that made them has failed")
+    return unit(z.detach().double())
 
 
 def effective_rank(z: Tensor) -> float:
@@ -101,6 +102,7 @@ def measure(
     """The `geometry` of a method's projections: two views of at most `images` images of a store, `batch` a
     pass, in eval mode; figures of different numbers do not compare. The method is put back as it was.
     generator: on the CPU; chooses images and views. None: seed 0, the same for every method."""
+    images, batch = (fit(name, n, Parameter(int, 1)) for name, n in (("images", images), ("batch", batch)))
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     device, first, second = next(method.parameters()).device, [], []
     with eval_mode(method):

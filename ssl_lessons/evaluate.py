@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from ssl_lessons import networks, views
 from ssl_lessons.devices import autocast, pick_device, pick_precision
 from ssl_lessons.images import SPLITS, ImageStore, is_whole
-from ssl_lessons.methods.base import Method, Objective, Recipe
+from ssl_lessons.methods.base import Method, Objective, Recipe, check_temperature, size_of, unit
 from ssl_lessons.networks import Encoder, eval_mode
-from ssl_lessons.records import RecordError, Run, digest, read_state, source_of, write_state
+from ssl_lessons.parameters import Parameter, fit
+from ssl_lessons.records import RecordError, Run, configuration, digest, read_state, write_state
 from ssl_lessons.training import Monitor, pretrain
 from ssl_lessons.views import CROP_ONLY, centre, in_channels
 
@@ -40,50 +41,81 @@ def features(
     """Features of every image of a store, whole and resized to `image_size`: float32 (N, D) on the CPU.
     The encoder runs in eval mode and is put back as it was: modes, device, parameters, BatchNorm statistics.
     `cache`: a folder in which features are kept by the fingerprint of code, weights, images, size and
-    arithmetic. ValueError: features that are not finite."""
+    arithmetic; a warning where it cannot be written. ValueError: no image, an
+    encoder that is no module, fails, or returns anything but a row an image, features that are not finite."""
     target = pick_device(device)
     precision = pick_precision(precision, target)
+    batch, kind = fit("batch", batch, Parameter(int, 256)), type(encoder).__name__
+    if not isinstance(encoder, nn.Module) or not len(store):
+        raise ValueError(f"give an nn.Module and images, not a {kind} and {len(store)} images")
     kept = cache and Path(cache, f"{_fingerprint(encoder, store, image_size, precision)}.pt")
-    if kept and kept.exists():
-        with suppress(RecordError):  # damaged: computed again
+    with suppress(RecordError, OSError):  # damaged, or not to be read: computed again
+        if kept and kept.exists():
             return read_state(kept)["features"]
     channels, parts = getattr(encoder, "channels", 3), []
     with eval_mode(encoder, target):  # a run on the CPU may be watched from the GPU
         for rows in torch.arange(len(store)).split(batch):
             images = in_channels(centre(store.batch(rows, target), image_size), channels)
             with autocast(target, precision):
-                parts.append(encoder(images).flatten(1).float().cpu())
-    x = torch.cat(parts)
-    _check(x)
+                parts.append(_pass(encoder, images).flatten(1).float().cpu())
+    x, _ = _check(torch.cat(parts))
     if kept:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        write_state(kept, {"features": x})
+        try:
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            write_state(kept, {"features": x})
+        except (RecordError, OSError) as error:  # they took long to compute
+            warnings.warn(f"features are not kept in cache {cache} ({error})", stacklevel=3)
     return x
 
 
+def _pass(encoder: nn.Module, images: Tensor) -> Tensor:
+    """What an encoder returns; ValueError where it cannot run, or returns anything but a row an image."""
+    name = f"encoder {type(encoder).__name__}, on images {tuple(images.shape)} in {images.dtype},"
+    try:
+        output = encoder(images)
+    except RuntimeError as error:
+        if "memory" in str(error) or "alloc" in str(error):
+            raise
+        raise ValueError(f"{name} fails: {error}") from error
+    shape = tuple(output.shape) if isinstance(output, Tensor) and not output.is_complex() else ()
+    if len(shape) < 2 or len(output) != len(images):
+        raise ValueError(f"{name} returns {shape or repr(output)[:80]}; return a real tensor, a row an image")
+    return output
+
+
 def _fingerprint(encoder: nn.Module, store: ImageStore, image_size: int, precision: str) -> str:
-    """What decides features: code, the network, its weights and statistics, the images, their size."""
-    code = [source_of(type(module)) for module in encoder.modules()] + [torch.__version__]
-    code += [inspect.getsource(module) for module in (networks, views)]
-    what = [repr(encoder), getattr(encoder, "layer", None), store.fingerprint, len(store)]
-    what += [image_size, precision]
-    return digest([code, what, dict(encoder.state_dict())])[:32]
+    """What decides features: code, the network as it is set up, its hooks, weights and statistics, the images
+    as they are, their size."""
+    code = [inspect.getsource(module) for module in (networks, views)] + [torch.__version__]
+    own = []  # what a class does not say of its objects
+    for part in encoder.modules():
+        own += [*part._forward_hooks.values(), *part._forward_pre_hooks.values(), vars(part).get("forward")]
+    with eval_mode(encoder):
+        network = configuration([encoder, own])
+    pixels = store.images.transpose(1, 2)  # as they lie in memory
+    return digest([code, network, dict(encoder.state_dict()), pixels, image_size, precision])[:32]
 
 
-def _check(x: Tensor, y: Tensor | None = None, width: int | None = None) -> None:
-    """ValueError: x are no float (N, D) features that can be judged, or y no labels of theirs, int64 (N,)."""
+def _check(x: Tensor, y: Tensor | None = None, width: int | None = None) -> tuple[Tensor, Tensor | None]:
+    """Features (N, D) in float32 and their labels (N,), if given, in int64: on the CPU, without gradients.
+    ValueError: x are no real features (N, D) that can be judged, or y no labels of theirs."""
     shape = tuple(x.shape)
-    if x.dim() != 2 or not x.numel() or width not in (None, shape[1]):
-        raise ValueError(f"features are {shape}; give (N, {width or 'D'}), a row for each of N > 0 images")
-    bad = (~x.float().norm(dim=1).isfinite()).sum().item()  # too large to square is too large to compare
+    if x.dim() != 2 or not x.numel() or width not in (None, shape[1]) or x.is_complex():
+        want = f"real (N, {width or 'D'}), a row for each of N > 0 images"
+        raise ValueError(f"features are {shape}, {x.dtype}; give {want}")
+    x, kept = x.detach().cpu().float(), x.any(dim=1).cpu()
+    # too large to square is too large to compare; float64 may vanish in float32
+    bad = (~x.norm(dim=1).isfinite() | kept & ~x.any(dim=1)).sum().item()
     if bad:
-        raise ValueError(f"features of {bad} of {len(x)} images are NaN, infinite or huge; see the encoder")
+        kinds = "NaN, infinite, huge or tiny"
+        raise ValueError(f"features of {bad} of {len(x)} images are {kinds}; see the encoder")
     if y is None:
-        return
+        return x, None
     if y.shape != (len(x),) or not is_whole(y):
         raise ValueError(f"labels are {y.dtype} {tuple(y.shape)}; give a whole number for each of {len(x)}")
     if y.min() < 0:
         raise ValueError(f"a label is {y.min()}; leave images without a class out, and number classes from 0")
+    return x, y.detach().cpu().long()
 
 
 def labels_of(store: ImageStore, classes: Sequence[str] = ()) -> Tensor:
@@ -103,33 +135,34 @@ def labels_of(store: ImageStore, classes: Sequence[str] = ()) -> Tensor:
     return torch.tensor(numbers)[store.labels]
 
 
+@torch.inference_mode(False)
+@torch.autocast("cpu", enabled=False)
 def knn(train_x: Tensor, train_y: Tensor, test_x: Tensor, k: int = K, t: float = T) -> Tensor:
     """Classes, int64 (M,), by weighted nearest neighbours: Wu et al. 2018 (arXiv:1805.01978), section 3.4.
     Each of the k training images most alike by cosine (all, with a warning, where they are fewer) votes for
-    its class with weight exp(cosine / t). train_x, test_x: float (N, D) and (M, D), of any length; train_y:
-    int64 (N,), classes from 0. ValueError: k below 1, t not above 0, or what `_check` refuses."""
-    if k < 1 or not t > 0:  # NaN is not
-        raise ValueError(f"k {k} must be at least 1 and t {t} above 0; {K} and {T} are usual")
-    _check(train_x, train_y)
-    _check(test_x, width=train_x.shape[1])
+    its class with weight exp(cosine / t). train_x, test_x: real (N, D) and (M, D), of any length; train_y:
+    whole numbers (N,) from 0, any. ValueError: k below 1, t not above 0, or what `_check` refuses."""
+    k = fit("k", k, Parameter(int, K))
+    check_temperature(t, f"t is {t}, {T} is usual")
+    train_x, train_y = _check(train_x, train_y)
+    test_x, _ = _check(test_x, width=train_x.shape[1])
+    present, train_y = train_y.unique(return_inverse=True)
     if k > len(train_x):
-        warnings.warn(f"k {k} is more than the {len(train_x)} training images, which all vote", stacklevel=2)
+        warnings.warn(f"k {k} is more than the {len(train_x)} training images, which all vote", stacklevel=4)
         k = len(train_x)
-    train_x, classes = F.normalize(train_x.float(), dim=1), int(train_y.max()) + 1
-    predicted = []
-    for block in F.normalize(test_x.float(), dim=1).split(1024):  # (1024, N) similarities at a time
+    train_x, predicted = unit(train_x), []
+    for block in unit(test_x).split(1024):  # (1024, N) similarities at a time
         similarity, nearest = (block @ train_x.T).topk(k, dim=1)  # (b, k)
         # exp((s − s_max)/t) orders classes as exp(s/t) does, and cannot overflow
         weight = ((similarity - similarity[:, :1]) / t).exp()
-        votes = torch.zeros(len(block), classes).scatter_add_(1, train_y[nearest], weight)
-        predicted.append(votes.argmax(dim=1))
+        votes = weight.new_zeros(len(block), len(present)).scatter_add_(1, train_y[nearest], weight)
+        predicted.append(present[votes.argmax(dim=1)])
     return torch.cat(predicted)
 
 
 def stratified(labels: Tensor, fraction: float, seed: int = 0) -> Tensor:
     """Indices of a random `fraction` of each class (at least one image of each), sorted; int64."""
-    if not 0 < fraction <= 1:
-        raise ValueError(f"fraction {fraction} must be above 0 and at most 1")
+    _draws(fraction, 1, seed)
     generator = torch.Generator().manual_seed(seed)
     chosen = []
     for label in labels.unique():
@@ -143,8 +176,8 @@ def stratified(labels: Tensor, fraction: float, seed: int = 0) -> Tensor:
 def _fit(x: Tensor, y: Tensor, classes: int, decay: float) -> tuple[Tensor, Tensor]:
     """Multinomial logistic regression: mean cross-entropy + decay·‖W‖²/2 by at most 100 steps of L-BFGS.
     scikit-learn's stops elsewhere under a weak decay, and old numbers must compare with new ones."""
-    weight = torch.zeros(classes, x.shape[1], requires_grad=True)
-    bias = torch.zeros(classes, requires_grad=True)
+    weight = x.new_zeros(classes, x.shape[1], requires_grad=True)
+    bias = x.new_zeros(classes, requires_grad=True)
     lbfgs = torch.optim.LBFGS([weight, bias], max_iter=100, history_size=10, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
@@ -157,18 +190,23 @@ def _fit(x: Tensor, y: Tensor, classes: int, decay: float) -> tuple[Tensor, Tens
     return weight.detach(), bias.detach()
 
 
+@torch.inference_mode(False)
+@torch.autocast("cpu", enabled=False)
 def linear_probe(train_x: Tensor, train_y: Tensor, test_x: Tensor, seed: int = 0) -> tuple[Tensor, float]:
     """Classes (M,) of `test_x` by logistic regression on frozen features, and the L2 weight it chose.
-    Features are standardised by the training set. The L2 weight is the one of `DECAYS` that does best on a
-    held-out fifth of the *training* images (the mean of five draws where they are few); then all of them are
-    fitted again. ValueError: as for `knn`."""
-    _check(train_x, train_y)
-    _check(test_x, width=train_x.shape[1])
+    Features of any size are standardised by the training set. The L2 weight is the one of `DECAYS` that does
+    best on a held-out fifth of the *training* images (the mean of five draws where they are few); then all of
+    them are fitted again. ValueError: as for `knn`."""
+    train_x, train_y = _check(train_x, train_y)
+    test_x, _ = _check(test_x, width=train_x.shape[1])
     if len(train_x) < 2:
         raise ValueError("one training image has no deviation to standardise by; give at least 2")
+    size = size_of(train_x, dim=0)
+    train_x, test_x = train_x / size, test_x / size
     mean, std = train_x.mean(dim=0), train_x.std(dim=0).clamp_min(1e-6)
-    train_x, test_x = (train_x - mean) / std, (test_x - mean) / std
-    classes = int(train_y.max()) + 1
+    train_x, (test_x, _) = (train_x - mean) / std, _check((test_x - mean) / std)
+    present, train_y = train_y.unique(return_inverse=True)
+    classes = len(present)
     right = dict.fromkeys(DECAYS, 0)
     for draw in range(5 if len(train_y) < FEW else 1):
         held = torch.zeros(len(train_y), dtype=torch.bool)
@@ -181,20 +219,22 @@ def linear_probe(train_x: Tensor, train_y: Tensor, test_x: Tensor, seed: int = 0
             right[decay] += (predicted == train_y[held]).sum().item()
     best = max(reversed(DECAYS), key=right.get)  # of equals, the strongest
     weight, bias = _fit(train_x, train_y, classes, best)
-    return (test_x @ weight.T + bias).argmax(dim=1), best
+    return present[(test_x @ weight.T + bias).argmax(dim=1)], best
 
 
 def knn_monitor(train: ImageStore, test: ImageStore, image_size: int, device="auto", most=4000) -> Monitor:
     """A monitor for `pretrain`: kNN accuracy on at most `most` images of each store, in the device's fastest
-    precision. A curve to watch; `judge` gives the number to quote."""
+    precision. A curve to watch; `judge` gives the number to quote. ValueError: as `labels_of`."""
+    most = fit("most", most, Parameter(int, 4000))
     generator, parts = torch.Generator().manual_seed(0), []
     for store in (train, test):
         rows = torch.randperm(len(store), generator=generator)[:most]
         parts.append(store.subset(rows.sort().values))
+    train_y, test_y = labels_of(parts[0]), labels_of(parts[1], train.classes)
 
     def monitor(encoder: nn.Module) -> dict[str, float]:
         x, test_x = (features(encoder, part, image_size, device, "auto") for part in parts)
-        right = knn(x, labels_of(parts[0]), test_x) == labels_of(parts[1], train.classes)
+        right = knn(x, train_y, test_x) == test_y
         return {"knn": right.float().mean().item()}
 
     return monitor
@@ -208,15 +248,19 @@ def judge(
     on; for `cache` see `features`. Returns {"knn": {"value": accuracy in [0, 1], "protocol": how it was
     measured, "confusion": counts (C, C)}, "linear_100": …}, ready for a record's `metrics`. Of several draws
     "value" is the mean, "std" the sample standard deviation, and the confusion the first's."""
+    fractions = fit("fractions", fractions, Parameter(tuple[float, ...], ...))
+    parts = {f"linear_{100 * fraction:g}": _draws(fraction, draws, seed) for fraction in fractions}
+    if len(parts) < len(fractions):
+        raise ValueError(f"fractions {fractions} have one name, of {', '.join(parts)}; leave one out")
     train_y, leaked = labels_of(train), len(test.copies(train))
+    labels_of(test, train.classes)  # said before anything is computed
     if leaked:
         warnings.warn(f"{leaked} of {len(test)} test images are training images too", stacklevel=2)
     train_x, test_x = (features(encoder, store, image_size, device, cache=cache) for store in (train, test))
     protocol = f"weighted kNN, k {min(K, len(train))}, t {T}, backbone, {image_size} px"
     metrics = {"knn": _metric([knn(train_x, train_y, test_x)], train, test, protocol)}
-    for fraction in fractions:
+    for (name, (seeds, share)), fraction in zip(parts.items(), fractions, strict=True):
         predicted, decays = [], []
-        seeds, share = _draws(fraction, draws, seed)
         for draw in seeds:
             rows = stratified(train_y, fraction, draw)
             classes, decay = linear_probe(train_x[rows], train_y[rows], test_x, draw)
@@ -224,12 +268,16 @@ def judge(
             decays.append(decay)
         protocol = f"linear probe (L-BFGS, L2 chosen on train), {share}, backbone, {image_size} px"
         metric = _metric(predicted, train, test, protocol)
-        metrics[f"linear_{100 * fraction:g}"] = {**metric, "seeds": seeds, "l2": decays}
+        metrics[name] = {**metric, "seeds": seeds, "l2": decays}
     return metrics
 
 
 def _draws(fraction: float, draws: int, seed: int) -> tuple[list[int], str]:
     """The seeds of `draws` draws of a part of the labels (of all of them: one), and the part in words."""
+    draws, seed = fit("draws", draws, Parameter(int, 1)), fit("seed", seed, Parameter(int, 0))
+    fraction = fit("fraction", fraction, Parameter(float, 1.0))
+    if not 0 < fraction <= 1:
+        raise ValueError(f"fraction {fraction} must be above 0 and at most 1")
     seeds = list(range(seed, seed + (draws if fraction < 1 else 1)))
     several = f", {len(seeds)} draws" if len(seeds) > 1 else ""
     return seeds, f"{100 * fraction:g}% of the labels{several}"
@@ -335,6 +383,7 @@ def fine_tune(
     images; the last epoch counts. There are `draws` of the part, with seeds from `seed` on, each with a
     classifier of its own."""
     predicted, (seeds, share) = [], _draws(fraction, draws, seed)
+    labels_of(test, train.classes)  # said before anything is trained
     for draw in seeds:
         part = train if fraction == 1 else train.subset(stratified(labels_of(train), fraction, draw))
         torch.manual_seed(draw)  # the classifier's first weights

@@ -7,6 +7,7 @@ import torch
 
 from ssl_lessons.devices import TrainingError
 from ssl_lessons.methods.base import Method, Recipe
+from ssl_lessons.parameters import Parameter, fit
 
 
 def peak_rate(recipe: Recipe, batch_size: int) -> float:
@@ -16,7 +17,11 @@ def peak_rate(recipe: Recipe, batch_size: int) -> float:
 
 def learning_rate(recipe: Recipe, batch_size: int, epoch: float, epochs: int) -> float:
     """The rate at a moment of the run, `epoch` in [0, epochs] and fractional within an epoch: linear warm-up
-    over `recipe.warmup` epochs, then cosine (SGDR eq. 5 without restarts), steps or nothing."""
+    over `recipe.warmup` epochs, then cosine (SGDR eq. 5 without restarts), steps or nothing. ValueError:
+    a moment outside of the run."""
+    epoch, epochs = (fit(name, n, Parameter(float, 1)) for name, n in (("epoch", epoch), ("epochs", epochs)))
+    if not 0 <= epoch <= epochs + 1e-6 or not epochs:  # a sum of shares may be rounded up
+        raise ValueError(f"epoch {epoch} of {epochs}; give the epochs that are done, from 0 to all of them")
     peak = peak_rate(recipe, batch_size)
     warmup = min(recipe.warmup, epochs / 2)  # a short run must not be all warm-up
     if epoch < warmup:
@@ -35,7 +40,8 @@ def set_learning_rate(
     """Give each group of `optimizer` its rate of this moment, see `learning_rate`."""
     rate = learning_rate(recipe, batch_size, epoch, epochs)
     for group in optimizer.param_groups:
-        group["lr"] = group["scale"] * (peak_rate(recipe, batch_size) if group["constant"] else rate)
+        constant = group.get("constant", False)  # an optimiser of one's own does not say
+        group["lr"] = group.get("scale", 1) * (peak_rate(recipe, batch_size) if constant else rate)
 
 
 def check_run(method: Method, images: int, batch_size: int, epochs: int) -> None:
@@ -56,9 +62,13 @@ def build_optimizer(method: Method) -> torch.optim.Optimizer:
     Parameters that are treated apart form groups of their own: biases and normalisation layers where the
     recipe says `plain_norms` (those of one dimension, as in the official codes), the method's `constant_lr`
     submodules (`constant`), and a predictor with a rate or decay of its own. A group's rate is multiplied by
-    its `scale`. `TrainingError` where nothing could learn.
+    its `scale`. `TrainingError` where nothing could learn, or `constant_lr` is no tuple of names of
+    submodules.
     """
     recipe, weights = method.recipe, list(method.encoder.parameters())
+    parts, constant_lr = [name for name, _ in method.named_children()], method.constant_lr
+    if isinstance(constant_lr, str) or not set(constant_lr) <= set(parts):
+        raise TrainingError(f"constant_lr is {constant_lr!r}; give a tuple of names among {', '.join(parts)}")
     if not torch.is_grad_enabled():
         raise TrainingError("gradients are switched off; call it outside of no_grad and inference_mode")
     if weights and not any(weight.requires_grad for weight in weights):
@@ -70,7 +80,7 @@ def build_optimizer(method: Method) -> torch.optim.Optimizer:
             continue
         part = name.split(".")[0]
         plain = recipe.plain_norms and parameter.ndim <= 1
-        constant = part in method.constant_lr
+        constant = part in constant_lr
         predictor = apart and part == "predictor"
         scale = recipe.predictor_lr if predictor else 1.0
         group = {"params": [], "constant": constant, "scale": scale}

@@ -5,12 +5,20 @@ views.py applies what is drawn here. Letters: B images of H x W stored pixels, S
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
 
+from ssl_lessons.parameters import RANGES, SHARE, Parameter, fit
+
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)  # the jitter's operations, numbered as in torchvision
+
+# What `fit` takes for a policy's fields, each number of them: all that float32 and its logarithm can hold
+RANGES |= dict.fromkeys(("flip_p", "jitter_p", "grey_p", "blur_p", "solarize_p", "solarize_threshold"), SHARE)
+RANGES |= dict.fromkeys(("crop_scale", "blur_kernel"), (1e-6, 1, " above 0 and at most 1"))
+RANGES |= dict.fromkeys(("crop_ratio", "blur_sigma"), (1e-6, 1e6, " above 0 and at most a million"))
+RANGES |= {"jitter": (0, 1e6, " from 0 to a million")}
 
 
 @dataclass(frozen=True)
@@ -21,7 +29,7 @@ class Policy:
     them; jitter: (brightness, contrast, saturation, hue) as `ColorJitter` does; grey_first: greyscale comes
     before the jitter (MoCo v1); blur_sigma: pixels of the view; blur_kernel: the kernel's width as a share of
     the view's side, made odd, or None for a Gaussian that is not cut short (PIL's); solarize_threshold: of
-    values in [0, 1]."""
+    values in [0, 1]. ValueError: a value that does not fit its annotation, or out of its range."""
 
     name: str
     source: str
@@ -39,16 +47,15 @@ class Policy:
     solarize_threshold: float = 0.5
 
     def __post_init__(self):
+        for field in fields(self):
+            fitted = fit(field.name, getattr(self, field.name), Parameter(field.type, field.default))
+            object.__setattr__(self, field.name, fitted)  # text as what it stands for
         for name in ("crop_scale", "crop_ratio", "blur_sigma"):
             low, high = getattr(self, name)
-            if not 0 < low <= high:
-                raise ValueError(f"policy {self.name!r}: {name} is {low, high}; give 0 < low <= high")
-        for name in ("flip_p", "jitter_p", "grey_p", "blur_p", "solarize_p"):
-            probability = getattr(self, name)
-            if not 0 <= probability <= 1:
-                raise ValueError(f"policy {self.name!r}: {name} is {probability}; give a number in [0, 1]")
-        if len(self.jitter) != 4 or min(self.jitter) < 0 or self.jitter[HUE] > 0.5:
-            raise ValueError(f"policy {self.name!r}: jitter is {self.jitter}; give four >= 0, hue <= 0.5")
+            if low > high:
+                raise ValueError(f"policy {self.name!r}: {name} is {low, high}; give the lower number first")
+        if self.jitter[HUE] > 0.5:
+            raise ValueError(f"policy {self.name!r}: jitter is {self.jitter}; give hue <= 0.5")
 
     def blur_for(self, size: int, published: int = 224) -> "Policy":
         """The same policy with the blur's sigma, in pixels of a view of `published`, made pixels of a view of

@@ -152,8 +152,9 @@ def configuration(value, seen: dict | None = None):
     name = getattr(value, "__qualname__", type(value).__qualname__)
     if inspect.isroutine(value) or isinstance(value, type):
         cells = [cell for cell in getattr(value, "__closure__", None) or () if "empty" not in repr(cell)]
-        code = getattr(value, "__code__", None)  # two lambdas of a line have one source
-        said = [cell.cell_contents for cell in cells] + list(code.co_consts if code else ())
+        code = getattr(value, "__code__", None)  # two lambdas of a line have one source, a prompt's none
+        said = [cell.cell_contents for cell in cells]
+        said += [code.co_code, *code.co_names, *code.co_consts] if code else []
         said += getattr(value, "__defaults__", None) or ()
         return [name, source_of(value), of([part for part in said if not inspect.iscode(part)])]
     parts = {key: part for key, part in getattr(value, "__dict__", {}).items() if key[0] != "_"}

@@ -39,7 +39,8 @@ SIZES = {
 def built(kind: type[Method], norm: str = "batch", seed: int = 0, **fields) -> Method:
     torch.manual_seed(seed)
     network = networks.Conv4((4, 4, 8, 8))
-    method = kind(network, image_size=16, recipe="short", **{**PLAIN, **SIZES.get(kind, SIZES[SimCLR]), **fields})
+    fields = {**PLAIN, **SIZES.get(kind, SIZES[SimCLR]), **fields}
+    method = kind(network, image_size=16, recipe="short", **fields)
     return networks.normalise_by(method, norm)
 
 

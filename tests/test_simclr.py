@@ -109,7 +109,7 @@ def second_view_detached(monkeypatch):
 
 
 def not_normalised(monkeypatch):
-    monkeypatch.setattr(simclr, "cosines", faulty(simclr.cosines, "F.normalize(z, dim=1)", "z"))
+    monkeypatch.setattr(simclr, "cosines", faulty(simclr.cosines, "unit(z1), unit(z2)", "z1, z2"))
 
 
 @pytest.mark.parametrize(

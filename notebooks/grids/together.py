@@ -79,10 +79,12 @@ class Captured:
                 self._once()
         torch.cuda.current_stream().wait_stream(side)
         optimizer.zero_grad(set_to_none=True)
+        if hasattr(method, "_pending"):
+            method._pending = []  # MoCo's keys of the passes above
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph):
             self._once()
-        self.pending = list(getattr(method, "_pending", []))  # MoCo's keys, which after_step enqueues
+        self.pending = list(getattr(method, "_pending", []))  # those that after_step enqueues
         method.load_state_dict(before)
         for state in optimizer.state.values():
             for value in state.values():

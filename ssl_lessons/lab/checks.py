@@ -3,14 +3,14 @@
 import inspect
 import runpy
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Set
 from contextlib import suppress
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ssl_lessons.parameters import Unknown
+from ssl_lessons.parameters import Parameter, Unknown, fit
 
 
 def check(name: str, mine, reference, atol: float = 1e-5) -> None:
@@ -28,7 +28,8 @@ def _difference(mine, reference, atol: float) -> tuple[str, float]:
         return "nothing was returned yet; return the value from your function", 0.0
     kind = type(mine).__name__
     if isinstance(reference, (list, tuple)):
-        if not hasattr(mine, "__len__"):
+        ordered = not isinstance(mine, Mapping | Set | str)
+        if not ordered or not hasattr(mine, "__len__") or getattr(mine, "shape", None) == ():
             return f"a {kind}, expected {len(reference)} values", 0.0
         if len(mine) != len(reference):
             return f"{len(mine)} values, expected {len(reference)}", 0.0
@@ -39,22 +40,27 @@ def _difference(mine, reference, atol: float) -> tuple[str, float]:
                 return f"in value {i}, {problem}", difference
             largest = max(largest, difference)
         return "", largest
-    right = torch.as_tensor(reference).detach().cpu().double()
+    right = torch.as_tensor(reference).detach().cpu().to_dense()
     try:
-        own = torch.as_tensor(mine).detach().cpu().double()
+        own = torch.as_tensor(mine).detach().cpu().to_dense()
     except (TypeError, ValueError, RuntimeError):
         return f"a {kind} that is no tensor, expected shape {tuple(right.shape)}", 0.0
     if own.shape != right.shape:
         hint = "; transposed?" if own.shape == right.shape[::-1] else ""
         return f"shape {tuple(own.shape)}, expected {tuple(right.shape)}{hint}", 0.0
+    wide = torch.promote_types(own.dtype, right.dtype)
+    exact = not wide.is_floating_point and not wide.is_complex  # whole: a float64 rounds beyond 2**53
+    wide = torch.int64 if exact else torch.promote_types(wide, torch.float64)
+    own, right = own.to(wide), right.to(wide)
     if (right.isfinite() & ~own.isfinite()).any():
         return "holds NaN or infinity; an exp of a large number, or a division by zero?", 0.0
     same = (own == right) | (own.isnan() & right.isnan())  # an infinity equals itself: a masked similarity
-    gaps = torch.where(same, 0.0, (own - right).abs())
+    gaps = torch.where(same, 0.0, (own - right).abs().double())
     difference = gaps.max().item() if own.numel() else 0.0
     if difference <= atol:
         return "", difference
-    return f"largest difference {difference:.3g}{_cause(own, right, atol)}", difference
+    cause = "" if own.is_complex() else _cause(own.double(), right.double(), atol)
+    return f"largest difference {difference:.3g}{cause}", difference
 
 
 def _cause(own: Tensor, right: Tensor, atol: float) -> str:
@@ -92,7 +98,7 @@ def lesson_files(name: str) -> list[Path]:
 
 def exercise(name: str, mine: Callable) -> Callable:
     """`assess` a learner's function by notebooks/exercises/NN.k.py, NN.k being the beginning of the name."""
-    number = name.split()[0]
+    number = (name.split() or [""])[0]
     files = lesson_files(f"exercises/{number}.py")
     if not files:
         raise Unknown(f"exercise {number!r} is not known: no notebooks/exercises/{number}.py")
@@ -118,27 +124,32 @@ def assess(
         case: a seed -> the arguments, made anew for each call, so that a function may change them.
         mistakes: {what was done, in words: a function that does it}.
         observe: (result, *arguments) -> what is compared, where that is not the result: a changed buffer, a
-            gradient. atol: the largest absolute difference allowed.
+            gradient. seeds: the number of cases. atol: the largest absolute difference allowed.
     """
+    seeds = fit("seeds", seeds, Parameter(int, 3))
 
     def outcomes(function: Callable) -> list:
-        values = []
-        for seed in range(seeds):
-            torch.manual_seed(seed)
-            arguments = case(seed)
-            result = function(*arguments)
-            values.append(observe(result, *arguments) if observe else result)
+        values, dtype = [], torch.get_default_dtype()
+        try:  # gradients and dtype may be switched in a function, and are put back
+            with torch.set_grad_enabled(torch.is_grad_enabled()):
+                for seed in range(seeds):
+                    torch.manual_seed(seed)
+                    arguments = case(seed)
+                    result = function(*arguments)
+                    values.append(observe(result, *arguments) if observe else result)
+        finally:
+            torch.set_default_dtype(dtype)
         return values
 
     expected = outcomes(solution)
     try:
         own = outcomes(mine)
+        problem, difference = _difference(own, expected, atol)
     except NotImplementedError:
         print(f"… {name}: not solved yet. Replace `raise NotImplementedError` and run both cells again.")
-    except Exception as error:  # whatever an attempt can raise: its line is shown, and the lesson goes on
+    except (Exception, SystemExit) as error:  # its line is shown, and the lesson goes on
         print(f"✗ {name}: {type(error).__name__}{_place(error, mine)}: {error}")
     else:
-        problem, difference = _difference(own, expected, atol)
         if not problem:
             print(f"★ {name}: solved, equal on {seeds} random cases within {max(difference, 1e-7):.0e}.")
             return mine
@@ -154,8 +165,8 @@ def assess(
 
 def _place(error: Exception, function: Callable) -> str:
     """The line of the learner's function that an error came from, in words."""
-    code, place = inspect.unwrap(function).__code__, ""
+    code, place = getattr(inspect.unwrap(function), "__code__", None), ""  # None: of a module, a partial
     for frame in traceback.extract_tb(error.__traceback__):
-        if frame.filename == code.co_filename:
+        if code and frame.filename == code.co_filename:
             place = f" in line {frame.lineno - code.co_firstlineno + 1} of your function"
     return place

@@ -3,13 +3,13 @@
 import dataclasses
 import functools
 import inspect
-import math
 import warnings
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from typing import Literal, NamedTuple, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_lessons.networks import eval_mode, tap
@@ -96,7 +96,8 @@ _in_a_method = ContextVar("in_a_method", default=False)
 
 
 def checked(loss: Callable) -> Callable:
-    """A decorator of losses: they compute in float32 (float64 stays), whatever the inputs and autocast are.
+    """A decorator of losses: they compute in float32, whatever the inputs and autocast are, or in float64
+    where an input is that.
     ValueError for tensors that are empty, not (N, D), or (N,) where there are targets, or of unlike shapes
     (the second's is the first's, others share its last axis), and for values that are not finite. In a
     method's own pass values go unread, since reading makes a GPU wait: the loss is then NaN, and `pretrain`
@@ -115,12 +116,14 @@ def checked(loss: Callable) -> Callable:
         if not whole or shapes[0] != shapes[1] or any(shape[-1] != shapes[0][-1] for shape in shapes):
             given = ", ".join(f"{name} {shape}" for name, shape in zip(names, shapes, strict=True))
             raise ValueError(f"{loss.__name__} has {given}; expected {expected}, and nothing empty")
+        kinds = [tensor.dtype for tensor in tensors.values()]
+        widest = torch.float64 if torch.float64 in kinds else torch.float32
         for name, tensor in tensors.items():
-            if not _in_a_method.get() and not tensor.isfinite().all():
-                raise ValueError(f"{loss.__name__}: {name} has values that are NaN or infinite")
+            if tensor.is_complex() or not _in_a_method.get() and not tensor.isfinite().all():
+                raise ValueError(f"{loss.__name__}: {name} has values that are NaN or infinite, or complex")
             if name == "targets" and not _in_a_method.get() and (tensor != tensor.clamp(0, 1)).any():
                 raise ValueError(f"{loss.__name__}: targets lie outside of [0, 1]; 1 is a positive")
-            arguments[name] = tensor if tensor.dtype == torch.float64 else tensor.float()
+            arguments[name] = tensor.to(widest)
         with torch.autocast(tensor.device.type, enabled=False):
             return loss(**arguments)
 
@@ -128,8 +131,24 @@ def checked(loss: Callable) -> Callable:
 
 
 def check_temperature(temperature: float, usual: str) -> None:
-    if not 0 < temperature < math.inf:
-        raise ValueError(f"temperature {temperature} must be above 0; {usual}")
+    """ValueError for all but one number, or a tensor of one, by which float32 can divide a cosine."""
+    number = isinstance(temperature, int | float) or getattr(temperature, "shape", None) == ()
+    if not number or not 1e-30 <= temperature <= 1e30:
+        raise ValueError(f"temperature {temperature!r} must be a number above 0 (1e-30 to 1e30); {usual}")
+
+
+def size_of(z: Tensor, dim: int = 1) -> Tensor:
+    """The power of two at or below the largest magnitude along `dim`, which is kept; 1 where all are zero.
+    z: float32 or float64. Dividing by it is exact; then no square overflows, none that counts vanishes."""
+    largest = z.detach().abs().amax(dim, keepdim=True)
+    bits, exponent = (torch.int64, 0x7FF << 52) if z.dtype == torch.float64 else (torch.int32, 0xFF << 23)
+    power = (largest.view(bits) & exponent).view(z.dtype)  # its sign and fraction are struck out
+    return power.masked_fill(power == 0, 1)
+
+
+def unit(z: Tensor) -> Tensor:
+    """Rows (N, D) of any size brought to length 1; one of zeros stays that, with a gradient of its size."""
+    return F.normalize(z / size_of(z), dim=1, eps=0.5)  # no row but one of zeros is shorter than 1
 
 
 class Method(nn.Module):

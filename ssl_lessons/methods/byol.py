@@ -8,13 +8,13 @@ import math
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ssl_lessons.methods.base import Method, Objective, checked, embedding_std
+from ssl_lessons.methods.base import Method, Objective, checked, embedding_std, unit
 from ssl_lessons.methods.recipes import BYOL as RECIPES
 from ssl_lessons.methods.recipes import BYOLRecipe
 from ssl_lessons.networks import ema_update, mlp, momentum_copy, normalise_by
+from ssl_lessons.parameters import Parameter, fit
 from ssl_lessons.views import Policy
 
 
@@ -27,11 +27,15 @@ def byol_loss(prediction: Tensor, target: Tensor) -> Tensor:
     Returns:
         Scalar in [0, 4]; 0 when all pairs point the same way.
     """
-    return 2 - 2 * F.cosine_similarity(prediction, target.detach(), dim=1).mean()
+    return 2 - 2 * (unit(prediction) * unit(target.detach())).sum(dim=1).mean()
 
 
 def momentum_at(base: float, progress: float, schedule: str = "cosine") -> float:
-    """τ at `progress` in [0, 1] of a run: 1 − (1 − base)·(cos(π·progress) + 1)/2 (section 3.3), or `base`."""
+    """τ at `progress` in [0, 1] of a run: 1 − (1 − base)·(cos(π·progress) + 1)/2 (section 3.3), or `base`.
+    ValueError: another `progress`, such as a number of steps, or another schedule."""
+    progress = fit("progress", progress, Parameter(float, 0.0))
+    if not 0 <= progress <= 1 + 1e-6:  # a sum of shares may be rounded up
+        raise ValueError(f"progress is {progress}; give a share of the run, step / steps, from 0 to 1")
     if schedule not in ("cosine", "constant"):
         raise ValueError(f"momentum_schedule {schedule!r} is not known; choose one of: cosine, constant")
     return base if schedule == "constant" else 1 - (1 - base) * (math.cos(math.pi * progress) + 1) / 2
@@ -70,7 +74,7 @@ class BYOL(Method):
         moving = self.recipe.momentum is not None
         t1, t2 = [self.targets(view) for view in views] if moving else projections  # the loss detaches them
         loss = byol_loss(q1, t2) + byol_loss(q2, t1)  # the sum of both directions, not their mean
-        spread = embedding_std(F.normalize(projections[0].detach().float(), dim=1))
+        spread = embedding_std(unit(projections[0].detach().float()))
         return Objective(loss, {"similarity": 1 - loss.detach() / 4, "embedding_std": spread})
 
     @torch.no_grad()

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssl_lessons.methods.base import Method, Objective, check_temperature, checked, embedding_std
+from ssl_lessons.methods.base import Method, Objective, check_temperature, checked, embedding_std, unit
 from ssl_lessons.methods.recipes import MOCO as RECIPES
 from ssl_lessons.methods.recipes import MoCoRecipe
 from ssl_lessons.networks import ema_update, mlp, momentum_copy, split_batchnorm
@@ -34,11 +34,17 @@ def info_nce(query: Tensor, key: Tensor, queue: Tensor, temperature: float) -> T
 
     Args:
         query: float (B, D), unit length; gradients flow here. key: the same, row i the positive of query i.
-        queue: float (K, D), unit length: the negatives. temperature: τ > 0. ValueError: as `checked`.
+        queue: float (K, D), unit length: the negatives. temperature: τ > 0.
+    ValueError: as `checked`, or rows that are not of unit length.
     Returns:
         Scalar, in nats; log(K + 1) when all similarities are equal.
     """
-    return _cross_entropy(*similarities(query, key, queue), temperature)
+    loss = _cross_entropy(*similarities(query, key, queue), temperature)
+    for name, rows in {"query": query, "key": key, "queue": queue}.items():
+        shortest, longest = rows.detach().float().norm(dim=1).aminmax()
+        if not 0.95 < shortest <= longest < 1.05:  # half precision rounds
+            raise ValueError(f"rows of {name} are {shortest:.3g} to {longest:.3g} long; F.normalize them")
+    return loss
 
 
 def _cross_entropy(positive: Tensor, negative: Tensor, temperature: float) -> Tensor:
@@ -67,12 +73,12 @@ class MoCo(Method):
         self.register_buffer("enqueued_at", torch.full((r.queue,), -1))  # step of each key; -1: random
         self.register_buffer("pointer", torch.zeros((), dtype=torch.long))
         self.register_buffer("step", torch.zeros((), dtype=torch.long))
-        self._pending: list[Tensor] = []  # keys of the batch in flight, enqueued by after_step
+        self._pending: list[Tensor] = []  # keys since the last after_step, which enqueues them
         return r.policy, r.policy
 
     def embed(self, images: Tensor) -> Tensor:
         """Unit-length queries (B, D) of float views (B, 3, S, S), in float32."""
-        return F.normalize(self.projector(self.encoder(images)).float(), dim=1)
+        return unit(self.projector(self.encoder(images)).float())
 
     @torch.no_grad()
     def embed_keys(self, images: Tensor) -> Tensor:
@@ -83,7 +89,7 @@ class MoCo(Method):
         """
         shuffled = self.recipe.splits > 1
         order = torch.randperm(len(images), device=images.device) if shuffled else slice(None)
-        keys = F.normalize(self.key_projector(self.key_encoder(images[order])).float(), dim=1)
+        keys = unit(self.key_projector(self.key_encoder(images[order])).float())
         return keys[order.argsort()] if shuffled else keys
 
     def forward(self, views: Sequence[Tensor]) -> Objective:
@@ -92,7 +98,11 @@ class MoCo(Method):
         if self.recipe.symmetric:
             pairs.append((self.embed(two), self.embed_keys(one)))
         # Enqueued only after every loss is taken: else a query would meet its own key among the negatives.
-        self._pending = [key for _, key in pairs]
+        # Passes whose gradients add up wait together; where nobody calls after_step, the newest that fit.
+        if self.training and torch.is_grad_enabled():
+            self._pending += [key for _, key in pairs]
+            while sum(map(len, self._pending[1:])) >= len(self.queue):
+                del self._pending[0]
 
         cosines = [similarities(query, key, self.queue) for query, key in pairs]
         loss = sum(_cross_entropy(*pair, self.recipe.temperature) for pair in cosines)

@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssl_lessons.methods.base import Method, Objective, checked, embedding_std
+from ssl_lessons.methods.base import Method, Objective, checked, embedding_std, unit
 from ssl_lessons.methods.recipes import RELATIONAL as RECIPES
 from ssl_lessons.methods.recipes import RelationalRecipe
+from ssl_lessons.parameters import Parameter, fit
 from ssl_lessons.processes import gathered, rank_and_size
 from ssl_lessons.views import Policy
 
@@ -76,15 +77,17 @@ def focal_bce(scores: Tensor, targets: Tensor, gamma: float = 2.0, alpha: float 
     right answer: the easy pairs fade. Gradients flow through the weights too.
 
     Args:
-        scores: float (P,), logits. targets: float (P,), 1 for positives. gamma: 0 leaves the weights even.
-        alpha: the weight of the positives, 1 − alpha that of the negatives.
+        scores: float (P,), logits. targets: float (P,), 1 for positives. gamma: from 0, which leaves the
+        weights even. alpha: in [0, 1], the weight of the positives, 1 − alpha that of the negatives.
     Returns:
         Scalar; with gamma 0 and alpha 0.5 half the binary cross-entropy.
     """
-    wrong = torch.sigmoid((1 - 2 * targets) * scores)  # 1 − p_t
+    gamma = fit("gamma", gamma, Parameter(float, 2.0))
+    alpha = fit("alpha", alpha, Parameter(float, 0.5))
+    wrong = F.logsigmoid((1 - 2 * targets) * scores)  # log(1 − p_t), whose gradient is finite at any score
     share = alpha * targets + (1 - alpha) * (1 - targets)  # α_t
     losses = F.binary_cross_entropy_with_logits(scores, targets, reduction="none")
-    return (share * wrong**gamma * losses).mean()
+    return (share * (gamma * wrong).exp() * losses).mean()
 
 
 class Relational(Method):
@@ -121,6 +124,6 @@ class Relational(Method):
             watch = {
                 "accuracy_positive": (right * targets).sum() / half,
                 "accuracy_negative": (right * (1 - targets)).sum() / half,
-                "embedding_std": embedding_std(F.normalize(features[: len(views[0])].float(), dim=1)),
+                "embedding_std": embedding_std(unit(features[: len(views[0])].float())),
             }
         return Objective(loss, watch)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssl_lessons.methods.base import Method, Objective, check_temperature, checked, embedding_std
+from ssl_lessons.methods.base import Method, Objective, check_temperature, checked, embedding_std, unit
 from ssl_lessons.methods.recipes import SIMCLR as RECIPES
 from ssl_lessons.methods.recipes import SimCLRRecipe
 from ssl_lessons.networks import mlp
@@ -25,7 +25,7 @@ def cosines(z1: Tensor, z2: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         float (2B, 2WB), the cosine s_ik; int64 (2B,), the column of each row's other view.
     """
-    z1, z2 = (F.normalize(z, dim=1) for z in (z1, z2))
+    z1, z2 = unit(z1), unit(z2)
     all1, all2 = gathered(z1), gathered(z2)
     similarity = torch.cat([z1, z2]) @ torch.cat([all1, all2]).T  # (2B, D), (2WB, D) -> (2B, 2WB)
     own = rank_and_size()[0] * len(z1) + torch.arange(len(z1), device=z1.device)  # our rows among all
@@ -67,7 +67,7 @@ class SimCLR(Method):
 
     def embed(self, images: Tensor) -> Tensor:
         """Unit-length embeddings z (B, D) of float views (B, C, S, S), in float32."""
-        return F.normalize(self.projector(self.encoder(images)).float(), dim=1)
+        return unit(self.projector(self.encoder(images)).float())
 
     def forward(self, views: Sequence[Tensor]) -> Objective:
         batch = len(views[0])

@@ -6,10 +6,9 @@ say what the other side is, and the gradient stops on that other side. Nothing e
 
 from collections.abc import Sequence
 
-import torch.nn.functional as F
 from torch import Tensor
 
-from ssl_lessons.methods.base import Method, Objective, checked, embedding_std
+from ssl_lessons.methods.base import Method, Objective, checked, embedding_std, unit
 from ssl_lessons.methods.recipes import SIMSIAM as RECIPES
 from ssl_lessons.methods.recipes import SimSiamRecipe
 from ssl_lessons.networks import mlp
@@ -25,7 +24,7 @@ def negative_cosine(prediction: Tensor, target: Tensor) -> Tensor:
     Returns:
         Scalar in [−1, 1]; −1 when all pairs point the same way.
     """
-    return -F.cosine_similarity(prediction, target.detach(), dim=1).mean()
+    return -(unit(prediction) * unit(target.detach())).sum(dim=1).mean()
 
 
 class SimSiam(Method):
@@ -47,5 +46,5 @@ class SimSiam(Method):
         z1, z2 = (self.projector(self.encoder(view)) for view in views)
         p1, p2 = self.predictor(z1), self.predictor(z2)
         loss = (negative_cosine(p1, z2) + negative_cosine(p2, z1)) / 2  # equation 4
-        spread = embedding_std(F.normalize(z1.detach().float(), dim=1))
+        spread = embedding_std(unit(z1.detach().float()))
         return Objective(loss, {"similarity": -loss.detach(), "embedding_std": spread})
