@@ -319,15 +319,16 @@ def _rebuilt(network: dict, fill) -> Encoder:
 def place_of(dataset: dict | None) -> str:
     """What `images.load` takes for the images that a record says were trained on: a name, or a folder.
     RecordError: it does not say, or the folder is gone."""
-    name, origin = (dataset or {}).get("name"), (dataset or {}).get("origin") or ""
+    name, origin, place = ((dataset or {}).get(part) or "" for part in ("name", "origin", "place"))
     if not name:
         raise RecordError("the record does not say which images were trained on; name them with --dataset")
-    if not origin.startswith("folder "):
+    if not place and not origin.startswith("folder "):
         return name
-    folder = Path(origin.removeprefix("folder "))
+    folder = Path(place or origin.removeprefix("folder "))
     if not folder.is_dir():
         raise RecordError(f"the images trained on were in {folder}, which is gone; name them with --dataset")
-    return str(folder.parent if folder.name.lower() in SPLITS and dataset["split"] != "all" else folder)
+    inside = not place and folder.name.lower() in SPLITS and dataset["split"] != "all"  # older: a guess
+    return str(folder.parent if inside else folder)
 
 
 def weights_folder() -> Path:

@@ -15,13 +15,15 @@ import io
 import json
 import operator
 import os
+import re
 import shutil
 import tarfile
 import threading
+import unicodedata
 import urllib.request
 import warnings
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
@@ -58,12 +60,13 @@ class ImageStore:
     """N square images of one size, and where they came from. A `torch.utils.data.DataLoader` can read it.
 
     images       uint8 (N, 3, S, S), RGB, 0..255: a view of memory laid out (N, S, 3, S), as views.py reads it
-    labels       int64 (N,), indices into `classes`, or None
+    labels       int64 (N,), indices into `classes` (names, each another, in Unicode's NFC), or None
     split        its own name: "train" where "pretrain" was asked for and is the same
     fingerprint  sha256 of pixels and labels, for the run record
     skipped      files that were left out, as "name (reason)"
     origin       the archive or folder; it says so when an archive is not the official file
     files        the file of each image, below the dataset's folder; () where images are no files
+    place        of a folder: the path that was asked for, absolute, with its links as they are; else ""
     """
 
     images: Tensor
@@ -75,8 +78,12 @@ class ImageStore:
     skipped: tuple[str, ...] = ()
     origin: str = ""
     files: tuple[str, ...] = ()
+    place: str = ""
 
     def __post_init__(self):
+        self.classes = names = tuple(unicodedata.normalize("NFC", str(name)) for name in self.classes)
+        if len(set(names)) < len(names):  # labels are matched by name
+            raise DataError(f"{self.name} has two classes {max(names, key=names.count):.200}; rename one")
         labels, last = self.labels, len(self.classes) - 1
         if labels is None:
             return
@@ -105,7 +112,7 @@ class ImageStore:
     def facts(self) -> dict:
         """What a record says of the images: which they are, how many, and where they came from."""
         facts = {name: getattr(self, name) for name in ("name", "split", "size", "fingerprint", "origin")}
-        return {**facts, "images": len(self)}
+        return facts | {"images": len(self)} | ({"place": self.place} if self.place else {})
 
     def batch(self, indices: Sequence[int] | Tensor, device: torch.device | str | None = None) -> Tensor:
         """uint8 (B, 3, S, S), a copy laid out (B, S, 3, S), on `device` (None: where the store is)."""
@@ -152,14 +159,17 @@ def is_whole(tensor: Tensor) -> bool:
 
 def _rows(indices: Sequence[int] | Tensor, count: int) -> Tensor:
     """Row numbers, int64, of row numbers or of a mask with a bool for each of `count` images."""
-    indices = torch.as_tensor(indices)
-    if indices.dtype == torch.bool and indices.shape == (count,):
+    with suppress(TypeError, ValueError):  # of a slice, a set, text
+        indices = indices if isinstance(indices, Tensor) else torch.as_tensor(np.array(indices))
+    listed = isinstance(indices, Tensor) and indices.ndim == 1
+    if listed and indices.dtype == torch.bool and len(indices) == count:
         return indices.nonzero()[:, 0]
-    if indices.ndim != 1 or len(indices) and not is_whole(indices):
-        raise ValueError(f"indices are {indices.dtype} {tuple(indices.shape)}; give rows, or {count} bools")
+    if not listed or len(indices) and not is_whole(indices):
+        raise ValueError(f"indices are {indices!r:.200}; give a list of rows, or {count} bools")
+    indices = indices.to(torch.int64)  # numbers without a sign have no minimum
     if len(indices) and not 0 <= indices.min() <= indices.max() < count:
         raise IndexError(f"indices run from {indices.min()} to {indices.max()}; there are {count} images")
-    return indices.to(torch.int64)
+    return indices
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
@@ -229,13 +239,16 @@ def load(
     """A split of a dataset, every image `size` x `size` (short side resized, centre cropped), fetched first.
 
     name: "imagenette" | "imagewoof" | "stl10" | "shapes", or a folder, of which `split` names a subfolder in
-        any case ("train" and "pretrain" are the whole folder where it has no splits).
+        any case, or train2017 ("train" and "pretrain" are the whole folder where it has no splits).
     split: the dataset's own name of a split, or the role "pretrain" | "train" | "test".
     limit: at most so many images, evenly spaced over the split.
     DataError: unknown name, split or size; not there, with download=False or without network."""
     _check(size, limit)
+    if not isinstance(name, (str, Path)) or not isinstance(split, str):
+        raise DataError(f"dataset {name!r:.99}, split {split!r:.99}: give both as text, 'shapes' and 'train'")
     if name not in CATALOGUE and name != "" and os.path.isdir(os.path.expanduser(name)):
-        return folder(_part(name, split), size, limit=limit, progress=progress, split=split)
+        store = folder(_part(name, split), size, limit=limit, progress=progress, split=split)
+        return replace(store, place=str(Path(os.path.expanduser(name)).absolute()))
     entry = _entry(name)
     native = next((own for own in ROLES.get(split, (split,)) if own in entry.splits), None)
     if native is None:
@@ -249,10 +262,10 @@ def load(
         store = _cached(store, size, source, lambda: list(zip(*drawn(), strict=True)), progress)
         return store.subset(_spaced(count, limit)) if limit and limit < count else store
     home = fetch(name, size, progress=progress, download=download)
-    store.origin, source = _origin(home)
-    again = f"remove {home}, to have it unpacked again"
+    store.origin, archive = _origin(home)
+    again = f"remove {home}, to have it unpacked again, and the archive too, if that lacks them"
     if name == "stl10":
-        source = source or _mark(home, [(str(path), 0) for path in sorted(home.glob("*.bin"))])
+        source = _mark(home, [(str(path), 0) for path in sorted(home.glob("*.bin"))], archive)
         try:  # torchvision hashes its files and reads up to 2.8 GB, once
             return _cached(store, size, source, lambda: STL10(home.parent, native), progress, limit)
         except (FileNotFoundError, RuntimeError) as error:
@@ -264,7 +277,7 @@ def load(
         raise DataError(f"{root} has no images of {missing}: {again}")
     samples = [(path, label) for label, paths in enumerate(folders.values()) for path in paths]
     store.files = tuple(os.path.relpath(path, root) for path, _ in samples)
-    return _cached(store, size, source or _mark(home, samples), lambda: samples, progress, limit)
+    return _cached(store, size, _mark(home, samples, archive), lambda: samples, progress, limit)
 
 
 def folder(
@@ -273,16 +286,14 @@ def folder(
     """Any folder of images. `path/CLASS/*.jpg`, at any depth: every subfolder is a class, even an empty one.
     Where most images lie directly in `path`: labels None, and all images below it. Links are followed; what
     is passed over is told and kept in `skipped`. `split` is only a name, the rest as in `load`. DataError for
-    a folder of splits."""
+    splits, at any depth."""
     _check(size, limit)
-    root = Path(os.path.realpath(os.path.expanduser(path)))
+    given = Path(os.path.expanduser(path)).absolute()
+    root = Path(os.path.realpath(given))
     shown, skipped = printable(str(root)), []
     if not root.is_dir():
         raise DataError(f"{shown} is not a folder")
     inner = _folders(root)
-    splits = printable(", ".join(_splits(inner)))
-    if splits:
-        raise DataError(f"{shown} has the splits {splits}: read one by load(path, split), or name its folder")
     direct = _pictures(root, "", skipped) or []
     folders = {name: _pictures(root, name, skipped) for name in inner}
     folders = {name: paths for name, paths in folders.items() if paths is not None}
@@ -295,8 +306,7 @@ def folder(
             warnings.warn(f"the images of {origin} get no labels: {counts}", stacklevel=2)
         samples, classes = [(path, -1) for path in sorted(direct + nested, key=os.path.split)], ()
     else:  # a stray cover.png beside class folders
-        strays = [printable(os.path.basename(path)) for path in direct]
-        skipped += [f"{stray} (beside the folders of the classes)" for stray in strays]
+        skipped += [f"{printable(os.path.basename(one))} (beside the classes' folders)" for one in direct]
         skipped += [f"{printable(name)} (a class without images)" for name in folders if not folders[name]]
     if not samples:
         few = "; ".join(skipped[:5])
@@ -304,7 +314,7 @@ def folder(
     name = printable(root.name).replace("\\", "_")[:40]
     name = f"{name}-{hashlib.sha256(os.fsencode(root)).hexdigest()[:8]}"
     files = tuple(os.path.relpath(path, root) for path, _ in samples)
-    store = ImageStore(None, None, classes, name, split, "", tuple(skipped), origin, files)
+    store = ImageStore(None, None, classes, name, split, "", tuple(skipped), origin, files, str(given))
     return _cached(store, size, _mark(root, samples, classes), lambda: samples, progress, limit)
 
 
@@ -314,10 +324,10 @@ def from_dataset(
     """Any dataset as an ImageStore, in a temporary file: nothing says when a dataset has changed.
 
     dataset: has `len` and numbered items: (image, label), a dictionary with "image" and perhaps "label", as
-        Hugging Face's, or an image alone: PIL's, a tensor (3 or 1, H, W), uint8 or float in [0, 1], or a
-        uint8 array (H, W, 3). So a tensor (N, 3, H, W) will do.
+        Hugging Face's, or an image alone: PIL's, a tensor (3 or 1, H, W) or an array (H, W, 3), uint8 or
+        float in [0, 1]. So a tensor (N, 3, H, W) will do.
     labels: class numbers (N,), in place of the items' own.
-    classes: None: the dataset's `classes`, the names of its `features["label"]`, or "0", "1", …
+    classes: their names. None: of its `features["label"]`, the dataset's `classes`, or "0", "1", …
     DataError: not one item is an image (single ones are left out with a warning), or a label no number."""
     _check(size)
     name = name or type(dataset).__name__.lower()
@@ -327,8 +337,13 @@ def from_dataset(
     if classes is None:
         features = getattr(dataset, "features", None)  # of Hugging Face
         named = features.get("label") if isinstance(features, dict) else None
-        classes = getattr(named, "names", None) or getattr(dataset, "classes", None) or ()
-    classes = tuple(one if isinstance(one, str) else one[0] for one in classes)  # Imagenette's: synonyms
+        found = getattr(named, "names", None), getattr(dataset, "classes", None), ()
+        classes = next(names for names in found if names is not None)
+    for what, given in (("classes", classes), ("labels", labels)):
+        listed = hasattr(given, "__iter__") and getattr(given, "ndim", 1)  # an array of one number is none
+        if given is not None and (not listed or isinstance(given, (str, bytes, Mapping, set, frozenset))):
+            raise DataError(f"{what} of dataset {name} are {given!r:.200}; give a list of them, in order")
+    classes = [one[0] if isinstance(one, (tuple, list)) and one else one for one in classes]  # of synonyms
     if labels is not None:
         labels = labels.tolist() if hasattr(labels, "tolist") else list(labels)
         if len(labels) != count:
@@ -372,7 +387,6 @@ def _spaced(count: int, limit: int | None) -> list[int]:
 
 # ---- Folders: what is read, and what a cache of it watches -------------------------------------------------
 
-_PNG = b"\x89PNG\r\n\x1a\n"  # how such a file begins
 _HIDDEN = (".", "__MACOSX")  # how names begin that other systems leave
 
 
@@ -384,7 +398,7 @@ def _folders(root: Path) -> list[str]:
 
 def _pictures(root: Path, name: str, skipped: list[str]) -> list[str] | None:
     """Paths of the pictures in `root`/`name` and below ("": only in the root), by folder, then by name; None
-    where only this package keeps something. `skipped` gets what else there is, and why."""
+    where only this package keeps something. `skipped` gets what else there is, and why. DataError: splits."""
     ours = {os.path.realpath(place) for place in (data_root(), cache_root())}
     only_ours = os.path.realpath(root / name) in ours
     seen = {os.path.realpath(root), *ours} if name else set()
@@ -396,9 +410,13 @@ def _pictures(root: Path, name: str, skipped: list[str]) -> list[str] | None:
             inner.clear()
             continue
         seen.add(real)
-        inner[:] = sorted(child for child in inner if not child.startswith(_HIDDEN)) if name else []
+        inner[:] = sorted(child for child in inner if not child.startswith(_HIDDEN))
         if name and "record.json" in files:  # a run: its figures are no data
             inner[:], files = [], ["record.json"]
+        splits = _splits(inner)
+        if len(splits) > bool(name):  # below a class, a lone one may be anything
+            raise DataError(printable(f"{folder} has the splits {', '.join(splits)}: use load(path, split)"))
+        inner[:] = inner if name else []
         for file in files:
             path = os.path.join(folder, file)
             if file.startswith(_HIDDEN):
@@ -411,27 +429,27 @@ def _pictures(root: Path, name: str, skipped: list[str]) -> list[str] | None:
                 reasons[path] = "not a file, or a link to none"
             else:
                 pictures.append(path)
-    for path in sorted(reasons):
-        skipped.append(f"{printable(os.path.relpath(path, root))} ({reasons[path]})")
+    skipped += [f"{printable(os.path.relpath(path, root))} ({reasons[path]})" for path in sorted(reasons)]
     return sorted(pictures, key=os.path.split) if pictures or not only_ours else None
 
 
-def _mark(root: Path, samples: Sequence[tuple[str, int]], classes: Sequence[str] = ()) -> str:
-    """What a cache watches: sha256 over classes, and names, labels, lengths and times of the files read."""
-    mark = hashlib.sha256(repr(classes).encode())
+def _mark(root: Path, samples: Sequence[tuple[str, int]], beside) -> str:
+    """What a cache watches: sha256 over `beside`, and names, labels, lengths, times, numbers of the files."""
+    mark = hashlib.sha256(repr(beside).encode())
     for path, label in samples:
-        state = os.stat(path)
+        now = os.stat(path)
         mark.update(os.fsencode(os.path.relpath(path, root)))
-        mark.update(f":{label}:{state.st_size}:{state.st_mtime_ns}\n".encode())
+        mark.update(f":{label}:{now.st_size}:{now.st_mtime_ns}:{now.st_ctime_ns}:{now.st_ino}\n".encode())
     return mark.hexdigest()
 
 
-def _splits(names: list[str]) -> list[str]:
-    """The subfolders that are splits: all are called so, or some for training and others for testing."""
-    splits = [name for name in names if name.lower() in SPLITS]
-    training = [name for name in splits if name.lower() in ROLES["pretrain"]]
+def _splits(names: list[str]) -> dict[str, str]:
+    """The subfolders that are splits, {"Train2017": "train"}: all, or some to train and some to test."""
+    called = {name: re.sub(rf"^({'|'.join(SPLITS)})[\d_-].*", r"\1", name.lower()) for name in names}
+    splits = {name: split for name, split in called.items() if split in SPLITS}
+    training = [name for name in splits if splits[name] in ROLES["pretrain"]]
     both = training and len(training) < len(splits)
-    return splits if both or len(splits) == len(names) else []
+    return splits if both or len(splits) == len(names) else {}
 
 
 def _part(path: str | Path, split: str) -> Path:
@@ -439,8 +457,9 @@ def _part(path: str | Path, split: str) -> Path:
     root, names = Path(os.path.expanduser(path)), ROLES.get(split, (split.lower(),))
     inner = _folders(root)
     splits = _splits(inner)
-    taken = next((name for name in names if name in map(str.lower, inner)), None)
-    folders = [name for name in inner if name.lower() == taken]
+    own = next((name for name in names if name in (*map(str.lower, inner), *splits.values())), None)
+    folders = [each for each in inner if each.lower() == own]
+    folders = folders or [each for each in splits if splits[each] == own]
     doubtful = len(folders) > 1 or folders and split in ROLES and not splits
     missing = not folders and (splits or split not in ("train", "pretrain"))
     if doubtful or missing:
@@ -474,13 +493,13 @@ def square(source, size: int) -> np.ndarray:
             try:
                 return square(_opened(file, size), size)
             except (OSError, SyntaxError, ValueError):  # Pillow forgives nothing in the notes of a PNG
-                file.seek(0)
-                png = file.read()
-                if not png.startswith(_PNG):
+                png = Path(source).read_bytes()
+                if not png.startswith(b"\x89PNG\r\n\x1a\n"):
                     raise
                 return square(Image.open(io.BytesIO(_without_notes(png))), size)
-    if isinstance(source, Tensor) and source.is_floating_point():
-        _check_white("float pixels", source, 0, 1)
+    if isinstance(source, (Tensor, np.ndarray)):  # to_pil_image lets numbers wrap
+        floats = "float" in str(source.dtype)
+        _check_white("float pixels" if floats else "pixels", source, 0, 1 if floats else 2**16 - 1)
     image = source if isinstance(source, Image.Image) else to_pil_image(source)
     _check_pixels(image)
     with _ONE_AT_A_TIME if image.width * image.height > _MANY_PIXELS else nullcontext():
@@ -495,7 +514,8 @@ def square(source, size: int) -> np.ndarray:
             image = Image.fromarray((values * 255).round().astype(np.uint8))
         elif image.mode == "I" or image.mode.startswith("I;16"):  # Pillow would clip them to white
             values = _check_white("pixels of 16 bits", np.asarray(image), 2**14, 2**16 - 1)
-            image = Image.fromarray((values >> 8).astype(np.uint8))
+            values = np.where(values == image.info.get("transparency"), 255, values >> 8)  # clear is white
+            image = Image.fromarray(values.astype(np.uint8))
         elif halved:
             _check_white("the upper 8 of 16 bits", np.asarray(image.convert("RGB")), 64, 255)
         if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
@@ -509,9 +529,7 @@ def square(source, size: int) -> np.ndarray:
 
 def _opened(file: io.BufferedReader, size: int) -> Image.Image:
     """The picture of a file; of a JPEG, one decoded smaller, not below twice S."""
-    start = file.read(8)
-    file.seek(0)
-    if not start.startswith(b"\xff\xd8\xff"):
+    if not file.peek(3).startswith(b"\xff\xd8\xff"):
         return Image.open(file, formats=_FORMATS)
     image = JpegImageFile(file)  # Image.open calls a large one a bomb, before it is decoded smaller
     if "progression" in image.info:  # is held as a whole all the same
@@ -548,19 +566,18 @@ def _check_pixels(image: Image.Image) -> None:
 
 def _cached(store, size: int, source: str, build: Callable, progress: bool, limit=None) -> ImageStore:
     """`store` with its images: from a cache file of this `source`, or decoded from the dataset `build()`."""
-    kind = f"{store.split}-{limit}" if limit else store.split
-    path = cache_root() / f"{store.name}-{kind}-{size}.safetensors"
+    kind = re.sub(r"[^\w.-]", "_", store.split, flags=re.ASCII)[:20] + (f"-{limit}" if limit else "")
+    path = cache_root() / f"{store.name}-{kind}-{size}.safetensors"  # a split may be called anything
     beside = path.with_name(f"{path.stem}.{source[:8]}.safetensors")
     store = replace(store, files=tuple(store.files[row] for row in _spaced(len(store.files), limit)))
-    with FileLock(path.with_name(f".{path.name}.lock")):  # one process builds it, the others wait and read
+    with FileLock(path.with_name(f".{path.name}.lock"), mode=0o666):  # of several processes, one builds it
         cached = _read(path, store, source) or _read(beside, store, source)
         if cached is None:
             dataset = build()
             _write(path, store, dataset.__getitem__, _spaced(len(dataset), limit), size, source, progress)
             return _read(path, store, source) or _read(beside, store, source)
-        if beside.exists():
-            with suppress(PermissionError):
-                os.replace(beside, path)
+        with suppress(FileNotFoundError, PermissionError):
+            os.replace(beside, path)
     return cached
 
 
@@ -577,9 +594,9 @@ def _write(path, store, item: Callable, rows, size: int, source: str, progress, 
         except UnidentifiedImageError:  # whose message names the whole path
             return "not an image", None
         except Exception as error:  # decoders raise nearly anything on a damaged file
-            return printable(f"{type(error).__name__}: {error}")[:160].replace(" (", ", "), None
+            return printable(f"{type(error).__name__}: {error}")[:160], None
 
-    numbers, skipped = [], []
+    numbers, skipped = [], {}
     names = list(map(printable, store.files)) or [f"image {row}" for row in rows]
     bar = {"desc": f"Decoding {store.origin} to {size} px", "total": len(rows), "disable": not progress}
     try:  # Windows does not remove a file that is mapped: that is no error
@@ -589,12 +606,12 @@ def _write(path, store, item: Callable, rows, size: int, source: str, progress, 
                 items = tqdm(pool.map(decoded, rows), leave=False, mininterval=1, delay=2, **bar)
                 for name, (pixels, label) in zip(names, items, strict=True):
                     if isinstance(pixels, str):
-                        skipped.append(f"{name} ({pixels})")  # the name ends at the last " ("
+                        skipped[len(numbers) + len(skipped)] = f"{name} ({pixels})"
                         continue
                     numbers.append(_class_number(label, name))
                     file.write(pixels)
             if not numbers:
-                first = "".join(skipped[:1])
+                first = "".join([*skipped.values()][:1])
                 raise DataError(f"not one of {len(rows)} images of {store.origin} can be decoded: {first}")
             pixels = np.memmap(raw, np.uint8, "c", shape=(len(numbers), size, 3, size))  # not in memory
             tensors = {"images": torch.from_numpy(pixels)}
@@ -617,7 +634,7 @@ def _class_number(label, name: str) -> int:
         number = -1 if label is None else operator.index(label)
         if -1 <= number < 100_000:
             return number
-    raise DataError(f"the label of {name} is {label!r}; give the number of a class, from 0 on")
+    raise DataError(f"the label of {name} is {label!r:.200}; give the number of a class, from 0 on")
 
 
 def _fingerprint(tensors: dict[str, Tensor]) -> str:
@@ -647,22 +664,19 @@ def _read(path: Path, store: ImageStore, source: str) -> ImageStore | None:
         if _fingerprint(tensors) != about["fingerprint"] or checksum not in (None, _checksum(about)):
             raise ValueError("its checksum is another")
         rows, labels = tensors["images"], tensors.get("labels")
-        skipped = tuple(json.loads(about["skipped"]))
-        left_out = {entry.rpartition(" (")[0] for entry in skipped}
-        files = tuple(name for name in store.files if printable(name) not in left_out)
+        skipped = dict(json.loads(about["skipped"]))  # by row; an older version's is []
+        files = tuple(name for row, name in enumerate(store.files) if str(row) not in skipped)
         if files and len(files) != len(rows):
             raise ValueError(f"it has {len(rows)} images of {len(files)} files")
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         warnings.warn(f"the cache file {path} is damaged ({error}) and is built again", stacklevel=4)
         return None
-    skipped += store.skipped
+    skipped = (*skipped.values(), *store.skipped)
     if skipped:
         few = ", ".join(skipped[:5]) + ", …" * (len(skipped) > 5)
         told = f"{len(skipped)} of {len(skipped) + len(rows)} images of {store.origin} are left out: {few}"
         warnings.warn(told, stacklevel=4)
-    classes = store.classes
-    if labels is not None and not classes:
-        classes = tuple(map(str, range(int(labels.max()) + 1)))
+    classes = store.classes or range(0 if labels is None else int(labels.max()) + 1)
     kept = {"files": files, "fingerprint": about["fingerprint"], "skipped": skipped}
     return replace(store, images=rows.transpose(1, 2), labels=labels, classes=classes, **kept)
 
@@ -719,7 +733,7 @@ def fetch(name: str, size: int = 160, *, progress: bool = True, download: bool =
     file = url.rpartition("/")[2]
     inside = file.partition(".")[0]  # the one folder in the archive
     home = data_root() if _writable(data_root()) else cache_root()
-    with FileLock(home / f".{inside}.lock"):  # one process fetches, the others wait
+    with FileLock(home / f".{inside}.lock", mode=0o666):  # one process fetches, the others wait
         if find(inside) is None:
             packed = find(file) or home / file
             if not packed.exists():
@@ -780,7 +794,7 @@ def _unpack(packed: Path, md5: str, home: Path) -> None:
             Path(place, home.name, _MARKER).write_text(json.dumps(note))
         except (tarfile.TarError, EOFError, zlib.error, OSError, TypeError) as error:
             reason = str(error).partition("\n")[0]  # tarfile lists every format it tried
-            raise DataError(f"could not unpack {packed} ({reason}); if it is damaged, remove it") from error
+            raise DataError(f"could not unpack {packed} ({reason}); remove it if damaged or wrong") from error
         Path(place, home.name).replace(home)
     if not official:
         warnings.warn(f"{packed} is not the official file: its md5 is not {md5}; it is used", stacklevel=4)
@@ -792,5 +806,5 @@ def _origin(home: Path) -> tuple[str, str]:
         note = json.loads((home / _MARKER).read_text())
         kind = "the official file" if note["official"] else "not the official file"
         return f"{note['archive']} (sha256 {note['sha256'][:16]}), {kind}", note["sha256"]
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return f"{home.name}, unpacked by hand and not compared with the official archive", ""

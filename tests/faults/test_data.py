@@ -10,18 +10,21 @@ import struct
 import subprocess
 import sys
 import tarfile
+import unicodedata
 import warnings
 import zlib
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
 
 from ssl_lessons import SimSiam, images
-from ssl_lessons.evaluate import labels_of
+from ssl_lessons.evaluate import labels_of, place_of
 from ssl_lessons.images import DataError, ImageStore
 from ssl_lessons.networks import build
+from ssl_lessons.records import Run
 
 pytestmark = pytest.mark.usefixtures("root")
 
@@ -208,6 +211,21 @@ def test_odd_names(fault, tmp_path, capsys, name, where):
     fault("odd names").right(right and len(store.files) == 4, message=ascii(shown))
 
 
+def test_of_two_files_that_print_alike_one_is_damaged(fault, zoo):
+    (zoo / "ant" / "a\x1b.png").write_bytes(b"damaged")
+    picture(7).save(zoo / "ant" / "a\\x1b.png")
+    stores = [read(zoo)[0] for _ in range(2)]
+    left = [store.files[:3] == ("ant/0.png", "ant/1.png", "ant/a\\x1b.png") for store in stores]
+    fault("odd names").right(all(left) and stores[0].fingerprint == stores[1].fingerprint)
+
+
+@pytest.mark.parametrize("split", ["n" * 240, "é" * 120, "a b:c", "cafe\u0301"])
+def test_splits_of_odd_names(fault, tmp_path, split):
+    photos(tmp_path / "zoo" / split)
+    store = load(tmp_path / "zoo", split)
+    fault("odd names").right(len(store) == 4 and store.split == split)
+
+
 # ---- Splits, classes, and what lies beside them -----------------------------------------------------------
 
 
@@ -223,6 +241,12 @@ def test_odd_names(fault, tmp_path, capsys, name, where):
         (("Unlabeled", "train", "test"), "pretrain", "Unlabeled"),
         (("train", "test", "extra"), "extra", "extra"),
         (("train",), "train", "train"),
+        (("train2017", "val2017"), "train", "train2017"),
+        (("train2017", "val2017"), "val2017", "val2017"),
+        (("train-images", "test-images"), "test", "test-images"),
+        (("Train_1", "test_1"), "pretrain", "Train_1"),
+        (("train", "train_extra", "test"), "train", "train"),
+        (("train", "train_extra", "test"), "train_extra", "train_extra"),
     ],
     ids=str,
 )
@@ -246,6 +270,14 @@ def test_a_split_by_its_name_in_any_case(fault, tmp_path, folders, split, taken)
         (("ant", "bee"), "test", "test"),
         (("ant", "bee"), "..", ".."),
         (("ant", "bee"), "", "''"),
+        (("ant", "none"), 3, "split 3"),
+        (("train2017", "val2017"), None, "train2017, val2017"),
+        (("train-images", "val-images"), None, "train-images, val-images"),
+        (("train_1", "train_2", "test_1"), "train", "train_1"),
+        (("data/train", "data/test"), None, ("data has the splits test, train", "load")),
+        (("data/train", "data/test"), "pretrain", ("data has the splits test, train", "load")),
+        (("a/b/Train", "a/b/Val", "c"), None, "Train, Val"),
+        (("ant/val", "ant/test", "bee/val", "bee/test"), None, "test, val"),
     ],
     ids=str,
 )
@@ -256,7 +288,29 @@ def test_splits_are_no_classes(fault, tmp_path, folders, split, says):
         read(tmp_path / "zoo") if split is None else load(tmp_path / "zoo", split)
 
 
-@pytest.mark.parametrize("classes", [("bus", "car", "train"), ("control", "test"), ("dev", "ops")], ids=str)
+def test_a_split_that_is_no_text(fault, zoo):
+    (zoo / "none").mkdir()
+    for name, split in ((str(zoo), None), ("shapes", ["train"]), (None, "train"), (b"shapes", "train")):
+        with fault("splits").refused(DataError, says=(repr(name), repr(split))):
+            images.load(name, split)
+
+
+def test_a_class_may_have_one_folder_that_is_called_like_a_split(fault, zoo):
+    photos(zoo / "vehicle", ["train"])
+    store, _ = read(zoo)
+    fault("splits").right(store.classes == ("ant", "bee", "vehicle") and len(store) == 6)
+
+
+ALIKE = (
+    ("bus", "car", "train"),
+    ("control", "test"),
+    ("dev", "ops"),
+    ("bullet_train", "test"),
+    ("tester", "trainer"),
+)
+
+
+@pytest.mark.parametrize("classes", ALIKE, ids=str)
 def test_a_class_may_be_called_like_a_split(fault, tmp_path, classes):
     store, _ = read(photos(tmp_path / "zoo", classes))
     fault("splits").right(store.classes == classes and len(store) == 2 * len(classes))
@@ -276,6 +330,21 @@ def test_classes_that_only_the_test_split_has(fault, tmp_path):
     photos(tmp_path / "zoo" / "test", ["ant", "bee"])
     with fault("classes").refused(ValueError, says="bee"):
         labels_of(load(tmp_path / "zoo", "test"), load(tmp_path / "zoo", "train").classes)
+
+
+def test_accents_written_in_two_ways_are_one_class(fault, tmp_path):
+    composed, apart = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
+    photos(tmp_path / "zoo" / "train", ["b", composed])
+    photos(tmp_path / "zoo" / "test", ["b", apart])
+    train, test = load(tmp_path / "zoo", "train"), load(tmp_path / "zoo", "test")
+    right = train.classes == test.classes == ("b", composed) and apart in test.files[2]
+    fault("classes").right(right and labels_of(test, train.classes).tolist() == [0, 0, 1, 1])
+
+
+@pytest.mark.parametrize("names", [("caf\u00e9", "cafe\u0301"), ("a\x1b", "a\\x1b")], ids=ascii)
+def test_folders_whose_names_print_alike(fault, tmp_path, names):
+    with fault("classes").refused(DataError, says=("two classes", "rename")):
+        read(photos(tmp_path / "zoo", names))
 
 
 def test_test_images_that_are_training_images(fault, tmp_path):
@@ -407,14 +476,21 @@ FLOATS = {
 
 
 @pytest.mark.parametrize(("pixels", "right"), FLOATS.values(), ids=FLOATS)
-@pytest.mark.parametrize("as_file", [True, False], ids=["file", "tensor"])
-def test_floats(fault, tmp_path, pixels, right, as_file):
+@pytest.mark.parametrize("kind", ["file", "tensor", "(H, W, 3)", "(H, W, 1)", "(H, W)", "half"])
+def test_floats(fault, tmp_path, pixels, right, kind):
     def store():
-        if as_file:
+        if kind == "file":
             Image.fromarray(pixels.astype(np.float32)).save(tmp_path / "float.tiff")
             return read(tmp_path)[0]
-        tensor = torch.tensor(pixels, dtype=torch.float32).expand(1, 3, 16, 16)
-        return images.from_dataset(tensor, 16, progress=False)
+        if kind == "tensor":
+            data = torch.tensor(pixels, dtype=torch.float32).expand(1, 3, 16, 16)
+        elif kind == "(H, W)":
+            data = [pixels]
+        else:
+            channels = 1 if kind == "(H, W, 1)" else 3
+            data = np.repeat(pixels[None, ..., None], channels, -1)
+            data = data.astype(np.float16) if kind == "half" else data
+        return images.from_dataset(data, 16, progress=False)
 
     if right:
         fault("depths").right(same(store().images[0], Image.fromarray(GREY)))
@@ -439,6 +515,20 @@ def test_mode_i(fault, tmp_path, pixels, right):
         return
     with fault("depths").refused(DataError, says=("whole.tiff", "16 bits")):
         read(tmp_path)
+
+
+@pytest.mark.parametrize("kind", [np.int16, np.int32])
+def test_whole_numbers_below_0_do_not_wrap(fault, kind):
+    with fault("depths").refused(DataError, says="-1"):
+        images.from_dataset([np.where(GREY > 99, kind(-1), GREY)], 16, progress=False)
+
+
+def test_what_16_bits_call_transparent_is_white(fault, tmp_path):
+    data, key = deep(16, 0), int(GREY[3, 3])
+    at = data.index(b"IDAT") - 4
+    (tmp_path / "clear.png").write_bytes(data[:at] + chunk(b"tRNS", struct.pack(">H", 256 * key)) + data[at:])
+    wanted = np.where(key == GREY, 255, GREY)
+    fault("depths").right(np.array_equal(read(tmp_path)[0].images[0, 0].numpy(), wanted))
 
 
 @pytest.mark.parametrize("maximum", [255, 1023, 4095, 65535])
@@ -565,6 +655,11 @@ def store_of(labels, classes=("a", "b", "c"), count=6):
         (np.array([2, 2], dtype=np.int16), [2, 2]),
         (torch.tensor([5], dtype=torch.uint8), [5]),
         (range(1, 3), [1, 2]),
+        (np.array([1, 2], dtype=np.uint16), [1, 2]),
+        (np.array([4], dtype=np.uint64), [4]),
+        (torch.tensor([3], dtype=torch.uint32), [3]),
+        (pd.Series([True, False] * 3, index=range(6, 0, -1)), [0, 2, 4]),
+        (pd.Series([5, 0], index=["x", "y"]), [5, 0]),
     ],
     ids=str,
 )
@@ -591,8 +686,19 @@ def test_rows(fault, indices, rows):
         [-1],
         [0, 2**40],
         np.array([0.5]),
+        np.array([2**64 - 1], dtype=np.uint64),
+        slice(0, 2),
+        {0, 1},
+        {0: 1},
+        (row for row in [0]),
+        None,
+        "01",
+        [None],
+        [[0], [1, 2]],
+        [2**70],
+        pd.Series([True, None] * 3),
     ],
-    ids=str,
+    ids=lambda indices: str(indices).partition(" at 0x")[0],
 )
 @pytest.mark.parametrize("call", ["batch", "subset"])
 def test_rows_that_are_none(fault, indices, call):
@@ -621,6 +727,17 @@ LABELS = {
     "too many": ([0, 1, 0, 1, 0], None, "5 labels"),
     "dates": ([20261126] * 4, None, "20261126"),
     "beyond 64 bits": ([2**70] * 4, None, str(2**70)),
+    "a mapping": ({0: 1, 1: 0, 2: 1, 3: 1}, None, "{0: 1, 1: 0"),
+    "a set": ({0, 1, 2, 3}, None, "{0, 1, 2, 3}"),
+    "a number": (3, None, "are 3"),
+    "no dimension": (torch.tensor(3), None, "tensor(3)"),
+    "text": ("0101", None, "'0101'"),
+    "two classes of one name": ([0, 1, 2, 1], ("crane", "crane", "dog"), "crane"),
+    "classes in a mapping": ([0, 1, 0, 1], {0: "a", 1: "b"}, "{0: 'a'"),
+    "classes in a set": ([0, 1, 0, 1], {"a"}, "{'a'}"),
+    "classes as text": ([0, 1, 0, 1], "ab", "'ab'"),
+    "a count of classes": ([0, 1, 0, 1], 2, "are 2"),
+    "a method": ([0, 1, 0, 1], print, "built-in function print"),
 }
 
 
@@ -628,6 +745,35 @@ LABELS = {
 def test_labels_that_are_none(fault, labels, classes, says):
     with fault("labels").refused(DataError, says=says):
         images.from_dataset(PIXELS, 16, labels=labels, classes=classes, progress=False)
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["given", "the dataset's"])
+@pytest.mark.parametrize(
+    ("classes", "wanted"),
+    [
+        ([3, 5], ("3", "5")),
+        (range(2), ("0", "1")),
+        (np.array([3, 5]), ("3", "5")),
+        (np.array(["a", "b"]), ("a", "b")),
+        (pd.Series(["a", "b"], index=[7, 8]), ("a", "b")),
+        ({"a": 0, "b": 1}.keys(), ("a", "b")),
+        ([("a", "x"), ("b",)], ("a", "b")),
+        ([], ("0", "1")),
+    ],
+    ids=str,
+)
+def test_classes_as_people_have_them(fault, classes, wanted, own):
+    dataset = [(picture(i), i % 2) for i in range(4)]
+    if own:
+        dataset = type("Own", (list,), {"classes": classes})(dataset)
+    store = images.from_dataset(dataset, 16, classes=None if own else classes, progress=False)
+    fault("classes").right(store.classes == wanted and store.labels.tolist() == [0, 1, 0, 1])
+
+
+def test_a_label_of_many_letters_is_cut(fault):
+    with pytest.raises(DataError, match="number of a class") as caught:
+        images.from_dataset(PIXELS, 16, labels=["a" * 700_000] * 4, progress=False)
+    fault("labels").right(len(str(caught.value)) < 400)
 
 
 @pytest.mark.parametrize(
@@ -701,6 +847,39 @@ def test_a_flipped_bit_in_a_cache(fault, zoo, root, seed):
     store, _ = read(zoo)
     right = torch.equal(store.images, pixels) and torch.equal(store.labels, labels)
     fault("caches").right(right and store.files == good.files and store.fingerprint == good.fingerprint)
+
+
+def swapped(zoo):
+    """Two pictures of one size and time change their places, and so their classes."""
+    ant, bee = zoo / "ant" / "0.bmp", zoo / "bee" / "0.bmp"
+    ant.rename(zoo / "kept")
+    bee.rename(ant)
+    (zoo / "kept").rename(bee)
+
+
+def overwritten(zoo):
+    """Another picture of the same length, and the clock of the old one."""
+    path = zoo / "ant" / "0.bmp"
+    before = path.stat()
+    picture(99).save(path)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def test_a_lock_in_a_shared_data_root_is_everybodys(fault, zoo, root):
+    read(zoo)
+    (lock,) = (root / "cache").glob(".*.lock")
+    fault("places").right(lock.stat().st_mode & 0o666 == 0o666)
+
+
+@pytest.mark.parametrize("change", [swapped, overwritten])
+def test_a_file_of_the_same_length_and_time(fault, zoo, change):
+    for name in ("ant", "bee"):
+        picture(len(name) + ord(name[0])).save(zoo / name / "0.bmp")
+        os.utime(zoo / name / "0.bmp", (1e9, 1e9))
+    read(zoo)
+    change(zoo)
+    wanted = Image.open(zoo / "ant" / "0.bmp").crop((5, 0, 35, 30))
+    fault("caches").right(same(read(zoo)[0].images[0], wanted, 16))
 
 
 def test_a_cache_of_the_version_before_is_read(fault, zoo, root):
@@ -781,6 +960,43 @@ def test_an_archive_that_is_not_the_official_one(fault, root):
     fault("archives").right(len(store) == 10 and "not the official file" in store.origin)
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_what_is_changed_in_an_unpacked_archive_is_read_again(fault, root):
+    archive(root / "imagenette2-160.tgz", nette())
+    train, store = root / "imagenette2-160" / "train", get()
+    first, last = (sorted(train.iterdir())[row] for row in (0, -1))
+    picture(77, (64, 64)).save(first / "0.JPEG", quality=95)
+    changed = get()
+    fault("archives").right(
+        same(changed.images[0], picture(77), 60) and changed.fingerprint != store.fingerprint
+    )
+    (first / "0.JPEG").rename(last / "1.JPEG")
+    picture(78, (64, 64)).save(first / "2.JPEG", quality=95)
+    moved = get()
+    pairs = [
+        (int(label), file.split(os.sep)[0]) for label, file in zip(moved.labels, moved.files, strict=True)
+    ]
+    wnids = list(images.WNIDS["imagenette"])
+    right = len(moved) == 11 and all(wnids[label] == folder for label, folder in pairs)
+    fault("archives").right(right and torch.equal(moved.images[-1], changed.images[0]))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("note", ["[]", "null", "3", '{"archive": 1, "official": 1, "sha256": 5}', "{"])
+def test_an_odd_note_in_an_unpacked_archive(fault, root, note):
+    archive(root / "imagenette2-160.tgz", nette())
+    wanted = get().fingerprint
+    (root / "imagenette2-160" / ".ssl_lessons.json").write_text(note)
+    store = get()
+    fault("archives").right(store.fingerprint == wanted and "by hand" in store.origin)
+
+
+def test_an_archive_under_another_name(fault, root):
+    archive(root / "imagewoof2-160.tgz", nette())
+    with fault("archives").refused(DataError, says=("imagewoof2-160.tgz", "wrong")):
+        images.load("imagewoof", "train", 16, progress=False, download=False)
+
+
 @pytest.mark.parametrize("at", [0.2, 0.5, 0.8, 0.98, -6, -2])
 def test_an_archive_with_a_flipped_byte(fault, root, at):
     path = root / "imagenette2-160.tgz"
@@ -804,6 +1020,51 @@ def test_an_archive_in_an_archive_is_no_picture(fault, root):
     (root / "imagenette2-160.tgz").write_bytes(gzip.compress(gzip.compress(b"\0" * 10_000_000)))
     with fault("archives").refused(DataError, says="could not unpack"):
         get()
+
+
+PLACES = {
+    "plain": "zoo",
+    "called test": "test",
+    "a no-break space": "zoo\xa0",
+    "not UTF-8": os.fsdecode(b"caf\xe9"),
+}
+
+
+@pytest.mark.parametrize("name", PLACES.values(), ids=PLACES)
+@pytest.mark.parametrize("splits", [False, True], ids=["classes", "splits"])
+def test_a_record_knows_the_folder_that_was_asked_for(fault, tmp_path, monkeypatch, name, splits):
+    place = tmp_path / "all" / name
+    for split in ("train", "test") if splits else ("",):
+        photos(place / split, first=len(split))
+    monkeypatch.chdir(tmp_path)
+    store = load(os.path.join("all", name))
+    Run.create(tmp_path / "run", dataset=store.subset([0, 1]).facts)
+    asked = place_of(Run.open(tmp_path / "run").record["dataset"])
+    fault("places").right(asked == str(place) and load(asked).fingerprint == store.fingerprint)
+
+
+@pytest.mark.parametrize("read_by", ["load", "folder"])
+def test_a_record_keeps_links_as_they_are(fault, tmp_path, read_by):
+    for i, name in enumerate(("other/train", "other/test", "own/test")):
+        photos(tmp_path / name, first=100 * i)
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    for name, target in (("train", "other/train"), ("test", "own/test")):
+        (linked / name).symlink_to(tmp_path / target, target_is_directory=True)
+    store = load(linked) if read_by == "load" else read(linked / "train", split="train")[0]
+    asked = place_of(store.facts)
+    fault("places").right(asked == str(linked if read_by == "load" else linked / "train"))
+    if read_by == "load":
+        fault("places").right(
+            load(asked, "test").fingerprint == read(tmp_path / "own" / "test")[0].fingerprint
+        )
+
+
+def test_only_folders_have_a_place(fault):
+    stores = load("shapes", size=8), images.from_dataset(PIXELS, 16, progress=False)
+    names = [place_of(store.facts) for store in stores]
+    right = names == ["shapes", "tensor"] and not any("place" in store.facts for store in stores)
+    fault("places").right(right)
 
 
 @pytest.mark.parametrize("named", ["data", "./data", "../data", "data/sub"])
