@@ -15,6 +15,7 @@ from ssl_lessons.images import ImageStore
 from ssl_lessons.methods.base import Method, embedding_std, unit
 from ssl_lessons.networks import eval_mode
 from ssl_lessons.parameters import Parameter, fit
+from ssl_lessons.processes import alone
 from ssl_lessons.training import COLLAPSED
 
 VERDICTS = ("healthy", "suspect", "collapsed")
@@ -105,7 +106,7 @@ def measure(
     images, batch = (fit(name, n, Parameter(int, 1)) for name, n in (("images", images), ("batch", batch)))
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     device, first, second = next(method.parameters()).device, [], []
-    with eval_mode(method):
+    with eval_mode(method), alone():  # one process' figures, wherever it is called
         for rows in torch.randperm(len(store), generator=generator)[:images].split(batch):
             views = method.augment(store.batch(rows, device), generator)
             first.append(method.projector(method.encoder(views[0])).float().cpu())

@@ -48,6 +48,7 @@ from torchvision.transforms.functional import to_pil_image
 from tqdm import tqdm
 
 from ssl_lessons import shapes
+from ssl_lessons.parameters import folder as home_folder
 from ssl_lessons.parameters import printable
 
 
@@ -352,6 +353,10 @@ def from_dataset(
     def item(row: int) -> tuple:
         item = dataset[row]
         if isinstance(item, dict):
+            if "image" not in item:
+                raise DataError(
+                    f"it has {', '.join(map(str, item))}; call the picture 'image', its class 'label'"
+                )
             item = item["image"], item.get("label")
         picture, label = item if isinstance(item, (tuple, list)) else (item, None)
         return picture, label if labels is None else labels[row]
@@ -696,16 +701,17 @@ def data_root() -> Path:
     for place in (Path.cwd(), *Path.cwd().parents, Path(__file__).resolve().parent.parent):
         if (place / "notebooks").is_dir() and (place / "ssl_lessons").is_dir():
             return place / "data"
-    return Path("~/.cache/ssl-lessons").expanduser()
+    return home_folder("~/.cache/ssl-lessons")
 
 
 def cache_root() -> Path:
     """The folder of decoded images, made if missing: data_root()/cache; where that cannot be written
     (a Kaggle input, a shared disk), ($XDG_CACHE_HOME or ~/.cache)/ssl-lessons."""
-    user = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "ssl-lessons"
-    for place in (data_root() / "cache", user):
-        if _writable(place):
-            return place
+    if _writable(data_root() / "cache"):
+        return data_root() / "cache"
+    user = home_folder(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "ssl-lessons"
+    if _writable(user):
+        return user
     raise DataError(f"neither {data_root()} nor {user} can be written: let SSL_LESSONS_DATA name a folder")
 
 

@@ -366,7 +366,7 @@ class Run:
         if folder is None:
             return cls.in_memory(**settings)
         place = parameters.folder(folder)
-        if not any((place / name).exists() for name in ("record.json", "resume.pt")):
+        if not any(os.path.exists(place / name) for name in ("record.json", "resume.pt")):
             return cls.create(folder, **settings)
         run = cls.open(folder)
         begun = run.record["history"] or run.record["metrics"] or run.encoder_path.exists()

@@ -184,6 +184,8 @@ def pretrain(
             _restore(state, run, kept, generator, target)
             if len(run.record["history"]) < epochs:
                 run.record["metrics"] = {}  # judged at an epoch that is not the last
+            if run.record["dataset"] != store.facts:  # the same images lie elsewhere by now
+                run.update(dataset=store.facts)
         elif method.run_steps is not None:
             again = f"this {kind.__name__} has been trained before, and goes on from there in a new run"
             warnings.warn(f"{again}; build another one for another seed", stacklevel=2)

@@ -451,6 +451,19 @@ def test_published_weights_are_those_that_were_trained(tmp_path, fault):
     fault("weights in half precision").right(all(same))
 
 
+def test_a_name_that_is_too_long(tmp_path, fault):
+    with fault("places").refused(RecordError, says="name another folder"):
+        train(tmp_path / ("x" * 300))
+
+
+def test_a_run_knows_where_its_images_lie_now(tmp_path, fault):
+    store = noise(16)
+    pretrain(method(), store, run=tmp_path / "run", **SETTINGS)
+    store.origin = "folder elsewhere"
+    pretrain(method(), store, run=tmp_path / "run", **SETTINGS)
+    fault("places").right(Run.open(tmp_path / "run").record["dataset"]["origin"] == "folder elsewhere")
+
+
 def test_a_home_is_one(tmp_path, fault, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     fault("places").right(Run.at("~/run").folder == tmp_path / "run")
