@@ -361,15 +361,17 @@ def test_a_trial_is_kept_read_again_and_told_apart_by_its_settings(capsys):
         return moco(temperature=temperature)
 
     def measure(method):
+        measure.calls += 1
         return {"queue_std": method.queue.std(), "steps": method.step}
 
+    measure.calls = 0
     kept = dict(epochs=2, batch_size=8, measure=measure, device="cpu", precision="fp32")
     first = lab.trial(s, "warm", build, noise(), **kept)
     assert first.folder.parent == s.run_dir / "trials" and len(first.record["history"]) == 2
     assert first.record["metrics"]["steps"]["value"] == 6 and s.earlier == 0
     assert "lesson 03, seed 0" in first.record["metrics"]["steps"]["protocol"]
-    again = lab.trial(s, "warm", build, noise(), **{**kept, "measure": None})  # not judged again
-    assert "warm: read from" in capsys.readouterr().out
+    again = lab.trial(s, "warm", build, noise(), **kept)
+    assert "warm: read from" in capsys.readouterr().out and measure.calls == 1  # not judged again
     assert again.record == first.record and s.earlier == first.record["seconds"] > 0
     other = lab.trial(s, "warm", lambda: build(0.5), noise(), **kept)
     longer = lab.trial(s, "warm", build, noise(), **{**kept, "epochs": 3})
