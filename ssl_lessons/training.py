@@ -21,8 +21,8 @@ from torch import nn
 from ssl_lessons import processes
 from ssl_lessons.devices import TrainingError, peak_memory, pick_device, pick_precision, prepare
 from ssl_lessons.images import ImageStore, to_device
-from ssl_lessons.methods.base import Method, views_of
-from ssl_lessons.networks import check_network, unwrapped
+from ssl_lessons.methods.base import NAMES, Method, views_of
+from ssl_lessons.networks import unwrapped
 from ssl_lessons.optim import build_optimizer, check_run, learning_rate, set_learning_rate
 from ssl_lessons.parameters import Parameter, fit
 from ssl_lessons.processes import rank_and_size
@@ -227,7 +227,7 @@ def pretrain(
             cause, fault = None, ""
             if rank == 0 and monitor is not None and due:
                 try:
-                    row |= _watched(monitor, method, row, target)
+                    row |= _watched(monitor, method, target)
                 except Exception as error:  # whatever a user's own may raise: the epoch is kept first
                     cause, fault = error, f"{type(error).__name__}: {error}"
             row, fault = processes.from_first((row, fault))
@@ -256,7 +256,10 @@ def _add(totals: dict[str, tuple], numbers: dict) -> None:
 
 def _check(method: Method, store: ImageStore, batch_size: int, size: int) -> None:
     """Raise where there is nothing to train on, or where processes cannot share it."""
-    check_network(method.encoder)
+    kinds = {weight.dtype for weight in method.parameters() if weight.is_floating_point()}
+    if torch.get_default_dtype() != torch.float32 or kinds not in ({torch.float32}, {torch.float64}):
+        fault = f"weights are {kinds}, torch's default dtype {torch.get_default_dtype()}"
+        raise TrainingError(f"{fault}; call method.float() and torch.set_default_dtype(torch.float32)")
     if torch.is_autocast_enabled(next(method.parameters()).device.type):  # which keeps weights of steps ago
         raise TrainingError("torch.autocast is on; call pretrain outside of it, its precision chooses")
     count = len(store)
@@ -318,16 +321,16 @@ def _kept(run: Run) -> str:
     return f"checkpoint {epochs} is kept in {run.folder}" if run.folder and epochs else "none is kept"
 
 
-def _watched(monitor: Monitor, method: Method, row: dict, device: torch.device) -> dict[str, float]:
+def _watched(monitor: Monitor, method: Method, device: torch.device) -> dict[str, float]:
     """What a monitor says, as plain numbers: resume.pt is loaded with weights_only, which refuses NumPy's."""
     try:
         with processes.alone(), processes.draws_kept(device):
             said = {str(name): float(value) for name, value in monitor(method.encoder).items()}
     finally:
         method.train()
-    taken = ", ".join(row.keys() & said.keys())
+    taken = ", ".join(said.keys() & {*NAMES})
     if taken:
-        raise ValueError(f"it returns {taken}, which the history has already; use another name")
+        raise ValueError(f"it returns {taken}, which is the history's own; use another name")
     return said
 
 

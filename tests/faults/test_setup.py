@@ -352,6 +352,29 @@ def test_an_autocast_around_a_judgement_changes_nothing(fault):
     fault("an autocast around").right(torch.equal(got, expected))
 
 
+@pytest.mark.parametrize("change", [nn.Module.half, nn.Module.bfloat16, lambda m: m.encoder.double()])
+def test_weights_of_another_kind_are_refused(fault, change):
+    own = method()
+    change(own)
+    with fault("networks that do not fit").refused(TrainingError, says=("weights are", "float()")):
+        pretrain(own, noise(16), **SETTINGS)
+
+
+def test_a_default_of_another_kind_is_refused(fault):
+    own = method()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with fault("networks that do not fit").refused(TrainingError, says="default dtype"):
+            pretrain(own, noise(16), **SETTINGS)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_a_monitor_may_say_better_what_a_method_reports(fault):
+    record = pretrain(method(), noise(16), monitor=lambda f: {"embedding_std": 0.5}, **SETTINGS)
+    fault("odd monitors").right(record["history"][-1]["embedding_std"] == 0.5)
+
+
 @pytest.mark.parametrize("value", [2.5, "two", 0, -1, True, None])
 @pytest.mark.parametrize("name", ["epochs", "batch_size", "monitor_every"])
 def test_pretrains_own_numbers(fault, name, value):
