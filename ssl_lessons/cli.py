@@ -10,6 +10,7 @@ import argparse
 import codecs
 import contextlib
 import functools
+import io
 import json
 import os
 import platform
@@ -168,9 +169,8 @@ def run(args) -> int:
     paths = {"notebook": executed, "html": executed.with_suffix(".html"), "record": record}
     paths = {kind: path if path.exists() else None for kind, path in paths.items()}
     lines = [f"{kind:<9}{path}" for kind, path in paths.items() if path]
-    metrics = {}
-    if record.exists() and not error:
-        metrics = json.loads(record.read_text(encoding="utf-8")).get("metrics", {})
+    text = record.read_text(encoding="utf-8") if record.exists() and not error else "{}"
+    metrics = json.loads(text).get("metrics", {})
     if metrics:
         lines += [metric_table(metrics), ssl.lab.beside(metrics)]  # the last line: what was learnt
     show(args, {"ok": not error, **paths, "error": error, "metrics": metrics}, "\n".join(lines))
@@ -186,10 +186,8 @@ def grid(args) -> int:
     plan = grid.read(args.file)
     out = (args.out or ssl.lab.runs_folder() / Path(args.file).stem).resolve()
     args.kept = f"; the same command goes on where {out} stands"
-    if args.dry_run:
-        rows = grid.results(out, plan)
-    else:
-        rows = grid.run(plan, out, args.jobs, args.scheduler, args.minutes)
+    how = (args.jobs, args.scheduler, args.minutes)
+    rows = grid.results(out, plan) if args.dry_run else grid.run(plan, out, *how)
     done = (rows["status"] == "done").sum()
     lines = [f"{done} of {len(rows)} runs done, in {out}"]
     if args.dry_run:
@@ -219,13 +217,11 @@ def leaderboard(args) -> int:
     if not tables:
         warn(f"no record can be used in {', '.join(map(str, places))}")
         return FAILED
-    if args.figure:
+    forms = {**board.FORMS, "json": functools.partial(board.as_json, problems=problems)}
+    print(forms[args.form](tables, args.metric))
+    if args.figure:  # last: where it cannot be written, the table is there
         label = board.LABELS.get(args.metric, args.metric)
         ssl.figures.leaderboard(tables, args.metric, label).savefig(args.figure)
-    if args.form == "json":
-        print(board.as_json(tables, args.metric, problems))
-    else:
-        print(board.FORMS[args.form](tables, args.metric))
     return OK
 
 
@@ -299,10 +295,18 @@ def evaluate(args) -> int:
     ssl.devices.pick_device(args.device)  # before anything is loaded
     run = ssl.records.Run.open(args.run)
     encoder = ssl.evaluate.load_encoder(run)
-    trained_on = run.record["dataset"]
+    trained_on = run.record["dataset"] or {"size": 64}
     data = ssl.batch.grid.dataset(args.dataset or ssl.evaluate.place_of(trained_on), Path.cwd())
-    stores = labelled(args, data, args.size or trained_on["size"])
-    prefix = f"{Path(data).name}_" if args.dataset else ""
+    if not args.dataset and data not in ssl.images.CATALOGUE:
+        split = "pretrain" if trained_on["split"] == "all" else trained_on["split"]
+        same, limits = (data, split, trained_on["size"]), (None, trained_on["images"])  # all, or by --limit
+        prints = (ssl.images.load(*same, limit=limit).fingerprint for limit in limits)
+        if trained_on["fingerprint"] not in prints:
+            raise Unknown(f"the images in {data} are not those trained on: name them with --dataset")
+    size = args.size or trained_on["size"]
+    stores = labelled(args, data, size)
+    prefix = f"{stores[0].name}_" if args.dataset and stores else ""
+    prefix += "" if size == trained_on["size"] else f"{size}px_"
     epochs = ssl.evaluate.FINE_TUNE_EPOCHS if args.fine_tune else None
     return judge(args, run, encoder, stores, prefix, epochs)
 
@@ -340,8 +344,7 @@ def parser() -> argparse.ArgumentParser:
             verb.add_argument("--json", action="store_true", help="print JSON; all else to standard error")
         return verb.add_argument
 
-    setting = {"nargs": 2, "action": "append", "default": [], "metavar": ("NAME", "VALUE")}
-    setting["help"] = "set one by name"
+    setting = {"nargs": 2, "action": "append", "default": [], "metavar": ("NAME", "VALUE"), "help": "set one"}
     limit = {"help": "use at most so many images of each split"}
     device = {"default": "auto", "help": "auto, cpu, cuda, cuda:0 or mps"}
     command(doctor, "what this machine has, and whether anything is broken", "doctor")
@@ -406,9 +409,7 @@ def parser() -> argparse.ArgumentParser:
     option("--metric", default="knn", help="what ranks: knn (default), linear_100, linear_10, linear_1, …")
     option("--figure", metavar="FILE", help="draw accuracy against wall-clock as well, PNG, SVG or PDF")
     for form in ("markdown", "html", "json", "csv"):
-        option(
-            f"--{form}", dest="form", action="store_const", const=form, default="text", help=f"print {form}"
-        )
+        option(f"--{form}", dest="form", action="store_const", const=form, default="text", help=f"as {form}")
 
     option = command(bench, "run a benchmark of tests/benchmarks/", "bench views", json=False)
     option("name", metavar="NAME", help="views, …")
@@ -418,11 +419,17 @@ def parser() -> argparse.ArgumentParser:
 
 NUMBERS = {name: Parameter("int", 1) for name in ("limit", "size", "crop", "epochs", "batch_size", "jobs")}
 NUMBERS |= {"seed": Parameter("int", 0), "minutes": Parameter("float", 1.0)}
+OPTIONS = {name: name for name in ("profile", "dataset", "epochs", "batch_size")}  # set what -p may name
+OPTIONS |= {"run_dir": "out", "name": "recipe", "source": "recipe"}
 
 
 def parsed(argv: list[str] | None) -> argparse.Namespace:
     """The arguments, each number and each folder among them checked as everywhere."""
     args = parser().parse_args(argv)
+    pairs = vars(args).get("p", [])
+    for name, value in pairs:
+        if dict(pairs)[name] != value or vars(args).get(OPTIONS.get(name)) is not None:
+            raise Unknown(f"{name} is set in two places, by -p {name} {value} and beside it; leave one out")
     for name, value in vars(args).items():
         if name in NUMBERS and value is not None:
             setattr(args, name, parameters.fit(name, value, NUMBERS[name]))
@@ -437,6 +444,7 @@ def _stop(number: int, _) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """The command line: returns its exit code."""
+    sys.stdout, sys.stderr = sys.stdout or io.StringIO(), sys.stderr or io.StringIO()  # None: closed, by >&-
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="plain")

@@ -11,7 +11,7 @@ import typing
 from collections.abc import Iterable
 from decimal import Decimal
 from pathlib import Path
-from typing import Literal, NamedTuple, Union, get_args, get_origin
+from typing import Annotated, Final, Literal, NamedTuple, Union, get_args, get_origin
 
 
 class Unknown(ValueError):
@@ -40,7 +40,9 @@ def printable(text: str) -> str:
 
 
 def folder(text: str | Path) -> Path:
-    """A path with its `~` filled in; `Unknown` for the home of a user that there is not."""
+    """A path with its `~` filled in; `Unknown` for no text, and for the home of a user that there is not."""
+    if not str(text):
+        raise Unknown("the name of a folder is empty; name one, `.` is the working directory")
     try:
         return Path(text).expanduser()
     except RuntimeError:
@@ -53,13 +55,11 @@ def folder(text: str | Path) -> Path:
 def assigned(source: str) -> dict[str, Parameter]:
     """The names that Python source assigns at its top level. Raises SyntaxError for what is no Python."""
     try:
-        lines = ast.parse(source).body
+        lines = [line for line in ast.parse(source).body if isinstance(line, ast.Assign | ast.AnnAssign)]
     except (ValueError, RecursionError, MemoryError) as error:  # a null byte, brackets by the thousand
         raise SyntaxError(str(error)) from None
     declared = {}
     for line in lines:
-        if not isinstance(line, ast.Assign | ast.AnnAssign):
-            continue
         annotated = isinstance(line, ast.AnnAssign)
         target = line.target if annotated else line.targets[0]
         try:
@@ -92,12 +92,13 @@ def of_notebook(path: Path) -> dict[str, Parameter]:
 ANY, ABOVE_0 = (-math.inf, math.inf, ""), (sys.float_info.min, math.inf, " above 0")
 FROM_0, SHARE = (0, math.inf, " of at least 0"), (0, 1, " from 0 to 1")
 RANGES = dict.fromkeys(("weight_decay", "predictor_lr", "predictor_weight_decay", "warmup", "gamma"), FROM_0)
-RANGES |= dict.fromkeys(("momentum", "sgd_momentum", "final_lr", "alpha"), SHARE)
+RANGES |= dict.fromkeys(("momentum", "sgd_momentum", "final_lr", "alpha"), SHARE) | {"minutes": ABOVE_0}
 RANGES |= {"lr": ABOVE_0, "temperature": ABOVE_0, "lag": (sys.float_info.min, 1, " above 0 and at most 1")}
-RANGES |= {"views": (2, math.inf, " above 1"), "seed": (-(2**63), 2**63 - 1, " of 64 bits")}
+RANGES |= {"views": (2, math.inf, " above 1"), "seed": (0, 2**32 - 1, " from 0 to 2**32 - 1")}  # as a CPU's
 # In the order in which a union's are tried: text fits everything
 KINDS = {type(None): "None", bool: "True or False", int: "a whole number", float: "a number"}
 KINDS |= {tuple: "a list of values in brackets", list: "a list of values in brackets"}
+KINDS |= {dict: "a dictionary as JSON has them", set: "a list (papermill hands no set over)"}
 KINDS |= {Literal: "one of: ", str: "text", object: "anything"}
 UNFIT = (ValueError, TypeError, KeyError, AttributeError, SyntaxError, ArithmeticError)
 UNFIT += (RecursionError, MemoryError)  # of brackets by the thousand
@@ -112,13 +113,14 @@ def check(parameters: dict, declared: dict[str, Parameter], what: str) -> dict:
 
 def fit(name: str, value, parameter: Parameter):
     """`value`, or what its text stands for; `Unknown` if it is not of its kind or out of its range.
-    Kinds are bool, int, float, str, Literal, tuple and list (with their members), and unions of them; another
-    kind takes anything. None fits where the annotation says so, and where the default is None or ""."""
-    kind, default = _type(parameter.kind), parameter.default
+    Kinds are bool, int, float, str, Literal, dict, tuple and list (with their members), and unions of them;
+    another is the default's. None fits where the annotation says so, and where the default is None or ""."""
+    kinds, default = _kinds(parameter.kind), parameter.default
     if (default is None or default == "") and isinstance(value, str | None) and str(value) == "None":
         return None
-    kinds = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else [kind]
-    kinds = [kind if (get_origin(kind) or kind) in KINDS else object for kind in kinds]
+    if kinds == [type(None)] or any((get_origin(kind) or kind) not in [*KINDS] for kind in kinds):
+        own = type(default) if type(default) in KINDS else object
+        kinds = [bool, int, float, str, object] if default is None else [own]  # as papermill reads text
     low, high, words = RANGES.get(name, ABOVE_0 if int in kinds and float not in kinds else ANY)
     if isinstance(default, int | float) and not low <= default <= high:
         low, high, words = ANY
@@ -137,19 +139,21 @@ def fit(name: str, value, parameter: Parameter):
     raise Unknown(f"parameter {name} is {value!r:.200}; it must be {' or '.join(expected[::-1])}")
 
 
-def _type(annotation: str | type) -> type:
-    """The type that an annotation names; `object`, which anything is, for one not of Python or typing."""
+def _kinds(annotation: str | type) -> list:
+    """The kinds that an annotation names, several in a union; [None] for one not of Python or typing."""
     if not isinstance(annotation, str):
-        return annotation
-    if annotation == "NoneType":  # of a default alone: text is read as papermill's command line reads it
-        return bool | int | float | str | object
-    if not re.fullmatch(r"[\w\s.,|\[\]\"']*", annotation) or "__" in annotation:  # so that nothing is called
-        return object
-    names = {**vars(typing), "typing": typing, "__builtins__": {kind.__name__: kind for kind in KINDS}}
+        if get_origin(annotation) in (Annotated, Final):
+            return _kinds(get_args(annotation)[0])
+        if get_origin(annotation) in (Union, types.UnionType):
+            return [kind for member in get_args(annotation) for kind in _kinds(member)]
+        return [annotation]
+    if not re.fullmatch(r"[\w\s.,|\[\]\"'/-]*", annotation) or "__" in annotation:  # nothing is called
+        return [None]
+    names = {kind.__name__: kind for kind in KINDS} | {**vars(typing), "typing": typing, "Path": str}
     try:
-        return _type(eval(annotation, names))  # again: it may stand in quotes
+        return _kinds(eval(annotation, {"__builtins__": names}))  # again: it may stand in quotes
     except Exception:  # a class of the notebook's own
-        return object
+        return [None]
 
 
 def _read(kind: type, value, name: str):
@@ -166,19 +170,22 @@ def _read(kind: type, value, name: str):
         if isinstance(value, bool) or not math.isfinite(float(number)):
             raise ValueError
         if sort is float:
-            return value if isinstance(value, int) else float(number)
+            return float(number)  # 1 and 1.0 are one value
         if abs(number) >= 2**63 or int(number) != number:  # 64 bits are what PyTorch takes
             raise ValueError
         return int(number)
+    if sort in (tuple, list, dict) and text is not None:
+        value = ast.literal_eval(text)
     if sort in (tuple, list):
-        values = value if text is None else ast.literal_eval(text)
-        if not isinstance(values, list | tuple):
+        if not isinstance(value, list | tuple):
             raise TypeError
         kinds = list(get_args(kind)) or [object, ...]
         if sort is list or kinds[-1] is ...:
-            kinds = kinds[:1] * len(values)
-        pairs = zip(kinds, values, strict=True)
+            kinds = kinds[:1] * len(value)
+        pairs = zip(kinds, value, strict=True)
         return sort(fit(name, member, Parameter(kind, ...)) for kind, member in pairs)
-    if sort is str and text is None:
+    if sort in (dict, set) and not isinstance(value, sort) or sort is str and text is None:
         raise TypeError
+    if sort is dict and json.loads(json.dumps(value)) != value:  # papermill would make text of other keys
+        raise ValueError
     return value

@@ -279,7 +279,8 @@ def test_pretrain_on_a_folder_without_labels(tmp_path, capsys):
 
 
 def test_a_number_may_be_written_as_a_shell_hands_it_over(capsys):
-    arguments = [*QUICK, "--epochs", "1", "-p", "queue", "6.4e1", "-p", "symmetric", "false", "--out", "x"]
+    quick = " ".join(QUICK).replace("queue 128", "queue 6.4e1").split()
+    arguments = [*quick, "--epochs", "1", "-p", "symmetric", "false", "--out", "x"]
     assert cli.main(["pretrain", *arguments]) == 0
     recipe = json.loads(Path("x/record.json").read_text(encoding="utf-8"))["recipe"]
     assert (recipe["queue"], recipe["symmetric"]) == (64, False)

@@ -125,7 +125,7 @@ def test_parameters_replace_settings_and_empty_ones_do_not(capsys):
         ({"epochs": 0}, "parameter epochs is 0; it must be a whole number above 0"),
         ({"lr": "warm"}, "parameter lr is 'warm'; it must be a number"),
         ({"symmetric": 1}, "parameter symmetric is 1; it must be True or False"),
-        ({"seed": "one"}, "parameter seed is 'one'; it must be a whole number of 64 bits$"),
+        ({"seed": "one"}, "parameter seed is 'one'; it must be a whole number from 0 to 2..32 - 1$"),
     ],
 )
 def test_a_wrong_parameter_is_named_with_what_is_right(wrong, message):

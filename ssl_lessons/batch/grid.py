@@ -17,6 +17,7 @@ runs alone and repeats the others; a lesson that was cut off goes on from its ch
 machines must see that folder, the notebook and the package under the same paths.
 """
 
+import ast
 import concurrent.futures as cf
 import contextlib
 import functools
@@ -30,7 +31,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,7 +41,7 @@ from tqdm import tqdm
 
 from ssl_lessons.batch.leaderboard import for_csv
 from ssl_lessons.parameters import Parameter, Unknown, check, known, of_notebook, printable
-from ssl_lessons.records import TITLES, RecordError, Run, atomically
+from ssl_lessons.records import TITLES, RecordError, Run, atomically, digest
 
 PACKAGE = Path(__file__).resolve().parent.parent
 KEYS = ("notebook", "profile", "parameters", "grid", "exclude", "override")
@@ -180,6 +180,8 @@ def read(file: str | Path) -> list[Planned]:
         """{name: value} as annotated; with `lists` {name: values}, and a rule's one value is a list of it."""
         if not isinstance(values, dict) or (lists and not values):
             raise Unknown(f"{place}: {values!r:.200} must be names with values")
+        for name in values.keys() & {"name", "status", "minutes", "error", "folder"}:
+            raise Unknown(f"{notebook.name} has a parameter {name!r}, as grid.csv has a column: rename it")
         what = f"parameter of {notebook.name} in {place}"
         if not lists:
             return check(values, settable, what)
@@ -272,26 +274,21 @@ def _matching(rule: dict[str, list], runs: list[dict], declared: dict) -> list[d
 
 
 def carry_out(
-    one: Planned,
-    folder: Path,
-    env: dict[str, str] | None = None,
-    alive: Path | None = None,
-    say: Callable[[str], object] | None = None,
-    minutes: float | None = None,
+    one: Planned, folder: Path, env: dict | None = None, alive: Path | None = None, say=None, minutes=None
 ) -> dict:
     """Execute one run's notebook in a papermill process, and keep it, with an HTML copy, whatever happens.
 
     It runs where it lies, as in Jupyter, with `run_dir` set to `folder`. A process or kernel that dies is
     started once more; a cell that fails would fail again, and is not repeated. `env` replaces variables of
-    the environment; `say` is given what the notebook prints. The run is ended as failed once the file `alive`
-    is gone, and after `minutes`. Returns job.json: "status" is "done" or "failed", "error" says why.
+    the environment; `say` is called with what the notebook prints. The run is ended as failed once the file
+    `alive` is gone, and after `minutes`. Returns job.json: "status" is "done" or "failed", "error" says why.
     """
     from nbconvert import HTMLExporter
     from nbformat.reader import NotJSONError
 
     folder.mkdir(parents=True, exist_ok=True)
     executed = folder / one.notebook.name
-    state = {**vars(one), "notebook": str(one.notebook)}
+    state = {**vars(one), "notebook": str(one.notebook), "code": code_of(one.notebook)}
     try:  # on a cluster an earlier grid's run may be about to stop
         lock = FileLock(folder / "job.lock").acquire(timeout=10)
     except Timeout:
@@ -320,7 +317,8 @@ def _papermill(one: Planned, folder: Path, env: dict, alive, say, minutes) -> tu
     executed.unlink(missing_ok=True)  # of an earlier try
     place = {"run_dir": str(folder)} if "run_dir" in of_notebook(one.notebook) else {}
     given.write_text(yaml.safe_dump({**place, **one.parameters}), encoding="utf-8")
-    command = [sys.executable, "-m", "papermill", one.notebook, executed, "-f", given]
+    paths = [re.sub(r"[{}]", r"\g<0>\g<0>", str(path)) for path in (one.notebook, executed)]
+    command = [sys.executable, "-m", "papermill", *paths, "-f", given]  # which fills in what is in braces
     command += ["--cwd", one.notebook.parent, "--no-progress-bar", "--stdout-file", "-", "--stderr-file", "-"]
     defaults = {"PYTHONIOENCODING": "utf-8"}  # run.log is read as that, whatever the terminal
     if one.notebook.is_relative_to(PACKAGE):  # what lessons share does not belong into the installed package
@@ -384,12 +382,11 @@ def _end(folder: Path) -> None:
 
 def read_state(folder: Path) -> dict:
     """What a run's folder says of it in job.json; {} where that is missing or damaged."""
-    try:
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError, RecursionError):
         state = json.loads((folder / "job.json").read_text(encoding="utf-8"))
-        whole = isinstance(state["status"], str) and isinstance(state.get("seconds", 0), int | float)
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
-        return {}
-    return state if whole else {}
+        if isinstance(state["status"], str) and isinstance(state.get("seconds", 0), int | float):
+            return state
+    return {}
 
 
 def write_state(folder: Path, state: dict) -> dict:
@@ -402,18 +399,30 @@ def write_state(folder: Path, state: dict) -> dict:
 # ---- All runs ----------------------------------------------------------------------------------------------
 
 
+def code_of(notebook: Path) -> str:
+    """A fingerprint of a notebook's cells of code: what they print, comments and layout do not count."""
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    for number, source in enumerate(sources):
+        with contextlib.suppress(SyntaxError, ValueError, RecursionError, MemoryError):  # of magics: as it is
+            sources[number] = ast.unparse(ast.parse(source))
+    return digest(sources)[:16]
+
+
 def results(out: str | Path, plan: list[Planned]) -> pd.DataFrame:
     """A row for each run of a plan: name, status, parameters, metrics, minutes, error, folder."""
-    rows = []
+    rows, code = [], functools.cache(code_of)
     for one in plan:
         folder = one.folder(out)
         state = {"status": "waiting", "seconds": math.nan, "error": None, **read_state(folder)}
+        if state["status"] == "done" and state.get("code") not in (None, code(one.notebook)):
+            state["status"] = "changed"  # older versions did not note the code
         row = {"name": one.name, "status": state["status"], **one.parameters}
         row |= {"minutes": state["seconds"] / 60, "error": state["error"], "folder": str(folder)}
         if row["status"] == "done":
             try:
                 for name, metric in Run.open(folder).record["metrics"].items():
-                    row.setdefault(name, metric["value"])
+                    row.setdefault(name, metric["value"] if isinstance(metric, dict) else metric)
             except RecordError as problem:
                 row |= {"status": "failed", "error": str(problem)}
         rows.append(row)
@@ -451,11 +460,7 @@ def _dask(address: str):
 
 
 def run(
-    plan: list[Planned],
-    out: str | Path,
-    jobs: int | None = None,
-    scheduler: str | None = None,
-    minutes: float | None = None,
+    plan: list[Planned], out: str | Path, jobs: int | None = None, scheduler: str | None = None, minutes=None
 ) -> pd.DataFrame:
     """Carry out what is not finished of a plan, and print how it goes; `results`, kept as grid.csv too.
 
@@ -470,9 +475,8 @@ def run(
         try:  # held by this process: kill -9 lets go of it too
             stack.enter_context(FileLock(out / "grid.lock", timeout=0))
         except Timeout:
-            raise BlockingIOError(
-                f"another grid holds {out / 'grid.lock'}: wait, or name another folder"
-            ) from None
+            problem = f"another grid holds {out / 'grid.lock'}: wait, or name another folder"
+            raise BlockingIOError(problem) from None
         for stale in out.glob("*.alive"):  # of a grid that was killed
             stale.unlink()
         alive = out / f"{os.getpid()}-{time.time_ns()}.alive"
@@ -494,6 +498,8 @@ def run(
             finally:
                 environments.append(environment)
 
+        for name in before["name"][before["status"] == "changed"]:
+            print(f"{name} is repeated: the code of its notebook has changed")
         print(f"{len(plan) - len(waiting)} of {len(plan)} done; {len(environments)} side by side", flush=True)
         job = functools.partial(carry_out, alive=alive, minutes=minutes) if client else in_a_slot
         futures = {pool.submit(job, one, one.folder(out)): one for one in waiting}
@@ -506,9 +512,8 @@ def run(
                 except Exception as error:  # a worker that died too often, a scheduler lost, a full disk
                     one.folder(out).mkdir(parents=True, exist_ok=True)
                     reason = printable(f"{type(error).__name__}: {error}")
-                    state = write_state(
-                        one.folder(out), {"name": one.name, "status": "failed", "error": reason}
-                    )
+                    failed = {"name": one.name, "status": "failed", "error": reason}
+                    state = write_state(one.folder(out), failed)
                 bar.write(f"{one.name} {state['status']}" + (f": {state['error']}" if state["error"] else ""))
         finally:  # after a ctrl-C they are in the middle
             alive.unlink(missing_ok=True)

@@ -7,6 +7,7 @@ package versions or a metric's protocol stand in tables apart, which say why.
 import html
 import json
 import math
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -57,11 +58,10 @@ def read(places: Iterable[str | Path]) -> tuple[pd.DataFrame, list[str]]:
     "minutes", "images/s", "memory" (bytes, the most of any epoch), and each metric with its "protocol of …".
     Text is `printable`.
     """
-    paths = {}
+    paths, rows, problems = {}, [], []
     for place in map(Path, places):
-        for path in _records_in(place) if place.is_dir() else [place]:
+        for path in _records_in(place, problems) if place.is_dir() else [place]:
             paths.setdefault(path.resolve(), path)
-    rows, problems = [], []
     for path in paths.values():
         try:
             rows.append(_row_of(path.as_posix(), Run.open(path).record))
@@ -76,8 +76,9 @@ def read(places: Iterable[str | Path]) -> tuple[pd.DataFrame, list[str]]:
     return runs, problems
 
 
-def _records_in(folder: Path) -> Iterator[Path]:
+def _records_in(folder: Path, problems: list[str]) -> Iterator[Path]:
     """Its JSON files, but for whole ones that never were records: a benchmark's, a grid's own notes."""
+    list(os.walk(folder, onerror=lambda error: problems.append(printable(str(error)))))  # rglob is silent
     for path in sorted(folder.rglob("*.json")):
         inside = path.relative_to(folder).parts[:-1]
         if "trials" in inside or any(part.startswith(".") for part in inside) or not path.is_file():
@@ -128,6 +129,8 @@ def _row_of(path: str, record: dict) -> dict:
             values[printable(f"recipe {name}")] = value
     row = {name: _text(value) for name, value in values.items()}
     row["epochs"] = need("epoch", history[-1].get("epoch"), *number) if history else 0
+    if history and row["epochs"] < (need("epochs", record.get("epochs"), int, none) or 0):
+        raise RecordError(f"{path} is unfinished: epoch {row['epochs']} of {record['epochs']}; go on with it")
     row["seed"] = need("seed", record["seed"], int, none)
     row["minutes"] = need("seconds", record["seconds"], *number) / 60
     row["memory"] = max(of_epochs("peak_memory"), default=math.nan)
@@ -349,10 +352,8 @@ def page(tables: Sequence[Table], metric: str = "knn") -> str:
 
 def as_json(tables: Sequence[Table], metric: str = "knn", problems: Sequence[str] = ()) -> str:
     """Everything, with full precision: {"metric", "why_apart", "differences", "tables", "left_out"}."""
-    parts = []
-    for table in tables:
-        rows = json.loads(table.rows.to_json(orient="records", double_precision=15))
-        parts.append({**vars(table), "rows": rows})
+    texts = [table.rows.to_json(orient="records", double_precision=15) for table in tables]
+    parts = [{**vars(table), "rows": json.loads(text)} for table, text in zip(tables, texts, strict=True)]
     whole = {"metric": metric, "why_apart": why_apart(tables), "differences": differences(tables)}
     return json.dumps({**whole, "tables": parts, "left_out": list(problems)}, indent=1)
 

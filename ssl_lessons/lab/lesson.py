@@ -24,7 +24,7 @@ from ssl_lessons.lab.evidence import YARDSTICKS, beside, standard_error
 from ssl_lessons.lab.experiments import add_judgement, digest, runs_folder
 from ssl_lessons.methods.base import Recipe
 from ssl_lessons.networks import build, check_name
-from ssl_lessons.parameters import Parameter, Unknown, assigned, fit, known
+from ssl_lessons.parameters import Parameter, Unknown, assigned, fit, folder, known
 from ssl_lessons.records import RecordError, Run, device_name, results_folder
 
 PROFILES = ("smoke", "class", "full")
@@ -50,12 +50,7 @@ def profiles(lesson: str) -> dict[str, dict]:
 
 
 def setup(
-    lesson: str,
-    settings: dict[str, dict] | None = None,
-    *,
-    profile: str = "auto",
-    run_dir: str | None = None,
-    **parameters,
+    lesson: str, settings: dict[str, dict] | None = None, *, profile="auto", run_dir=None, **parameters
 ) -> SimpleNamespace:
     """Choose the settings of a lesson ("03"), validate its parameters, and report the device. Returns a
     namespace of the settings, with `lesson`, `profile`, `device`, `precision`, `run_dir`, `started`,
@@ -70,7 +65,7 @@ def setup(
     """
     declared = _declared({"profile", "run_dir", *parameters})
     settings = settings or profiles(lesson)
-    started, profile, device = time.time(), pick_profile(profile), pick_device()
+    started, profile, device = time.time(), known("profile", pick_profile(profile), settings), pick_device()
     dataset = parameters.get("dataset") or settings[profile].get("dataset", "shapes")
     narrow = f"{profile} on a CPU" if device.type == "cpu" else f"{profile} on {dataset} with a GPU"
     fitting = next(key for key in (f"{profile} on {dataset}", narrow, profile) if key in settings)
@@ -82,9 +77,8 @@ def setup(
         like = 0 if name == "seed" else values.get(name)  # outside a notebook: the setting that it replaces
         values[name] = fit(name, value, declared.get(name) or Parameter(type(like).__name__, like))
     dataset = values["dataset"]
-    if dataset not in images.CATALOGUE and not Path(dataset).expanduser().is_dir():
-        names = ", ".join(images.CATALOGUE)
-        raise Unknown(f"dataset {dataset!r} is not known; choose one of: {names}, or a folder of images")
+    if not folder(dataset).is_dir():
+        known("dataset", dataset, [*images.CATALOGUE, "or a folder of images"])
     if "network" in values:
         check_name(values["network"])
         if values["network"] != settings[fitting].get("network"):
@@ -95,16 +89,16 @@ def setup(
     precision = pick_precision("auto", device)  # one GPU's run does not go on in another's arithmetic
     name = f"{lesson}-{Path(dataset).name}-{profile}"
     if run_dir:
-        folder = Path(run_dir)
+        place = folder(run_dir)
     elif profile == "smoke":
-        place = runs_folder() if os.environ.get("SSL_LESSONS_RUNS") else None
-        if place:
-            place.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=place))
-        if not place:  # up to 645 MB, in lesson 10
-            atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        above = runs_folder() if os.environ.get("SSL_LESSONS_RUNS") else None
+        if above:
+            above.mkdir(parents=True, exist_ok=True)
+        place = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=above))
+        if not above:  # up to 645 MB, in lesson 10
+            atexit.register(shutil.rmtree, place, ignore_errors=True)
     else:
-        folder = runs_folder() / f"{name}-{digest({**values, 'precision': precision})}"
+        place = runs_folder() / f"{name}-{digest({**values, 'precision': precision})}"
     print(f"lesson {lesson}, profile {profile}, on {device_name(device)} with {precision} arithmetic")
     chosen = [f"{key} {value}" for key, value in values.items() if value is not None]
     print(textwrap.fill(" · ".join(chosen), 96, break_long_words=False))
@@ -113,9 +107,9 @@ def setup(
         print(line)
     if "google.colab" in sys.modules and device.type == "cpu":
         print("this is a CPU: choose Runtime → Change runtime type → T4 GPU, then Runtime → Run all")
-    earlier = Run.open(folder).record["seconds"] if (folder / "record.json").exists() else 0.0
+    earlier = Run.open(place).record["seconds"] if (place / "record.json").exists() else 0.0
     values |= {"lesson": lesson, "profile": profile, "device": device, "precision": precision}
-    return SimpleNamespace(**values, run_dir=folder, started=started, speed=speed, earlier=earlier, trials={})
+    return SimpleNamespace(**values, run_dir=place, started=started, speed=speed, earlier=earlier, trials={})
 
 
 def _speed(values: dict, device: torch.device, precision: str, seconds: float = 1.5) -> float | None:

@@ -15,6 +15,7 @@ from pathlib import Path
 import nbformat
 import psutil
 import pytest
+from PIL import Image
 
 from ssl_lessons import cli, lab
 from ssl_lessons.batch import grid, leaderboard
@@ -83,6 +84,24 @@ def notebook(path: Path, *sources: str) -> Path:
         ("list[int]", [1], ["3", 4.0], [3, 4]),
         ("Literal['a', 'b']", "a", "b", "b"),
         ("Path", None, "x", "x"),
+        ("Path", None, "3", "3"),
+        ("Share", 0.5, "0.25", 0.25),
+        ("np.float32", 0.5, "1e-1", 0.1),
+        ("Share | None", 0.5, "0.25", 0.25),
+        ("Final", True, "false", False),
+        ("Final[int]", 3, "4", 4),
+        ("Annotated[bool, 'x']", True, "false", False),
+        ("Annotated[int, Range(1, 3)]", 3, "4", 4),
+        ("Annotated[float, 'x'] | None", 0.5, "0.25", 0.25),
+        ("Sequence[int]", [1], "[2, 3]", [2, 3]),
+        ("[int]", 3, "4", 4),
+        ("Literal['a-b', 'c']", "c", "a-b", "a-b"),
+        ("dict", {}, "{'a': 1}", {"a": 1}),
+        ("dict[str, int]", None, {"a": 1}, {"a": 1}),
+        ("Any", None, "false", False),
+        ("float", 0.5, 1, 1.0),
+        ("list[float]", [0.5], [1, "2"], [1.0, 2.0]),
+        ("int", 0, 2**32 - 1, 2**32 - 1),
     ],
 )
 def test_a_value_is_read_as_its_annotation_says(fault, kind, default, given, value):
@@ -94,8 +113,8 @@ def test_a_value_is_read_as_its_annotation_says(fault, kind, default, given, val
     fault(VALUES).right(got == value and type(got) is type(value), message=repr(got))
 
 
-def test_a_long_seed_keeps_all_its_digits(fault):
-    fault(VALUES).right(fit("seed", "12345678901234567", Parameter("int", 0)) == 12345678901234567)
+def test_a_long_number_keeps_all_its_digits(fault):
+    fault(VALUES).right(fit("index", "12345678901234567", Parameter("int", 0)) == 12345678901234567)
 
 
 @pytest.mark.parametrize(
@@ -109,6 +128,17 @@ def test_a_long_seed_keeps_all_its_digits(fault):
         ("epochs", "int", 3, ""),
         ("epochs", "int", 3, "1e999999999"),
         ("seed", "int", 0, 1e30),
+        ("seed", "int", 0, -1),
+        ("seed", "int", 0, 2**32),
+        ("minutes", "float", 1.0, 0),
+        ("minutes", "float", 1.0, -1),
+        ("share", "Share", 0.5, "half"),
+        ("focal", "Final", True, "no"),
+        ("mode", "Literal['a-b', 'c']", "c", "d"),
+        ("table", "dict", {}, "{1: 2}"),
+        ("table", "dict", {}, {"a": {1: 2}}),
+        ("table", "dict[str, int]", {}, "[1]"),
+        ("table", "set[int]", {1}, "{1, 2}"),
         ("warmup", "float", 0.0, -1),
         ("lr", "float", 0.1, "nan"),
         ("lr", "float", 0.1, "1e400"),
@@ -193,6 +223,11 @@ def test_a_file_that_is_no_notebook(fault, text, tmp_path):
         "--device toaster",
         "--dataset ~nouser/photos",
         "--out ~nouser/runs",
+        "--seed -1",
+        "--epochs 2 -p epochs 3",
+        "--batch-size 8 -p batch_size 9",
+        "-p name paper",
+        "-p source me",
     ],
 )
 def test_the_command_line_refuses_before_anything_is_made(fault, arguments, capsys, tmp_path, monkeypatch):
@@ -202,6 +237,52 @@ def test_the_command_line_refuses_before_anything_is_made(fault, arguments, caps
     option, value = arguments.split()[-2:]
     fault(VALUES).right(code in (1, 2) and value in said and said.count("\n") == 1, message=said)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["pretrain", "--out", ""], "is empty"),
+        (["evaluate", ""], "is empty"),
+        (["pretrain", "--out", "x", "-p", "lr", "0.1", "-p", "lr", "0.2"], "lr is set in two places"),
+        (["run", "own.ipynb", "--out", ""], "is empty"),
+        (["run", "own.ipynb", "--out", "y", "-p", "run_dir", "x"], "run_dir is set in two places"),
+        (
+            ["run", "own.ipynb", "--profile", "smoke", "-p", "profile", "class"],
+            "profile is set in two places",
+        ),
+        (["run", "own.ipynb", "-p", "seed", "1", "-p", "seed", "2"], "seed is set in two places"),
+        (["run", "own.ipynb", "--minutes", "-1"], "minutes is '-1'"),
+        (["run", "own.ipynb", "--minutes", "0"], "minutes is '0'"),
+    ],
+    ids=lambda each: " ".join(each) if isinstance(each, list) else "",
+)
+def test_a_value_has_one_place(fault, arguments, says, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    notebook(tmp_path / "own.ipynb", 'profile: str = ""\nseed: int = 0\nrun_dir: str = ""')
+    code = cli.main(arguments)
+    said = capsys.readouterr().err
+    fault(VALUES).right(code == 2 and says in said and len(list(tmp_path.iterdir())) == 1, message=said)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"profile": "class"}, "choose one of: smoke"),
+        ({"run_dir": "~nouser/x"}, "~nouser/x"),
+        ({"dataset": "~nouser/x"}, "~nouser/x"),
+    ],
+    ids=str,
+)
+def test_a_lesson_is_set_up_or_says_why_not(fault, given, says):
+    with fault(VALUES).refused(Unknown, says=says):
+        lab.setup("03", {"smoke": {"dataset": "shapes"}}, **{"profile": "smoke", "run_dir": "x", **given})
+
+
+def test_a_lesson_in_the_home_folder(fault, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    place = lab.setup("03", {"smoke": {"dataset": "shapes"}}, profile="smoke", run_dir="~/runs/x").run_dir
+    fault(PLACES).right(place == tmp_path / "runs" / "x", message=str(place))
 
 
 def test_a_hint_is_itself_accepted(fault, capsys, tmp_path, monkeypatch):
@@ -256,6 +337,10 @@ HEAD = "notebook: own.ipynb\n"
         (HEAD + "grid: {seed: [0]}\nparameters: [a]", "parameters: ['a']"),
         (HEAD + "grid: {seed: [.nan]}", "seed is nan"),
         (HEAD + "grid: {seed: [1:30]}", "seed is '1:30'"),  # to YAML 1.1: 90
+        (HEAD + "grid: {rate: [1, 1.0]}", "are the same"),
+        (HEAD + "grid: {name: [a, b]}", "parameter 'name'"),
+        (HEAD + "grid: {seed: [0]}\nparameters: {folder: a}", "parameter 'folder'"),
+        (HEAD + "grid: {seed: [0]}\noverride: [{when: {seed: 0}, set: {status: a}}]", "parameter 'status'"),
         (HEAD + "grid: {seed: [0]}\nparameters: {a: 1:00:01}", "a is '1:00:01'"),
         ("!!python/object/apply:os.system [exit]", "cannot be read"),
         ("\x00", "cannot be read"),
@@ -263,7 +348,8 @@ HEAD = "notebook: own.ipynb\n"
     ids=lambda text: re.sub(r"\W+", "-", text)[:24],
 )
 def test_yaml_ends_in_a_sentence_within_two_seconds(fault, text, says, tmp_path):
-    notebook(tmp_path / "own.ipynb", 'a: int = 1\nseed: int = 0\nrun_dir: str = ""')
+    declared = 'a: int = 1\nseed: int = 0\nrate: float = 0.5\nname: str = ""\nfolder = ""\nstatus = ""'
+    notebook(tmp_path / "own.ipynb", f'{declared}\nrun_dir: str = ""')
     (tmp_path / "plan.yaml").write_text(text)
     begun = time.monotonic()
     with fault(YAML).refused(Unknown, says=says):
@@ -320,7 +406,7 @@ ODD = {
     "recipe": {"recipe": ["short"]},
     "history": {"history": [1, 2]},
     "epoch": {"history": [{"epoch": "last"}]},
-    "peak_memory": {"history": [{"epoch": 1, "peak_memory": "much"}]},
+    "peak_memory": {"epochs": 1, "history": [{"epoch": 1, "peak_memory": "much"}]},
     "knn": {"metrics": {"knn": 0.5}},
     "value": {"metrics": {"knn": {"protocol": "p"}}},
     "0.5": {"metrics": {"knn": {"value": "0.5"}}},
@@ -357,7 +443,7 @@ def test_a_folder_a_pipe_and_a_dangling_link_are_passed_over(fault, tmp_path):
 @pytest.mark.parametrize("seconds", [0, 0.0])
 def test_a_run_of_no_seconds_has_no_speed(fault, seconds, tmp_path):
     runs, problems = read(
-        tmp_path, record(seconds=0, history=[{"epoch": 1, "loss": 1.0, "seconds": seconds}])
+        tmp_path, record(seconds=0, epochs=1, history=[{"epoch": 1, "loss": 1.0, "seconds": seconds}])
     )
     (table,) = leaderboard.tables(runs)
     shown = leaderboard.shown(table).iloc[0]
@@ -373,6 +459,134 @@ def test_a_job_that_is_odd_is_begun_anew(fault, tmp_path):
         one.folder(tmp_path).mkdir()
         (one.folder(tmp_path) / "job.json").write_text(text)
     fault(RECORDS).right(list(grid.results(tmp_path, plan)["status"]) == ["waiting"] * 5)
+
+
+def done(folder: Path, one: grid.Planned, **state) -> None:
+    """A finished run of a grid, as if it had been carried out."""
+    place = one.folder(folder)
+    place.mkdir(exist_ok=True)
+    grid.write_state(place, {**vars(one), "status": "done", "error": None, "seconds": 1.0, **state})
+    (place / "record.json").write_text(json.dumps(record()), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "status"),
+    [
+        ("acc = 0.1", "acc = 0.1", "done"),
+        ("acc = 0.1", "acc   =  .1  # the accuracy", "done"),
+        ("acc = 0.1", "acc = 0.9", "changed"),
+        ("acc = 0.1", "%time acc = 0.1", "changed"),
+        ("%time acc = 0.1", "%time acc = 0.1", "done"),
+        ("acc = 0.1", "x = " + "(" * 500, "changed"),
+    ],
+)
+def test_a_run_of_other_code_is_repeated(fault, then, now, status, tmp_path):
+    own = notebook(tmp_path / "own.ipynb", 'seed: int = 0\nrun_dir: str = ""', then)
+    (tmp_path / "plan.yaml").write_text(HEAD + "grid: {seed: 0-1}")
+    first, second = grid.read(tmp_path / "plan.yaml")
+    done(tmp_path, first, code=grid.code_of(own))
+    done(tmp_path, second)  # by an older version
+    notebook(own, 'seed: int = 0\nrun_dir: str = ""', now)
+    assert [one.fingerprint for one in grid.read(tmp_path / "plan.yaml")] == [
+        first.fingerprint,
+        second.fingerprint,
+    ]
+    found = list(grid.results(tmp_path, [first, second])["status"])
+    fault(RECORDS).right(found == [status, "done"], "lost" if status == "done" else "silent", str(found))
+
+
+def test_a_metric_that_is_a_plain_number_stops_no_grid(fault, tmp_path):
+    notebook(tmp_path / "own.ipynb", 'seed: int = 0\nrun_dir: str = ""')
+    (tmp_path / "plan.yaml").write_text(HEAD + "grid: {seed: [0]}")
+    (one,) = grid.read(tmp_path / "plan.yaml")
+    done(tmp_path, one)
+    text = json.dumps(record(metrics={"acc": 0.5, "knn": {"value": 0.25}}))
+    (one.folder(tmp_path) / "record.json").write_text(text)
+    (row,) = grid.results(tmp_path, [one]).to_dict("records")
+    fault(RECORDS).right((row["acc"], row["knn"], row["status"]) == (0.5, 0.25, "done"), message=str(row))
+
+
+@pytest.mark.parametrize("epochs", [1, 4, None])
+def test_an_interrupted_run_that_was_judged_is_no_finished_one(fault, epochs, tmp_path):
+    short = record(seed=1, history=[{"epoch": 1, "loss": 1.0, "seconds": 1.0}], epochs=epochs)
+    runs, problems = read(tmp_path, record(), short)
+    told = ["epoch 1 of 4" in problem for problem in problems]
+    fault(RECORDS).right(
+        (len(runs), told) == ((1, [True]) if epochs == 4 else (2, [])), message=str(problems)
+    )
+
+
+def test_all_committed_records_are_shown(fault):
+    runs, problems = leaderboard.read([COMMITTED])
+    fault(RECORDS).right(len(runs) == len(list(COMMITTED.glob("*.json"))) and not problems, "lost")
+
+
+def test_a_folder_that_cannot_be_read_is_told(fault, tmp_path, monkeypatch):
+    (tmp_path / "locked").mkdir()
+    scandir = os.scandir
+
+    def refusing(path="."):  # whoever is root may read all
+        if "locked" in str(path):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    runs, problems = read(tmp_path, record())
+    fault(RECORDS).right(
+        len(runs) == 1 and len(problems) == 1 and "locked" in problems[0], message=str(problems)
+    )
+
+
+@pytest.fixture
+def judged(tmp_path, monkeypatch):
+    """A run on a folder of pictures, and the command that judges it: its exit code and the run's metrics."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SSL_LESSONS_DATA", str(tmp_path / "data"))
+    for place in ("x", "y"):
+        for number in range(40):
+            file = tmp_path / place / "photos" / ("train" if number < 32 else "test") / "ab"[number % 2]
+            file.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (20, 20), (number * 6, 0, len(place))).save(file / f"{number}.png")
+    quick = "--network conv4 --size 16 --crop 16 --epochs 1 --batch-size 16 -p queue 16 --device cpu"
+    # what is judged is not asked here, and takes long
+    monkeypatch.setattr("ssl_lessons.evaluate.report", lambda *a, **k: {"knn": {"value": a[1].size / 100}})
+
+    def command(*arguments, limit: str = "32") -> tuple[int, dict]:
+        if not Path("run").exists():
+            asked = ["--dataset", "x/photos", "--limit", limit, "--out", "run", *quick.split()]
+            assert cli.main(["pretrain", *asked]) == 0
+        code = cli.main(["evaluate", "run", "--device", "cpu", *arguments])
+        return code, json.loads(Path("run/record.json").read_text())["metrics"]
+
+    return command
+
+
+def test_another_stored_size_and_another_folder_have_names_of_their_own(fault, judged):
+    judged()
+    further = ("--size 20", "--dataset x/photos", "--dataset y/photos", "--dataset y/photos --size 20")
+    for arguments in further:
+        code, metrics = judged(*arguments.split())
+        assert code == 0
+    values = {name: metric["value"] for name, metric in metrics.items() if not name.endswith("_random")}
+    right = values.pop("knn") == 0.16 and values.pop("20px_knn") == 0.2 and len(values) == 3
+    fault(RECORDS).right(right and sorted(values.values()) == [0.16, 0.16, 0.2], message=str(values))
+
+
+@pytest.mark.parametrize("limit", ["32", "24"])
+@pytest.mark.parametrize("change", ["none", "one more", "one less", "another"])
+def test_pictures_that_have_changed_since_are_not_those_trained_on(fault, judged, change, limit, capsys):
+    assert judged(limit=limit)[0] == 0
+    folder = Path("x/photos/train/a")
+    if change == "one less":
+        (folder / "0.png").unlink()
+    elif change != "none":
+        name = "99.png" if change == "one more" else "0.png"
+        Image.new("RGB", (20, 20), "white").save(folder / name)
+    code, _ = judged()
+    said = capsys.readouterr().err
+    refused = code == 2 and "not those trained on" in said and "--dataset" in said
+    fault(RECORDS).right(code == 0 if change == "none" else refused, message=said)
+    assert judged("--dataset", "x/photos")[0] == 0, "the way out"
 
 
 # ---- Records and file names are data -----------------------------------------------------------------------
@@ -457,6 +671,29 @@ def test_output_in_any_encoding(fault, encoding, form, tmp_path, monkeypatch):
 def test_a_pipe_in_ascii_of_a_real_process(fault):
     done = process("leaderboard", COMMITTED, PYTHONIOENCODING="ascii")
     fault(PLACES).right(done.returncode == 0 and "+-" in done.stdout and not done.stderr, message=done.stderr)
+
+
+def test_a_closed_output_is_no_fault(fault):
+    command = f"{sys.executable} -m ssl_lessons data list >&- 2>&-; echo $?"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=ROOT, timeout=600)
+    fault(PLACES).right((done.stdout, done.stderr) == ("0\n", ""), "traceback", str(done))
+
+
+def test_braces_in_a_path_are_only_letters(fault, tmp_path, monkeypatch, capsys):
+    """papermill fills in the names of parameters in its paths."""
+    monkeypatch.chdir(tmp_path)
+    for name, word in (("o{seed}", "asked for"), ("o3", "another")):
+        notebook(Path(f"{name}.ipynb"), 'seed: int = 0\nrun_dir: str = ""', f"print({word!r}, seed)")
+    code = cli.main(["run", "o{seed}.ipynb", "-p", "seed", "3", "--out", "{q}{seed}"])
+    right = code == 0 and Path("{q}{seed}/o{seed}.ipynb").exists()
+    fault(PLACES).right(right and "asked for 3" in capsys.readouterr().out)
+
+
+def test_a_table_is_printed_though_its_figure_cannot_be(fault, tmp_path, capsys):
+    read(tmp_path, record())
+    code = cli.main(["leaderboard", str(tmp_path), "--figure", str(tmp_path / "nowhere" / "x.png")])
+    out, err = capsys.readouterr()
+    fault(PLACES).right(code == 1 and "SimCLR" in out and "nowhere" in err, "lost", out + err)
 
 
 def test_head_reads_three_lines_and_nothing_is_said(fault):
