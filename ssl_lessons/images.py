@@ -84,7 +84,8 @@ class ImageStore:
     def __post_init__(self):
         self.classes = names = tuple(unicodedata.normalize("NFC", str(name)) for name in self.classes)
         if len(set(names)) < len(names):  # labels are matched by name
-            raise DataError(f"{self.name} has two classes {max(names, key=names.count):.200}; rename one")
+            twice = max(names, key=names.count)
+            raise DataError(f"{self.origin or self.name} has two classes called {twice:.200}; rename one")
         labels, last = self.labels, len(self.classes) - 1
         if labels is None:
             return
