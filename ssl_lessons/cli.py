@@ -158,8 +158,11 @@ def run(args) -> int:
     chosen = grid.meant(parameters.check(asked, declared, f"parameter of {notebook.name}"), Path.cwd())
     values = {key: one.default for key, one in declared.items()} | chosen
     words = [Path(str(values[key])).name for key in ("dataset", "profile") if values.get(key)]
-    name = "-".join([notebook.stem, *words, time.strftime("%Y%m%d-%H%M%S")])
+    name = "-".join([notebook.stem, *words, time.strftime("%Y%m%d-%H%M%S"), str(os.getpid())])
     out = (args.out or ssl.lab.runs_folder() / name).resolve()
+    if (out / notebook.name).exists() and (out / notebook.name).samefile(notebook):
+        raise Unknown(f"{notebook} lies in {out} itself; let --out name another folder")
+    out.mkdir(parents=True, exist_ok=True)
     args.kept = f"; what it reached is kept in {out}"
     print(lines_of(f"{notebook.name} {chosen} → {out}"), flush=True)
     one = grid.planned(notebook, declared, chosen, name)

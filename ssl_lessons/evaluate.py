@@ -99,6 +99,7 @@ def _fingerprint(encoder: nn.Module, store: ImageStore, image_size: int, precisi
 def _check(x: Tensor, y: Tensor | None = None, width: int | None = None) -> tuple[Tensor, Tensor | None]:
     """Features (N, D) in float32 and their labels (N,), if given, in int64: on the CPU, without gradients.
     ValueError: x are no real features (N, D) that can be judged, or y no labels of theirs."""
+    x, y = torch.as_tensor(x), None if y is None else torch.as_tensor(y)
     shape = tuple(x.shape)
     if x.dim() != 2 or not x.numel() or width not in (None, shape[1]) or x.is_complex():
         want = f"real (N, {width or 'D'}), a row for each of N > 0 images"

@@ -155,7 +155,7 @@ class Encoder(nn.Module):
         self.training = network.training  # one that is in eval mode as a whole is not frozen, but at rest
 
     def train(self, mode: bool = True) -> "Encoder":
-        if self.training:
+        if self.training and self.network.training:  # else it is at rest as a whole
             norms = [part for part in self.modules() if isinstance(part, _BatchNorm)]
             self.frozen = [norm for norm in norms if not norm.training]
         super().train(mode)

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import dis
+import enum
 import errno
 import functools
 import hashlib
@@ -24,6 +26,7 @@ import os
 import platform
 import sys
 import textwrap
+import types
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -103,7 +106,7 @@ def main_process() -> bool:
 def source_of(kind: type) -> str | None:
     """A fingerprint of the code of a class and its parents, or of a function, for the settings of a run.
     Comments and layout do not count. Classes of this package, PyTorch and its libraries are left out, as a
-    record has their versions. None: nothing is left, or Python has no source (code typed at a prompt)."""
+    record has their versions. None: nothing is left."""
     members = []
     for owner in getattr(kind, "__mro__", (kind,)):
         if (owner.__module__ or "builtins").split(".")[0] not in _VERSIONED:
@@ -117,30 +120,62 @@ def source_of(kind: type) -> str | None:
                 parts.append(ast.unparse(ast.parse(source)))
             except SyntaxError:  # a lambda in the middle of an expression
                 parts.append(source)
-            except (OSError, TypeError):
-                return None
+            except (OSError, TypeError):  # typed at a prompt, or made by `dataclass`
+                parts.append(str(_code(function.__code__) if hasattr(function, "__code__") else name))
         elif not name.startswith("__") and isinstance(value, (bool, int, float, str, tuple)):
-            parts.append(f"{name} = {value!r}")
+            parts += [f"{name} = {value!r}"] if " at 0x" not in repr(value) else []
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16] if parts else None
 
 
 _PASSING = ("run_steps", "needs_after_step", "recipe")  # of a method: what a run sets, or notes by itself
 
 
+def _is_versioned(value) -> bool:
+    """Whether a class, function or module is of a package whose version stands in the record."""
+    name = getattr(value, "__module__", None) or getattr(value, "__name__", "builtins")
+    return name.split(".")[0] in _VERSIONED
+
+
+def _code(code: types.CodeType) -> list:
+    """What a function does, where its source is not to be had, or is a part of a line."""
+    sets = [sorted(map(repr, part)) for part in code.co_consts if isinstance(part, frozenset)]
+    others = [part for part in code.co_consts if not isinstance(part, frozenset)]
+    constants = [_code(part) if inspect.iscode(part) else repr(part) for part in others]
+    return [code.co_code, code.co_names, constants, sets]
+
+
+def _called(function: types.FunctionType) -> list:
+    """The functions, classes and plain values of a user's that a function finds by a global name."""
+    found, codes = {}, [function.__code__]
+    for code in codes:
+        codes += [part for part in code.co_consts if inspect.iscode(part)]
+        for step in dis.get_instructions(code):
+            if step.opname in ("LOAD_GLOBAL", "LOAD_NAME") and step.argval in function.__globals__:
+                found[step.argval] = function.__globals__[step.argval]
+    values = [found[name] for name in sorted(found)]
+    code = [
+        part for part in values if isinstance(part, types.FunctionType | type) and not _is_versioned(part)
+    ]
+    return [part for part in values if isinstance(part, bool | int | float | str | tuple)] + code
+
+
 def configuration(value, seen: dict | None = None):
-    """How an object is set up, for `digest`: its class and the code of that, its attributes, its parts; of a
-    function its code, and what it closes over. Without weights, names that begin with _, and what was `seen`.
-    """
-    seen = {} if seen is None else seen
+    """How an object is set up, for `digest`: its class, its code and what it calls, its attributes and
+    parts; of a function its code, what it closes over and calls. Without weights, attributes that begin with
+    _, and what was `seen`. Of Python's own objects (a logger) only the class counts."""
+    seen, kind = {} if seen is None else seen, type(value)
 
     def of(parts) -> list | dict:
         if isinstance(parts, dict):
             return {str(name): configuration(part, seen) for name, part in parts.items()}
         return [configuration(part, seen) for part in parts]
 
-    if value is None or isinstance(value, (bool, int, float, str, bytes)) or hasattr(value, "detach"):
+    tensor = getattr(sys.modules.get("torch"), "Tensor", ())
+    if value is None or kind in (bool, int, float, str, bytes) or isinstance(value, tensor):
         return value
-    if id(value) in seen:
+    if hasattr(value, "tobytes") and hasattr(value, "dtype"):  # NumPy's
+        return [str(value.dtype), value.shape, value.tobytes()]
+    if id(value) in seen or len(seen) > 20_000:  # a ring, or what nobody sets up by hand
         return None
     seen[id(value)] = value
     if isinstance(value, (dict, list, tuple)):
@@ -149,24 +184,38 @@ def configuration(value, seen: dict | None = None):
         return sorted(map(repr, value))  # each process has another order
     if isinstance(value, functools.partial):
         return of([value.func, value.args, value.keywords])
-    name = getattr(value, "__qualname__", type(value).__qualname__)
-    if inspect.isroutine(value) or isinstance(value, type):
-        cells = [cell for cell in getattr(value, "__closure__", None) or () if "empty" not in repr(cell)]
-        code = getattr(value, "__code__", None)  # two lambdas of a line have one source, a prompt's none
-        said = [cell.cell_contents for cell in cells]
-        said += [code.co_code, *code.co_names, *code.co_consts] if code else []
-        said += getattr(value, "__defaults__", None) or ()
-        return [name, source_of(value), of([part for part in said if not inspect.iscode(part)])]
+    if inspect.ismethod(value):
+        return of([value.__func__, value.__self__])
+    name = getattr(value, "__qualname__", kind.__qualname__)
+    if inspect.isfunction(value) and not _is_versioned(value):
+        cells = [cell for cell in value.__closure__ or () if "empty" not in repr(cell)]
+        source = None if value.__name__ == "<lambda>" else source_of(value)
+        said = [cell.cell_contents for cell in cells] + [value.__defaults__, value.__kwdefaults__]
+        return [name, source or _code(value.__code__), of([*said, *_called(value)])]
+    members = {}
+    for owner in reversed((value if isinstance(value, type) else kind).__mro__):
+        members |= {} if _is_versioned(owner) else vars(owner)
+    public = [members[key] for key in sorted(members) if key[0] != "_"]
+    shared = [part for part in public if isinstance(part, (list, dict, tuple, set))]
+    members = [members[key] for key in sorted(members)]
+    functions = [getattr(member, "__func__", getattr(member, "fget", member)) for member in members]
+    calls = [part for function in functions if inspect.isfunction(function) for part in _called(function)]
+    if isinstance(value, type):
+        return [name, source_of(value), of(shared + calls)]
+    if isinstance(value, (enum.Enum, range, Path)) or kind.__name__ in ("dtype", "device"):
+        return [name, str(value)]
+    if isinstance(value, types.ModuleType) or kind.__module__.split(".")[0] in sys.stdlib_module_names:
+        return [name, getattr(value, "__name__", "")]
     parts = {key: part for key, part in getattr(value, "__dict__", {}).items() if key[0] != "_"}
     parts = {key: part for key, part in parts.items() if key not in _PASSING}
-    kind = type(value)  # what stands for a method of its class is no setting
+    # what stands for a method of its class is no setting
     parts = {key: part for key, part in parts.items() if not callable(getattr(kind, key, None))}
     if hasattr(value, "named_children"):  # a module
         parts |= value._modules
         parts |= {key: value._buffers[key] for key in value._non_persistent_buffers_set}
         frozen = [key for key, weight in value._parameters.items() if weight is not None]
         parts["frozen weights"] = [key for key in frozen if not value._parameters[key].requires_grad]
-    return [name, source_of(type(value)), of(parts)]
+    return [name, source_of(kind), of(shared + calls), of(parts)]
 
 
 def digest(value) -> str:
@@ -264,6 +313,8 @@ def _plain(value):
             return part.name
         if hasattr(part, "tolist"):
             return part.tolist()
+        if callable(part) and not dataclasses.is_dataclass(part):
+            return getattr(part, "__qualname__", type(part).__qualname__)
         if not dataclasses.is_dataclass(part):
             raise TypeError(f"a record cannot hold {part!r:.100}; give numbers, text, or lists of them")
         return keyed(dataclasses.asdict(part))
@@ -453,7 +504,7 @@ class Run:
         stays there, and of several processes one writes. RecordError: another has trained on."""
         if self.folder is None or not main_process():
             return
-        for name, metric in self.record["metrics"].items():
+        for name, metric in _plain(self.record["metrics"]).items():
             value = metric.get("value", "") if isinstance(metric, dict) else ""
             if isinstance(value, bool) or not isinstance(value, int | float | None):
                 raise RecordError(f"metric {name} is {metric!r:.100}; note it by add_metric(name, number)")

@@ -165,14 +165,16 @@ def pretrain(
 
         kind = type(method)
         settings = {"method": kind.__name__, "source": source_of(kind)}
-        settings["setup"] = digest(configuration(method))[:16]
+        settings["setup"] = _setup_of(method)
+        stack.callback(lambda: setattr(method, "_setups", (settings["setup"], _setup_of(method))))
         settings |= {"recipe": recipe, "views": views_of(method), "dataset": store.facts}
         settings |= {"view_size": method.image_size, "epochs": epochs, "batch_size": batch_size}
         settings |= {"precision": precision, "seed": seed}
         for others in processes.of_all(settings):
             differing = [name for name, value in settings.items() if others[name] != value]
             if differing:
-                raise TrainingError(f"the processes differ in {', '.join(differing)}; give all the same")
+                differs = f"the processes differ in {', '.join(differing)}; give all the same"
+                raise TrainingError(f"{differs} (an attribute that is a process' own begins with _)")
         if not isinstance(run, Run):
             run = Run.at(run if rank == 0 else None, device=target)
         stack.enter_context(run.writing())
@@ -228,12 +230,14 @@ def pretrain(
             if rank == 0 and monitor is not None and due:
                 try:
                     row |= _watched(monitor, method, target)
-                except Exception as error:  # whatever a user's own may raise: the epoch is kept first
+                except BaseException as error:  # ctrl-C too: the epoch is kept first
                     cause, fault = error, f"{type(error).__name__}: {error}"
             row, fault = processes.from_first((row, fault))
             run.refresh()  # what a monitor or `on_epoch` has judged meanwhile stays
             run.record["seconds"] += time.perf_counter() - started
             _checkpoint(row, run, kept, generator, target)
+            if isinstance(cause, BaseException) and not isinstance(cause, Exception):
+                raise cause
             if fault:
                 failed = f"the monitor failed in epoch {epoch + 1} ({_kept(run)}): {fault}"
                 raise TrainingError(failed) from cause
@@ -242,7 +246,15 @@ def pretrain(
                 if on_epoch is not None:
                     with processes.draws_kept(target):
                         on_epoch(dict(row))
+        processes.of_all(None)  # no process reads what the first has yet to write
     return run.record
+
+
+def _setup_of(method: Method) -> str:
+    """How a method was set up before it was trained: what training has counted in it since is no setting."""
+    before, after = getattr(method, "_setups", (None, None))
+    now = digest(configuration(method))[:16]
+    return before if now == after else now
 
 
 def _add(totals: dict[str, tuple], numbers: dict) -> None:
@@ -323,9 +335,13 @@ def _kept(run: Run) -> str:
 
 def _watched(monitor: Monitor, method: Method, device: torch.device) -> dict[str, float]:
     """What a monitor says, as plain numbers: resume.pt is loaded with weights_only, which refuses NumPy's."""
+
+    def plain(value) -> float:
+        return float(value.item() if hasattr(value, "item") else value)
+
     try:
         with processes.alone(), processes.draws_kept(device):
-            said = {str(name): float(value) for name, value in monitor(method.encoder).items()}
+            said = {str(name): plain(value) for name, value in monitor(method.encoder).items()}
     finally:
         method.train()
     taken = ", ".join(said.keys() & {*NAMES})
@@ -365,6 +381,9 @@ def _compare(record: dict, settings: dict, folder: Path) -> None:
     record.setdefault("views", fresh["views"])
     if record.get("versions") != fresh["versions"]:  # another version's layers note their settings otherwise
         record["setup"] = fresh["setup"]
+    pythons = [each.get("versions", {}).get("python", "").rpartition(".")[0] for each in (record, fresh)]
+    if pythons[0] != pythons[1]:  # and another Python writes a tree of code otherwise
+        record["source"] = fresh["source"]
     record.setdefault("setup", fresh["setup"])
     record["source"] = record.get("source") or fresh["source"]  # None: nothing to compare
     fresh["source"] = fresh["source"] or record["source"]
@@ -380,7 +399,8 @@ def _compare(record: dict, settings: dict, folder: Path) -> None:
         if name in ("source", "setup"):
             code, setup = "code", "setup (network, layer, attributes, augmentations)"
             changed = f"the {code if name == 'source' else setup} of {fresh['method']}"
-            raise TrainingError(f"{changed} is not the one that made {folder}; name another folder")
+            way_out = "name another folder (what only counts is an attribute that begins with _)"
+            raise TrainingError(f"{changed} is not the one that made {folder}; {way_out}")
         differs = f"{folder} holds a run with another {name}: {old!r}, not {new!r}"
         raise TrainingError(f"{differs}; name another folder, or repeat its settings")
 

@@ -223,10 +223,17 @@ def test_the_source_of_a_class_is_its_code_without_comments(tmp_path):
     assert records.source_of(child) != first  # what it inherits counts
 
 
-def test_without_source_there_is_none(tmp_path):
-    names = {"__name__": "__main__"}
-    exec(CODE, names)  # as typed at a prompt
-    assert records.source_of(names["Mine"]) is None
+def test_code_typed_at_a_prompt_is_told_by_what_it_does(tmp_path):
+    prints = []
+    for code in (
+        CODE,
+        CODE.replace("return", "# a comment\n        return"),
+        CODE.replace("return", "return 2 *"),
+    ):
+        names = {"__name__": "__main__"}
+        exec(code, names)
+        prints.append(records.source_of(names["Mine"]))
+    assert prints[0] == prints[1] != prints[2] and None not in prints
     assert records.source_of(nn.Linear) is None and records.source_of(type(networks.conv4())) is None
 
 

@@ -400,13 +400,28 @@ def write_state(folder: Path, state: dict) -> dict:
 
 
 def code_of(notebook: Path) -> str:
-    """A fingerprint of a notebook's cells of code: what they print, comments and layout do not count."""
-    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-    sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
-    for number, source in enumerate(sources):
-        with contextlib.suppress(SyntaxError, ValueError, RecursionError, MemoryError):  # of magics: as it is
-            sources[number] = ast.unparse(ast.parse(source))
-    return digest(sources)[:16]
+    """A fingerprint of a notebook's own cells of code: what they print, comments, layout and the defaults of
+    parameters do not count."""
+
+    def told(node):
+        """A tree of Python, as every version of Python writes it."""
+        if isinstance(node, ast.AST):
+            parts = [told(getattr(node, name)) for name in node._fields if getattr(node, name, None)]
+            return [type(node).__name__, *parts]
+        return list(map(told, node)) if isinstance(node, list) else repr(node)
+
+    said = []
+    for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
+        lines = "".join(cell["source"]).split("\n") if cell["cell_type"] == "code" else []
+        magics = [line for line in lines if line.lstrip()[:1] in ("%", "!", "?")]
+        plain = [re.sub(r"\S.*", "pass", line) if line in magics else line for line in lines]
+        tree = plain
+        with contextlib.suppress(SyntaxError, ValueError, RecursionError, MemoryError):  # then as it is
+            tree = ast.parse("\n".join(plain)).body
+        if "parameters" in cell["metadata"].get("tags", []):
+            tree = [line for line in tree if not isinstance(line, ast.Assign | ast.AnnAssign)]
+        said += [told(tree), magics] if tree else []
+    return digest(said)[:16]
 
 
 def results(out: str | Path, plan: list[Planned]) -> pd.DataFrame:
@@ -498,8 +513,10 @@ def run(
             finally:
                 environments.append(environment)
 
-        for name in before["name"][before["status"] == "changed"]:
-            print(f"{name} is repeated: the code of its notebook has changed")
+        for row in before[before["status"] == "changed"].itertuples():
+            aside = Path(f"{row.folder}.{time.time_ns()}")  # what it was trained by is not there any more
+            os.replace(row.folder, aside)
+            print(f"{row.name} is repeated: the code of its notebook has changed; the old run is {aside}")
         print(f"{len(plan) - len(waiting)} of {len(plan)} done; {len(environments)} side by side", flush=True)
         job = functools.partial(carry_out, alive=alive, minutes=minutes) if client else in_a_slot
         futures = {pool.submit(job, one, one.folder(out)): one for one in waiting}

@@ -22,6 +22,7 @@ from ssl_lessons.records import TITLES, RecordError, Run, results_folder
 
 FACTS = ["images", "stored", "number", "fingerprint", "views", "ssl-lessons", "torch", "torchvision"]
 SETTINGS = ["method", "recipe", "epochs", "batch size", "network", "stem", "layer", "precision"]
+CODE = ["source", "setup"]  # of a method: what no other setting says of two runs apart
 LABELS = {"knn": "kNN", "linear_100": "linear", "linear_10": "linear 10 %", "linear_1": "linear 1 %"}
 LABELS |= {"finetune_100": "fine-tuned", "finetune_10": "fine-tuned 10 %", "finetune_1": "fine-tuned 1 %"}
 # What fields of a recipe that older records lack stood for: seeds of before and after are of one row
@@ -73,6 +74,10 @@ def read(places: Iterable[str | Path]) -> tuple[pd.DataFrame, list[str]]:
     runs = pd.DataFrame(rows)
     same = runs[settings(runs)].astype(object)
     runs[same.columns] = same.where(same.notna(), "")
+    others = [name for name in (*FACTS, *settings(runs)) if name not in CODE]
+    for name in CODE if len(runs) else ():  # an older record has none: it is taken for one of its like
+        known_ones = runs.groupby(others)[name].transform(lambda each: next(iter(sorted({*each} - {""})), ""))
+        runs[name] = runs[name].where(runs[name] != "", known_ones)
     return runs, problems
 
 
@@ -119,6 +124,8 @@ def _row_of(path: str, record: dict) -> dict:
         "stem": network.get("stem"),
         "layer": network.get("layer"),
         "precision": record.get("precision"),
+        "source": record.get("source"),
+        "setup": record.get("setup"),
         **NEUTRAL,
         "device": need("device", record["device"], str),
         "started": str(record.get("started")),
@@ -159,7 +166,7 @@ def stable(protocol: str) -> str:
 
 def settings(runs: pd.DataFrame) -> list[str]:
     """The columns that make two runs of one row, but for their seed and device."""
-    return [name for name in runs if name in SETTINGS or name.startswith("recipe ")]
+    return [name for name in runs if name in (*SETTINGS, *CODE) or name.startswith("recipe ")]
 
 
 def metrics(runs: pd.DataFrame) -> list[str]:

@@ -132,7 +132,8 @@ def trial(
     kind, source = type(method), source_of(type(method))
     plain = {key: value for key, value in settings.items() if not callable(value)}
     facts = [kind.__name__, method.recipe, store.fingerprint, len(store), epochs, batch_size, plain, lab.seed]
-    facts += [records.digest(records.configuration([method, measure])), method.image_size, views_of(method)]
+    own = records.configuration([method, measure, settings.get("monitor")], {id(lab): lab})
+    facts += [records.digest(own), method.image_size, views_of(method)]
     facts += [source] if source else []  # none: the package's own
     run = Run.at(lab.run_dir / "trials" / f"{name}-{digest(facts)}", device=lab.device)
     if run.record["metrics"]:

@@ -757,3 +757,54 @@ def test_a_run_that_takes_too_long_is_ended(fault, slow, tmp_path):
     state = grid.carry_out(grid.planned(slow, {}, {}, "slow"), tmp_path / "out", minutes=0.05)
     right = state["status"] == "failed" and "0.05 minutes" in state["error"] and state["attempts"] == 1
     fault(STOPS).right(right and time.monotonic() - begun < 250, message=str(state))
+
+
+# ---- After the second round of attacks ----
+
+
+def test_a_notebook_is_never_overwritten_by_its_run(tmp_path, fault):
+    own = notebook(tmp_path / "mine.ipynb", "run_dir: str = ''", "print(1)")
+    before = own.read_bytes()
+    done = process("run", own, "--out", tmp_path)
+    fault(PLACES).answered(done, says=("mine.ipynb", "--out"))
+    fault(PLACES).right(own.read_bytes() == before and done.returncode == 2, "lost")
+
+
+CODE = (
+    "seed: int = 0\nrun_dir: str = ''",
+    "%matplotlib inline\nx = 1\nprint(f'{x} {seed}')",
+    "(a, b) = 1, 2",
+)
+EDITS = {  # the cells of a notebook, and whether it is another code
+    "nothing": (CODE, False),
+    "an empty cell": ((*CODE, ""), False),
+    "a comment alone": ((*CODE, "# nothing"), False),
+    "a comment beside a magic": ((CODE[0], f"# shown\n{CODE[1]}", CODE[2]), False),
+    "layout": ((CODE[0], CODE[1].replace("x = 1", "x=1\n"), "a, b = (1, 2)"), False),
+    "a parameter's default": ((CODE[0].replace("= 0", "= 7"), *CODE[1:]), False),
+    "another magic": ((CODE[0], CODE[1].replace("inline", "widget"), CODE[2]), True),
+    "another number": ((CODE[0], CODE[1].replace("x = 1", "x = 2"), CODE[2]), True),
+    "another f-string": ((CODE[0], CODE[1].replace("{x} {", "{x}, {"), CODE[2]), True),
+    "a cell less": (CODE[:2], True),
+}
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_what_is_other_code(tmp_path, fault, name):
+    cells, other = EDITS[name]
+    first, second = (notebook(tmp_path / f"{i}.ipynb", *each) for i, each in enumerate((CODE, cells)))
+    fault("a notebook edited").right((grid.code_of(first) != grid.code_of(second)) == other)
+
+
+def test_other_setups_are_other_rows_and_older_records_have_none(tmp_path, fault):
+    record = json.loads((COMMITTED / "simclr-imagenette-0.json").read_text())
+    record.pop("checksum")
+    for number, setup in enumerate(["a", "a", "b", None]):
+        changed = {**record, "seed": number, **({"setup": setup} if setup else {})}
+        (tmp_path / f"{number}.json").write_text(json.dumps(changed))
+    runs, _ = leaderboard.read([tmp_path / f"{number}.json" for number in (0, 1, 2)])
+    (table,) = leaderboard.tables(runs)
+    fault(RECORDS).right(sorted(table.rows["n"]) == [1, 2])
+    runs, _ = leaderboard.read([tmp_path / f"{number}.json" for number in (0, 1, 3)])
+    (table,) = leaderboard.tables(runs)
+    fault(RECORDS).right(list(table.rows["n"]) == [3])

@@ -1,7 +1,10 @@
 """What a run is besides its code: its set-up, its draws, what watches it. Networks as people set them up."""
 
+import dataclasses
 import functools
+import itertools
 import json
+import logging
 import math
 import random
 import shutil
@@ -25,7 +28,7 @@ from ssl_lessons.methods.simclr import SimCLR
 from ssl_lessons.parameters import Unknown
 from ssl_lessons.records import RecordError, Run, Unreadable
 from ssl_lessons.training import TrainingError, pretrain
-from ssl_lessons.views import CROP_ONLY
+from ssl_lessons.views import CROP_ONLY, MEAN, STD
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
@@ -73,6 +76,171 @@ def frozen(which):
     network = body()
     network[1].train(not which)
     return method(network=network)
+
+
+def written(code: str, change="", **names):
+    """What a cell of a learner's defines: names of `code`, with a change of it."""
+    names |= {"__name__": "__main__", "SimCLR": SimCLR, "Objective": Objective, "torch": torch, "nn": nn}
+    names |= {"dataclasses": dataclasses, "functools": functools, "logging": logging}
+    exec(code.replace("HALF", change or "0.5"), names)
+    return names
+
+
+CELLS = {  # each with a number that changes what is learnt, where neither class nor recipe says it
+    "a global function": """
+def mine(loss): return HALF * loss
+class Own(SimCLR):
+    def forward(self, views):
+        objective = super().forward(views)
+        return Objective(mine(objective.loss), objective.diagnostics)
+""",
+    "a global number": """
+factor = HALF
+class Own(SimCLR):
+    def forward(self, views):
+        objective = super().forward(views)
+        return Objective(factor * objective.loss, objective.diagnostics)
+""",
+    "a list of the class": """
+class Own(SimCLR):
+    factors = [HALF]
+    def forward(self, views):
+        objective = super().forward(views)
+        return Objective(self.factors[0] * objective.loss, objective.diagnostics)
+""",
+    "a dataclass": """
+@dataclasses.dataclass
+class Times:
+    by: float = 1.0
+    def __call__(self, images): return images[:, :, 2:18, 2:18] * HALF * self.by
+augment = Times()
+""",
+    "a bound method": """
+class Times:
+    def __init__(self, by): self.by = by
+    def go(self, images): return images[:, :, 2:18, 2:18] * self.by
+augment = Times(HALF).go
+""",
+    "a keyword's default": "def augment(images, *, by=HALF): return images[:, :, 2:18, 2:18] * by",
+    "an array": """
+class Times(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.by = np.array([HALF])
+    def forward(self, images): return images[:, :, 2:18, 2:18] * float(self.by[0])
+augment = Times()
+""",
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*draws once")
+@pytest.mark.parametrize("name", CELLS)
+def test_a_cell_that_was_edited_and_run_again(tmp_path, fault, name):
+    kind = fault("another set-up under an old run")
+
+    def built(change="", above=""):
+        names = written(above + CELLS[name], change, np=np)
+        own = {"augment": names["augment"]} if "augment" in names else {}
+        return method(names.get("Own", SimCLR), **own)
+
+    first = pretrain(built(), noise(16), run=tmp_path / "run", **SETTINGS)
+    again = pretrain(built("0.5", "# a comment\n"), noise(16), run=tmp_path / "run", **SETTINGS)
+    kind.right(losses(again) == losses(first), "lost")
+    with kind.refused(TrainingError, says=("is not the one that made", "another folder")):
+        pretrain(built("0.25"), noise(16), run=tmp_path / "run", **SETTINGS)
+
+
+QUIET = {  # what is no setting: the same cell, run again, goes on
+    "what it has counted": """
+class Own(SimCLR):
+    def forward(self, views):
+        self.calls = getattr(self, "calls", 0) + 1
+        self.last = views[0].detach()
+        return super().forward(views)
+""",
+    "a logger": """
+class Own(SimCLR):
+    def build(self, r):
+        self.log = logging.getLogger("mine")
+        self.lock = __import__("threading").Lock()
+        return super().build(r)
+""",
+    "functions in a tuple": """
+def one(x): return x
+class Own(SimCLR):
+    stages = (one, one, lambda x: x)
+""",
+    "a module closed over": """
+def outer():
+    import numpy, torch
+    return lambda images: torch.flip(images[:, :, 2:18, 2:18], (-1,)) * float(numpy.float32(1))
+augment = outer()
+""",
+}
+
+
+@pytest.mark.parametrize("name", QUIET)
+def test_what_is_no_setting_refuses_no_run(tmp_path, fault, name):
+    kind = fault("what is no set-up")
+
+    def built():
+        names = written(QUIET[name])
+        own = {"augment": names["augment"]} if "augment" in names else {}
+        return method(names.get("Own", SimCLR), **own)
+
+    own = built()
+    first = pretrain(own, noise(16), run=tmp_path / "run", **SETTINGS)
+    for again in (own, built()):  # the same object, and another kernel's
+        kind.right(pretrain(again, noise(16), run=tmp_path / "run", **SETTINGS) == first, "lost")
+    evaluate.features(own.encoder, noise(16), 16, "cpu", cache=tmp_path / "cache")
+
+
+def test_a_lambdas_line_may_be_reworded(tmp_path, fault):
+    first = method(augment=lambda images: images[:, :, 2:18, 2:18] * 0.5)
+    pretrain(first, noise(16), run=tmp_path, **SETTINGS)
+    other, word = method(augment=lambda images: images[:, :, 2:18, 2:18] * 0.5), "another word"
+    fault("what is no set-up").right(pretrain(other, noise(16), run=tmp_path, **SETTINGS) and word)
+
+
+def test_a_look_at_ones_own_network_freezes_nothing(fault):
+    network, seen = body(), []
+    own = method(network=network)
+    network.eval()
+    with torch.no_grad():
+        network(torch.rand(2, 3, 16, 16))
+    monitor = lambda f: (network.eval(), seen.append(network[1].running_mean.clone()), {})[-1]  # noqa: E731
+    pretrain(own, noise(16), epochs=3, monitor=monitor, **SETTINGS)
+    moved = [not torch.equal(one, other) for one, other in itertools.pairwise([torch.zeros(8), *seen])]
+    fault("frozen BatchNorm").right(moved == [True] * 3)
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit])
+def test_a_monitor_that_is_interrupted_loses_no_epoch(tmp_path, fault, stop):
+    def monitor(encoder):
+        raise stop
+
+    with pytest.raises(stop):
+        pretrain(method(epochs=2), noise(16), run=tmp_path, monitor=monitor, **SETTINGS)
+    fault("odd monitors").right(len(Run.open(tmp_path).record["history"]) == 1, "lost")
+
+
+@pytest.mark.filterwarnings("ignore:.*draws once")
+def test_a_bicubic_augmentation_is_clamped(fault):
+    mode = v2.InterpolationMode.BICUBIC
+    own = method(augment=v2.RandomResizedCrop(16, interpolation=mode, antialias=True))
+    views = own.augment((noise(16).images > 127).to(torch.uint8) * 255)
+    low, high = (x.item() for x in torch.cat([unnormalised(view) for view in views]).aminmax())
+    fault("augmentations").right(0 <= low and high <= 1)
+
+
+def unnormalised(view):
+    return view * torch.tensor(STD).view(3, 1, 1) + torch.tensor(MEAN).view(3, 1, 1)
+
+
+@pytest.mark.filterwarnings("ignore:.*draws once")
+def test_an_augmentation_of_a_whole_batch_is_called_with_that(fault):
+    own = method(augment=lambda images: images[torch.randperm(16)][:, :, 2:18, 2:18])
+    fault("augmentations").right(len(own.augment(noise(16).images)[0]) == 16)
 
 
 # ---- A run's folder, and a trial's, is of one set-up ----
