@@ -552,8 +552,8 @@ def test_a_recipe_refuses_values_out_of_range_however_they_come(fault, recipes, 
     [
         (SIMCLR, "lr", "1e-3", 1e-3), (SIMCLR, "epochs", 3.0, 3), (SIMCLR, "lr_batch", None, None),
         (SIMCLR, "head", [8, 8], (8, 8)), (SIMCLR, "head", (None,), (None,)), (SIMCLR, "head", (), ()),
-        (BYOLS, "momentum", None, None), (BYOLS, "lag", 1.0, 1.0), (MOCO, "momentum", 1, 1),
-        (MOCO, "queue", "1e2", 100), (SIMSIAM, "predictor_lr", 0, 0), (SIMCLR, "warmup", 0, 0),
+        (BYOLS, "momentum", None, None), (BYOLS, "lag", 1.0, 1.0), (MOCO, "momentum", 1, 1.0),
+        (MOCO, "queue", "1e2", 100), (SIMSIAM, "predictor_lr", 0, 0.0), (SIMCLR, "warmup", 0, 0.0),
     ],
 )  # fmt: skip
 def test_a_recipe_takes_values_at_the_edge(fault, recipes, field, value, expected):
