@@ -365,7 +365,7 @@ def parser() -> argparse.ArgumentParser:
     option("--profile", help="auto, smoke, class or full")
     option("--dataset", help="a name from `data list`, or a folder of images")
     option("--minutes", help="end the run as failed after so long")
-    option("--out", help="folder of the run (default: runs/LESSON-DATASET-PROFILE-TIME)")
+    option("--out", help="folder of the run (default: runs/LESSON-DATASET-PROFILE-TIME-PROCESS)")
     option("-p", **setting)
 
     text = "execute a notebook over a grid of parameters; again to go on where it stopped"
