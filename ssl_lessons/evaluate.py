@@ -24,7 +24,7 @@ from ssl_lessons.images import SPLITS, ImageStore, is_whole
 from ssl_lessons.methods.base import Method, Objective, Recipe, check_temperature, size_of, unit
 from ssl_lessons.networks import Encoder, eval_mode
 from ssl_lessons.parameters import Parameter, fit
-from ssl_lessons.records import RecordError, Run, configuration, digest, read_state, write_state
+from ssl_lessons.records import RecordError, Run, configuration, digest, of_memory, read_state, write_state
 from ssl_lessons.training import Monitor, pretrain
 from ssl_lessons.views import CROP_ONLY, centre, in_channels
 
@@ -41,8 +41,8 @@ def features(
     """Features of every image of a store, whole and resized to `image_size`: float32 (N, D) on the CPU.
     The encoder runs in eval mode and is put back as it was: modes, device, parameters, BatchNorm statistics.
     `cache`: a folder in which features are kept by the fingerprint of code, weights, images, size and
-    arithmetic; a warning where it cannot be written. ValueError: no image, an
-    encoder that is no module, fails, or returns anything but a row an image, features that are not finite."""
+    arithmetic; a warning where it cannot be written. ValueError: no image, an encoder that is no module,
+    fails, or returns anything but a row an image, features that are not finite."""
     target = pick_device(device)
     precision = pick_precision(precision, target)
     batch, kind = fit("batch", batch, Parameter(int, 256)), type(encoder).__name__
@@ -74,7 +74,7 @@ def _pass(encoder: nn.Module, images: Tensor) -> Tensor:
     try:
         output = encoder(images)
     except RuntimeError as error:
-        if "memory" in str(error) or "alloc" in str(error):
+        if of_memory(error):
             raise
         raise ValueError(f"{name} fails: {error}") from error
     shape = tuple(output.shape) if isinstance(output, Tensor) and not output.is_complex() else ()

@@ -111,9 +111,8 @@ def check_name(name: str) -> None:
 
         names = [f"timm/{model}" for model in timm.list_models()]
         near = [*difflib.get_close_matches(name, names), *NETWORKS]
-        with suppress(
-            RuntimeError
-        ):  # in "timm/resnet18.a1_in1k" the last part names weights, which are known
+        # in "timm/resnet18.a1_in1k" the last part names weights; RuntimeError for those that there are not
+        with suppress(RuntimeError):
             names += [name] * (timm.models.get_pretrained_cfg(name.removeprefix("timm/")) is not None)
     if name not in names:
         raise Unknown(f"network {name!r} is not known; choose one of: {', '.join(near)}, or timm/NAME")

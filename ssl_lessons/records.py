@@ -103,13 +103,19 @@ def main_process() -> bool:
     return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
 
 
+def _is_versioned(value) -> bool:
+    """Whether a class, function or module is of a package whose version stands in the record."""
+    name = getattr(value, "__module__", None) or getattr(value, "__name__", "builtins")
+    return name.split(".")[0] in _VERSIONED
+
+
 def source_of(kind: type) -> str | None:
     """A fingerprint of the code of a class and its parents, or of a function, for the settings of a run.
     Comments and layout do not count. Classes of this package, PyTorch and its libraries are left out, as a
     record has their versions. None: nothing is left."""
     members = []
     for owner in getattr(kind, "__mro__", (kind,)):
-        if (owner.__module__ or "builtins").split(".")[0] not in _VERSIONED:
+        if not _is_versioned(owner):
             members += sorted(vars(owner).items()) if isinstance(owner, type) else [("", owner)]
     parts = []
     for name, value in members:
@@ -128,12 +134,6 @@ def source_of(kind: type) -> str | None:
 
 
 _PASSING = ("run_steps", "needs_after_step", "recipe")  # of a method: what a run sets, or notes by itself
-
-
-def _is_versioned(value) -> bool:
-    """Whether a class, function or module is of a package whose version stands in the record."""
-    name = getattr(value, "__module__", None) or getattr(value, "__name__", "builtins")
-    return name.split(".")[0] in _VERSIONED
 
 
 def _code(code: types.CodeType) -> list:
@@ -175,10 +175,12 @@ def configuration(value, seen: dict | None = None):
         return value
     if hasattr(value, "tobytes") and hasattr(value, "dtype"):  # NumPy's
         return [str(value.dtype), value.shape, value.tobytes()]
+    if isinstance(value, tuple):  # Python may keep two equal ones as one
+        return of(value)
     if id(value) in seen or len(seen) > 20_000:  # a ring, or what nobody sets up by hand
         return None
     seen[id(value)] = value
-    if isinstance(value, (dict, list, tuple)):
+    if isinstance(value, (dict, list)):
         return of(value)
     if isinstance(value, (set, frozenset)):
         return sorted(map(repr, value))  # each process has another order
@@ -206,10 +208,9 @@ def configuration(value, seen: dict | None = None):
         return [name, str(value)]
     if isinstance(value, types.ModuleType) or kind.__module__.split(".")[0] in sys.stdlib_module_names:
         return [name, getattr(value, "__name__", "")]
-    parts = {key: part for key, part in getattr(value, "__dict__", {}).items() if key[0] != "_"}
-    parts = {key: part for key, part in parts.items() if key not in _PASSING}
+    own = [key for key in getattr(value, "__dict__", {}) if key[0] != "_" and key not in _PASSING]
     # what stands for a method of its class is no setting
-    parts = {key: part for key, part in parts.items() if not callable(getattr(kind, key, None))}
+    parts = {key: vars(value)[key] for key in own if not callable(getattr(kind, key, None))}
     if hasattr(value, "named_children"):  # a module
         parts |= value._modules
         parts |= {key: value._buffers[key] for key in value._non_persistent_buffers_set}

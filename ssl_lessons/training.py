@@ -236,7 +236,7 @@ def pretrain(
             run.refresh()  # what a monitor or `on_epoch` has judged meanwhile stays
             run.record["seconds"] += time.perf_counter() - started
             _checkpoint(row, run, kept, generator, target)
-            if isinstance(cause, BaseException) and not isinstance(cause, Exception):
+            if cause is not None and not isinstance(cause, Exception):
                 raise cause
             if fault:
                 failed = f"the monitor failed in epoch {epoch + 1} ({_kept(run)}): {fault}"

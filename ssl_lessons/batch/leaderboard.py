@@ -83,8 +83,10 @@ def read(places: Iterable[str | Path]) -> tuple[pd.DataFrame, list[str]]:
 
 def _records_in(folder: Path, problems: list[str]) -> Iterator[Path]:
     """Its JSON files, but for whole ones that never were records: a benchmark's, a grid's own notes."""
-    list(os.walk(folder, onerror=lambda error: problems.append(printable(str(error)))))  # rglob is silent
-    for path in sorted(folder.rglob("*.json")):
+    paths = []  # not by rglob, which passes over a folder that it cannot read
+    for place, _, names in os.walk(folder, onerror=lambda error: problems.append(printable(str(error)))):
+        paths += [Path(place, name) for name in names if name.endswith(".json")]
+    for path in sorted(paths):
         inside = path.relative_to(folder).parts[:-1]
         if "trials" in inside or any(part.startswith(".") for part in inside) or not path.is_file():
             continue

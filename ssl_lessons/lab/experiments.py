@@ -15,9 +15,9 @@ from ssl_lessons import evaluate, networks, records
 from ssl_lessons.images import ImageStore
 from ssl_lessons.lab.evidence import YARDSTICKS
 from ssl_lessons.methods import byol, moco, relational, simclr, simsiam
-from ssl_lessons.methods.base import Method, views_of
+from ssl_lessons.methods.base import Method
 from ssl_lessons.parameters import Unknown, folder, known
-from ssl_lessons.records import TITLES, RecordError, Run, results_folder, source_of
+from ssl_lessons.records import TITLES, RecordError, Run, results_folder
 from ssl_lessons.training import Monitor, pretrain
 
 METHODS = {"simclr": simclr.SimCLR, "moco": moco.MoCo, "relational": relational.Relational}
@@ -129,12 +129,10 @@ def trial(
     trial), and `measure` gives what to note of it when trained, {metric: value}; `settings`: `pretrain`'s."""
     torch.manual_seed(lab.seed)
     method = build()
-    kind, source = type(method), source_of(type(method))
     plain = {key: value for key, value in settings.items() if not callable(value)}
-    facts = [kind.__name__, method.recipe, store.fingerprint, len(store), epochs, batch_size, plain, lab.seed]
-    own = records.configuration([method, measure, settings.get("monitor")], {id(lab): lab})
-    facts += [records.digest(own), method.image_size, views_of(method)]
-    facts += [source] if source else []  # none: the package's own
+    own = [method, measure, settings.get("monitor"), epochs, batch_size, lab.seed]
+    own = records.digest(records.configuration(own, {id(lab): lab}))
+    facts = [own, method.recipe, store.fingerprint, len(store), plain]
     run = Run.at(lab.run_dir / "trials" / f"{name}-{digest(facts)}", device=lab.device)
     if run.record["metrics"]:
         print(f"{name}: read from {lab.run_dir.name}/trials (delete it to repeat the experiment)")

@@ -231,8 +231,8 @@ class Method(nn.Module):
         alone = isinstance(batch, Tensor)
         views = self.augment(batch) if alone else batch
         kinds, count = [(getattr(view, "dtype", None), *view.shape) for view in views], len(self.policies)
-        fit = len(kinds) == count and len(set(kinds)) == 1 and len(kinds[0]) == 5 and len(views[0])
-        if not fit or kinds[0][2] != self.channels or not getattr(kinds[0][0], "is_floating_point", False):
+        alike = len(kinds) == count and len(set(kinds)) == 1 and len(kinds[0]) == 5 and len(views[0])
+        if not alike or kinds[0][2] != self.channels or not getattr(kinds[0][0], "is_floating_point", False):
             wanted = f"{count} of one shape (B, {self.channels}, S, S), floats"
             raise ValueError(f"views are {kinds}; give {wanted}, or a single tensor of images")
         if self.needs_after_step and self.training and torch.is_grad_enabled() and self.run_steps is None:

@@ -48,8 +48,11 @@ def values(record) -> list:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A finished and judged run, and another one of seed 1."""
-    place = tmp_path_factory.mktemp("finished")
+    return two_runs(tmp_path_factory.mktemp("finished"))
+
+
+def two_runs(place: Path) -> Path:
+    """A finished and judged run in `place`/0, and another one of seed 1 in `place`/1; returns `place`."""
     for seed in (0, 1):
         train(place / str(seed), seed)
         Run.open(place / str(seed)).add_metric("knn", 0.5 + seed / 8, protocol="planted")

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from test_runs import NETWORK, train
+from test_runs import NETWORK, train, two_runs
 from tiny import CPU, losses, noise
 from torch import nn
 from torchvision.transforms import v2
@@ -563,12 +563,7 @@ def test_pretrains_own_numbers_as_they_come(fault, value):
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
-    """Two runs, of seeds 0 and 1, judged."""
-    place = tmp_path_factory.mktemp("two")
-    for seed in (0, 1):
-        train(place / str(seed), seed)
-        Run.open(place / str(seed)).add_metric("knn", 0.5 + seed / 8, protocol="planted")
-    return place
+    return two_runs(tmp_path_factory.mktemp("two"))
 
 
 @pytest.mark.parametrize("foreign", [("resume.pt",), ("record.json",), ("resume.pt", "record.json")])
