@@ -163,6 +163,14 @@ def methods_tables(folder: Path = RESULTS) -> str:
     return "\n\n".join([*parts, "### The lessons' own runs, one seed each", own_runs(folder)])
 
 
+def gpu_table(folder: Path = RESULTS) -> str:
+    """The runs on a GPU, at the lessons' settings `class`. Raises `RecordError` for a damaged record."""
+    runs, problems = leaderboard.read([folder / "gpu"])
+    if problems:
+        raise RecordError("; ".join(problems))
+    return leaderboard.markdown(leaderboard.tables(runs))
+
+
 def time_table(folder: Path, dataset: str = "imagenette") -> str:
     """When the committed runs on a dataset first reach `LEVEL`, as a Markdown table; empty without any.
 
@@ -228,7 +236,7 @@ def counts_table() -> str:
 
 SECTIONS = {"README.md": {"lessons": lessons_table, "summary": results_table}}
 SECTIONS["notebooks/README.md"] = {"counts": counts_table}
-SECTIONS["data/results/README.md"] = {"results": methods_tables}
+SECTIONS["data/results/README.md"] = {"results": methods_tables, "gpu": gpu_table}
 
 
 def put_into(file: Path, content: str, name: str) -> None:

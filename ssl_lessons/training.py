@@ -38,11 +38,10 @@ class _Progress:
     """What is shown while a run goes on: bars and a live curve in a notebook, one line an epoch elsewhere."""
 
     def __init__(self, show: str, history: list[dict], epochs: int):
-        from fastprogress import fastprogress  # here, so that the module imports without it
-
-        if show == "auto":  # fastprogress goes by google.colab, which may be imported without a shell
+        if show in ("auto", "bars"):  # lines need no notebook's packages
+            from fastprogress import fastprogress
             from IPython import get_ipython
-
+        if show == "auto":  # fastprogress goes by google.colab, which may be imported without a shell
             bars = fastprogress.IN_NOTEBOOK and get_ipython() is not None
             show = os.environ.get("SSL_LESSONS_PROGRESS") or ("bars" if bars else "lines")
         if show not in ("bars", "lines", "none"):

@@ -10,7 +10,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from ssl_lessons import evaluate, images, networks, records, shapes
-from ssl_lessons.images import ImageStore
+from ssl_lessons.images import ImageStore, to_device
 from ssl_lessons.views import centre
 
 
@@ -81,6 +81,8 @@ def test_features_on_a_gpu_bring_the_encoder_home():
     expected = evaluate.features(f, images, 16, device="cpu")
     assert_close(evaluate.features(f, images, 16, device="cuda"), expected, rtol=1e-2, atol=1e-3)
     assert {p.device.type for p in f.parameters()} == {"cpu"}
+    row = torch.arange(3).expand(4, 3)  # its rows share memory, which cannot be pinned
+    assert torch.equal(to_device(row, torch.device("cuda")).cpu(), row)
     state = torch.cuda.get_rng_state()
     evaluate.random_encoder("conv4", 32)
     assert torch.equal(torch.cuda.get_rng_state(), state)

@@ -95,7 +95,7 @@ def test_the_few_lines_run_as_printed(tmp_path, monkeypatch):
 
     network, learner = names["network"], names["learner"]
     assert learner.encoder.network is network
-    saved = torch.load(tmp_path / "improved.pt", weights_only=True)
+    saved = torch.load(tmp_path / "improved.pt", map_location="cpu", weights_only=True)
     fresh = models.resnet18(weights=None)
     fresh.load_state_dict(saved, strict=True)
     moved = [name for name in saved if not torch.equal(saved[name], drawn_next[name])]
@@ -525,7 +525,7 @@ def test_any_network_takes_a_step_and_its_weights_load_into_a_plain_one(method, 
     torch.save(network.state_dict(), tmp_path / "improved.pt")
     with torch.device("meta"):  # without weights of its own: all of them come from the file
         plain = build()
-    saved = torch.load(tmp_path / "improved.pt", weights_only=True)
+    saved = torch.load(tmp_path / "improved.pt", map_location="cpu", weights_only=True)
     plain.load_state_dict(saved, strict=True, assign=True)
     moved = {n for n, t in plain.named_parameters() if not torch.equal(t, untrained[n])}
     assert moved and moved <= reached

@@ -10,7 +10,10 @@ from ssl_lessons.records import RecordError, Run
 ROOT = Path(__file__).resolve().parent.parent
 RECORDS = sorted((ROOT / "data" / "results").glob("[0-9][0-9]-*.json"))
 ROWS = sorted(
-    [*(ROOT / "data" / "results" / "leaderboard").glob("*.json"), *(ROOT / "data" / "weights").glob("*.json")]
+    [
+        *(ROOT / "data" / "results").glob("*/*.json"),  # the leaderboard's, and those of a GPU
+        *(ROOT / "data" / "weights").glob("*.json"),
+    ]
 )
 
 

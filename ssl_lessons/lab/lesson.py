@@ -13,7 +13,6 @@ from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
-import IPython
 import torch
 import yaml
 
@@ -141,7 +140,8 @@ def _declared(names: set[str]) -> dict[str, Parameter]:
     """What this notebook's own cell of parameters declares; none outside a notebook. Stops at one that is not
     among the lesson's `names`: papermill only warns. Parameters are what two cells assign, as they were last
     run: the notebook's own, known by `profile`, and papermill's after it."""
-    declared, present, shell = {}, [], IPython.get_ipython()
+    declared, present = {}, []
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     for source in shell.user_ns.get("In", []) if shell else []:
         with suppress(SyntaxError):  # of magics
             in_cell = assigned(source)

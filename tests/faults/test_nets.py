@@ -91,7 +91,7 @@ AROUND = {
 def check_unwrapped(fault, wrapped):
     plain = resnet().eval()
     learner = method(MoCo, wrapped)
-    encoder = learner.encoder
+    encoder = learner.encoder.cpu()  # where there is a GPU, DataParallel has taken the network there
     fault("wrapped networks").right(encoder.layer == "avgpool" and encoder.width == 64, message=str(encoder))
     fault("wrapped networks").right(encoder.network.state_dict().keys() == plain.state_dict().keys())
     images = torch.randn(2, 3, 16, 16)
