@@ -30,6 +30,7 @@ _MODULES = (
     "devices",
     "optim",
     "records",
+    "fast",
     "training",
     "evaluate",
     "diagnose",

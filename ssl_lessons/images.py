@@ -179,9 +179,7 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     wait for all work that the GPU still has."""
     if device.type != "cuda" or tensor.device.type != "cpu":
         return tensor.to(device)
-    if 0 in tensor.stride():  # expanded: its rows share memory, which cannot be pinned
-        tensor = tensor.clone(memory_format=torch.contiguous_format)
-    return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.contiguous().pin_memory().to(device, non_blocking=True)  # expanded, it cannot be pinned
 
 
 # ---- Datasets by name, folders, other people's datasets ---------------------------------------------------

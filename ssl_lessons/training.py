@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ssl_lessons import processes
+from ssl_lessons import fast, processes
 from ssl_lessons.devices import TrainingError, peak_memory, pick_device, pick_precision, prepare
 from ssl_lessons.images import ImageStore, to_device
 from ssl_lessons.methods.base import NAMES, Method, views_of
@@ -191,6 +191,7 @@ def pretrain(
             again = f"this {kind.__name__} has been trained before, and goes on from there in a new run"
             warnings.warn(f"{again}; build another one for another seed", stacklevel=2)
         stack.enter_context(processes.joint_batchnorm(method, target))
+        stack.enter_context(fast.small_maps(method, target, precision))
         steps = len(store) // batch_size
         method.run_steps = epochs * steps
         check_run(method, len(store), batch_size, epochs)

@@ -6,9 +6,10 @@ import sys
 
 import pytest
 import torch
+import torch.nn.functional as F
 from tiny import CPU, losses, moco, noise
 
-from ssl_lessons import devices, networks
+from ssl_lessons import devices, fast, networks
 from ssl_lessons.methods.byol import BYOL
 from ssl_lessons.methods.relational import Relational
 from ssl_lessons.methods.simclr import SimCLR
@@ -36,6 +37,61 @@ def test_the_fused_kernel_does_what_the_plain_loop_does(kind):
     assert not torch.equal(next(fused.parameters()), next(moco().parameters()))  # something moved
     for one, two in zip(fused.parameters(), plain.parameters(), strict=True):
         assert torch.allclose(one, two, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("sides", "stride"),
+    [((1, 1), 1), ((1, 1), 2), ((2, 2), 1), ((2, 2), 2), ((1, 2), 1), ((4, 4), 2), ((3, 4), 2)],
+)
+def test_a_convolution_on_a_small_map_is_as_exact_as_pytorchs_own(sides, stride):
+    """Both are rounded to bfloat16, at the same places: neither is further from the sum in float64."""
+    torch.manual_seed(0)
+    x = torch.randn(5, 24, *sides).bfloat16().double().requires_grad_()
+    weight = torch.randn(16, 24, 3, 3).bfloat16().double().requires_grad_()
+    outputs = F.conv2d(x, weight, None, stride, 1)
+    towards = torch.randn_like(outputs).bfloat16().double()
+    exact = [outputs.detach(), *torch.autograd.grad(outputs, (x, weight), towards)]
+
+    def errors(compute):
+        inputs = [part.detach().bfloat16().requires_grad_() for part in (x, weight)]
+        found = compute(*inputs)
+        assert found.dtype == torch.bfloat16 and found.shape == outputs.shape
+        found = [found.detach(), *torch.autograd.grad(found, inputs, towards.bfloat16())]
+        return [float((a.double() - b).norm() / b.norm()) for a, b in zip(found, exact, strict=True)]
+
+    for ours, pytorchs in zip(
+        errors(lambda x, w: fast.small_conv2d(x, w, stride)),
+        errors(lambda x, w: F.conv2d(x, w, None, stride, 1)),
+        strict=True,
+    ):
+        assert ours < max(1.2 * pytorchs, 4e-3)  # bfloat16 rounds by up to 2 ** -8
+
+
+def test_small_maps_are_for_wide_layers_in_bfloat16_on_a_cpu(monkeypatch):
+    """A ResNet-18's last stage at 64 pixels: three of 2 x 2 maps, and the one that leads there."""
+    sizes, kernel = [], fast.small_conv2d
+
+    def counted(x, weight, stride):
+        sizes.append((tuple(x.shape[1:]), stride))
+        return kernel(x, weight, stride)
+
+    monkeypatch.setattr(fast, "small_conv2d", counted)
+
+    def trained(precision, name="resnet18"):
+        sizes.clear()
+        torch.manual_seed(0)
+        method = SimCLR(networks.build(name, 64), image_size=64, recipe="short")
+        settings = {**CPU, "precision": precision, "stop_on_collapse": False}
+        return losses(pretrain(method, noise(8, size=64), epochs=1, batch_size=8, **settings))
+
+    quick = trained("bf16")
+    assert sizes == [((256, 4, 4), 2)] + 3 * [((512, 2, 2), 1)]
+    trained("fp32")
+    assert not sizes
+    trained("bf16", "resnet10_half")
+    assert not sizes
+    monkeypatch.setattr(fast, "LEAST_CHANNELS", 1000)
+    assert quick == pytest.approx(trained("bf16"), rel=0.01) and not sizes
 
 
 def test_lars_has_no_such_kernel_and_does_without():
