@@ -355,9 +355,8 @@ def from_dataset(
         item = dataset[row]
         if isinstance(item, dict):
             if "image" not in item:
-                raise DataError(
-                    f"it has {', '.join(map(str, item))}; call the picture 'image', its class 'label'"
-                )
+                there = ", ".join(map(str, item))
+                raise DataError(f"it has {there}; call the picture 'image', its class 'label'")
             item = item["image"], item.get("label")
         picture, label = item if isinstance(item, (tuple, list)) else (item, None)
         return picture, label if labels is None else labels[row]

@@ -20,6 +20,14 @@ from ssl_lessons.parameters import Parameter, Unknown, fit, known
 from ssl_lessons.views import unnormalize
 
 
+class Pixels(nn.Module):
+    """Raw pixels: float (B, C, H, W) -> (B, C·H·W), of views above 48 pixels as 32 x 32 means: to judge the
+    49,152 numbers of a view of 128 takes 12 GB and minutes."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return (images if images.shape[-1] <= 48 else F.adaptive_avg_pool2d(images, 32)).flatten(1)
+
+
 class Colours(nn.Module):
     """Counted colours: normalised float (B, 3, H, W) -> float32 (B, 512), the share of pixels in each of
     8 x 8 x 8 boxes of RGB. Its root is taken, so that many pixels of one colour count less."""
@@ -100,7 +108,7 @@ def resnet10_half(image_size: int = 32, stem: str | None = None) -> nn.Module:
 
 
 NETWORKS = {"conv4": conv4, "resnet10_half": resnet10_half, "resnet18": resnet18, "resnet50": resnet50}
-RULERS = {"pixels": nn.Flatten, "colours": Colours}  # no networks: what a method must beat
+RULERS = {"pixels": Pixels, "colours": Colours}  # no networks: what a method must beat
 
 
 def check_name(name: str) -> None:
@@ -180,9 +188,7 @@ class Encoder(nn.Module):
         with tapped.register_forward_hook(stop), suppress(Reached):
             self.network(images.contiguous() if self.plain_layout else images)
         if version is not None and images._version != version:  # another pass would see the changed view
-            raise ValueError(
-                "the network changes its images in place; take inplace or x.sub_ out of its start"
-            )
+            raise ValueError("the network changes its images in place; take inplace or x.sub_ out there")
         if not outputs:
             raise ValueError(f"{layer} took no part in the forward pass; choose another layer")
         output = outputs[0]
@@ -258,9 +264,7 @@ def check_network(network: nn.Module) -> None:
     for name, value in network.state_dict().items():
         plain = isinstance(value, Tensor) and value.layout == torch.strided and not value.is_complex()
         if not plain or value.is_quantized:
-            raise ValueError(
-                f"the network keeps {value!r:.80} as {name}; a file of weights takes plain tensors"
-            )
+            raise ValueError(f"the network keeps {value!r:.80} as {name}; a file takes plain tensors")
 
 
 def tap(network: nn.Module, layer: str | int | None = None, image_size=64, channels=3) -> Encoder:
@@ -271,9 +275,7 @@ def tap(network: nn.Module, layer: str | int | None = None, image_size=64, chann
     warning where that comes from a classifier. ValueError: a layer that is not there (the message lists those
     that are), takes no part or returns no row of floats for each image; a network as in `check_network`."""
     if not isinstance(network, nn.Module):
-        raise ValueError(
-            f"network is {network!r:.200}; give an nn.Module, such as networks.build('conv4', 48)"
-        )
+        raise ValueError(f"network is {network!r:.200}; give an nn.Module, such as build('conv4', 48)")
     image_size = fit("image_size", image_size, Parameter("int", ...))
     network = unwrapped(network)
     if isinstance(network, Encoder):  # of an earlier run: its names are those of the network in it
@@ -324,9 +326,8 @@ def tap(network: nn.Module, layer: str | int | None = None, image_size=64, chann
             raise
         except Exception as error:  # whatever a network raises
             shape, reason = tuple(example.shape[1:]), str(error) or type(error).__name__
-            raise ValueError(
-                f"images {shape} do not fit: {reason}; are image_size and channels right?"
-            ) from error
+            fault = f"images {shape} do not fit: {reason}; are image_size and channels right?"
+            raise ValueError(fault) from error
         encoder.axis = _axis(encoder, example, output)
     encoder.width = output.shape[encoder.axis]
 

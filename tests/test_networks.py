@@ -147,6 +147,9 @@ def test_counted_colours_are_numpys_histogram_and_pixels_are_pixels():
         counts, _ = np.histogramdd(image.flatten(1).T.numpy(), bins=8, range=[(0, 256)] * 3)
         assert_close(row.square() * 81, torch.tensor(counts).flatten().float(), atol=1e-4, rtol=1e-5)
     assert torch.equal(networks.build("pixels", 9)(views), views.flatten(1))
+    large = torch.randn(2, 3, 64, 64)  # above 48 pixels, as the means of 2 x 2
+    means = large.unflatten(2, (32, 2)).unflatten(4, (32, 2)).mean(dim=(3, 5))
+    assert_close(networks.build("pixels", 64)(large), means.flatten(1))
     assert networks.tap(networks.build("colours", 9), image_size=9).width == 512
 
 
