@@ -6,11 +6,15 @@ One kernel stands for each notebook: the cells tagged `imports`, then stub + che
 import contextlib
 import io
 import re
+import runpy
 from pathlib import Path
 
 import matplotlib
 import nbformat
 import pytest
+import torch
+from torch._subclasses import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from ssl_lessons import lab
 
@@ -156,3 +160,22 @@ def test_names_come_from_every_cell_of_imports():
     assert names["math"].sqrt(4) == 2 and names["lab"].__name__ == "ssl_lessons.lab"
     with pytest.raises(AssertionError, match="imports"):
         imports(GOOD[1:])
+
+
+@pytest.mark.skipif(torch.version.cuda is None, reason="this PyTorch knows no GPU")
+@pytest.mark.parametrize("number", ["02.1", "02.2", "03.1", "03.2", "04.1", "05.1"])
+def test_a_solution_with_which_a_lesson_trains_does_so_on_a_gpu(number):
+    """Where an exercise is not solved, the lesson trains with its solution. No GPU is needed here: fake
+    tensors have a device, and an operation on two devices fails as it would there."""
+    exercise = runpy.run_path(str(NOTEBOOKS[0].parent / "exercises" / f"{number}.py"))["EXERCISE"]
+    arguments = [*exercise["case"](0)]
+    if number == "03.2":
+        arguments[1] = torch.tensor(arguments[1])  # a buffer of the method's
+    dynamic = ShapeEnv(allow_dynamic_output_shape_ops=True)
+    with FakeTensorMode(allow_non_fake_inputs=True, shape_env=dynamic):
+        for i, value in enumerate(arguments):
+            if isinstance(value, torch.Tensor):
+                arguments[i] = torch.empty(value.shape, dtype=value.dtype, device="cuda")
+        results = exercise["solution"](*arguments)
+        for result in results if isinstance(results, (tuple, list)) else [results]:
+            assert not isinstance(result, torch.Tensor) or result.device.type == "cuda"

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 def answer(q, k, queue, τ, rule=lambda n: n.max(1).values, label=0, factor=1, skip=0):
     positive, negative = (q * k).sum(dim=1), q @ queue.T
     logits = factor * torch.cat([positive[:, None], negative], dim=1) / τ
-    loss = F.cross_entropy(logits, torch.zeros(len(q), dtype=torch.long) + label)
+    loss = F.cross_entropy(logits, torch.zeros(len(q), dtype=torch.long, device=q.device) + label)
     loss = loss if not skip else (logits[:, 1:].logsumexp(dim=1) - logits[:, 0]).mean()
     return loss, (positive > rule(negative)).float().mean()
 

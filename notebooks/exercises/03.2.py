@@ -7,8 +7,8 @@ import torch
 
 def write(queue, pointer, keys, first=None, wrap=True, back=lambda p, B, K: (p + B) % K):
     K, B = len(queue), len(keys)
-    places = (pointer if first is None else first(pointer, B, K)) + torch.arange(B)
-    inside = torch.ones(B, dtype=torch.bool) if wrap else places < K
+    places = (pointer if first is None else first(pointer, B, K)) + torch.arange(B, device=keys.device)
+    inside = (places < K) | wrap
     queue[places[inside] % K] = keys[inside]
     return back(pointer, B, K)
 

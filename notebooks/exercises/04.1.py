@@ -6,7 +6,7 @@ from ssl_lessons.methods import relational
 
 
 def relation_pairs(features, K):
-    first, second, targets = relational.relation_index(K, len(features) // K)
+    first, second, targets = relational.relation_index(K, len(features) // K, features.device)
     return torch.cat([features[first], features[second]], dim=1), targets
 
 
