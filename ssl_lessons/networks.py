@@ -275,7 +275,7 @@ def tap(network: nn.Module, layer: str | int | None = None, image_size=64, chann
     warning where that comes from a classifier. ValueError: a layer that is not there (the message lists those
     that are), takes no part or returns no row of floats for each image; a network as in `check_network`."""
     if not isinstance(network, nn.Module):
-        raise ValueError(f"network is {network!r:.200}; give an nn.Module, such as build('conv4', 48)")
+        raise ValueError(f"network is {network!r:.200}; give an nn.Module, say networks.build('conv4', 48)")
     image_size = fit("image_size", image_size, Parameter("int", ...))
     network = unwrapped(network)
     if isinstance(network, Encoder):  # of an earlier run: its names are those of the network in it

@@ -33,7 +33,7 @@ def relation_index(
     """
     if views < 2 or batch < 2:
         raise ValueError(
-            f"{views} views of {batch} images make no positive and negative pairs; take 2 of each"
+            f"{views} views of {batch} images make no positive and negative pairs; give 2 of each"
         )
     i, j = torch.triu_indices(views, views, 1, device=device)  # (pairs,), in the order of two nested loops
     shift = torch.arange(len(i), device=device) % (batch - 1) + 1  # (pairs,)
