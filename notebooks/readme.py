@@ -146,13 +146,18 @@ def rows_of(paths: list[Path], dataset: str, wanted: set[tuple] | None = None) -
     return lines + [line for *_, line in sorted(rows, reverse=True)]
 
 
+def leaderboard_of(folder: Path) -> str:
+    """The tables of a folder's records, as Markdown. Raises `RecordError` for a damaged record."""
+    runs, problems = leaderboard.read([folder])
+    if problems:
+        raise RecordError("; ".join(problems))
+    return leaderboard.markdown(leaderboard.tables(runs))
+
+
 def methods_tables(folder: Path = RESULTS) -> str:
     """The leaderboard, its second budget, the time to half, the lessons' own single runs. Raises
     `RecordError` for a damaged record."""
-    runs, problems = leaderboard.read([folder / "leaderboard"])
-    if problems:
-        raise RecordError("; ".join(problems))
-    parts = [leaderboard.markdown(leaderboard.tables(runs))]
+    parts = [leaderboard_of(folder / "leaderboard")]
     budget = grid.read(NOTEBOOKS / "grids" / "equal_minutes.yaml")
     wanted = {(one.parameters["method"], one.parameters["epochs"]) for one in budget}
     lines = rows_of(sorted((folder / "leaderboard").glob("*.json")), "imagenette", wanted)
@@ -165,10 +170,7 @@ def methods_tables(folder: Path = RESULTS) -> str:
 
 def gpu_table(folder: Path = RESULTS) -> str:
     """The runs on a GPU, at the lessons' settings `class`. Raises `RecordError` for a damaged record."""
-    runs, problems = leaderboard.read([folder / "gpu"])
-    if problems:
-        raise RecordError("; ".join(problems))
-    return leaderboard.markdown(leaderboard.tables(runs))
+    return leaderboard_of(folder / "gpu")
 
 
 def time_table(folder: Path, dataset: str = "imagenette") -> str:
