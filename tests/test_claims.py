@@ -6,6 +6,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from ssl_lessons.lab import METHODS
+
 NOTEBOOKS = sorted((Path(__file__).resolve().parent.parent / "notebooks").glob("[0-9]*.ipynb"))
 OPENINGS = ("**In the run printed here**", "**In this experiment**")
 
@@ -36,3 +38,16 @@ def test_a_number_that_was_not_printed_is_seen():
     told = [nbformat.v4.new_markdown_cell(f"{OPENINGS[0]}, SimCLR ends at {n} %.") for n in ("56.5", "65.5")]
     ((_, (right,), printed), (_, (wrong,), _)) = claims([code, *told])
     assert right in printed and wrong not in printed
+
+
+def test_a_recipe_that_a_parameter_offers_is_there():
+    lesson_of = {"02": "simclr", "03": "moco", "04": "relational", "05": "byol", "06": "simsiam"}
+    every = {name for method in METHODS.values() for name in method.recipes}
+    offers = {path: re.search(r"recipe: str = None  # (.*?)[;(\n]", path.read_text()) for path in NOTEBOOKS}
+    offers = {path: offer[1].split("training: ")[-1] for path, offer in offers.items() if offer}
+    assert len(offers) >= 9
+    for path, offer in offers.items():
+        method = METHODS.get(lesson_of.get(path.stem[:2]))
+        there = method.recipes if method else every
+        offered = re.findall(r"\w+", offer.replace(" or ", " "))
+        assert set(offered) <= {*there}, f"{path.name} offers {offer}; there are: {', '.join(there)}"
