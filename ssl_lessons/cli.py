@@ -68,14 +68,14 @@ def table(rows) -> str:
 
 
 def metric_table(metrics: dict) -> str:
-    """One line a metric: its value and its protocol; those of a random encoder end with _random."""
+    """One line a metric, one at least: its value and its protocol; a random encoder's end with _random."""
     rows = []
     for name, metric in metrics.items():
         value = metric["value"]
         shown = "not a number" if value is None else f"{value:.1%}" if 0 <= value <= 1 else f"{value:.4g}"
         spread = f" ± {metric['std']:.1%}" if "std" in metric else ""
         rows.append((name, shown + spread, metric.get("protocol", "")))
-    return table(rows) if rows else "the record holds no metrics"
+    return table(rows)
 
 
 # ---- doctor and data ---------------------------------------------------------------------------------------
@@ -168,11 +168,10 @@ def run(args) -> int:
     one = grid.planned(notebook, declared, chosen, name)
     say = functools.partial(print, end="", flush=True)
     error = grid.carry_out(one, out, say=say, minutes=args.minutes)["error"]
-    executed, record = out / notebook.name, out / "record.json"
-    paths = {"notebook": executed, "html": executed.with_suffix(".html"), "record": record}
-    paths = {kind: path if path.exists() else None for kind, path in paths.items()}
+    files = {"notebook": notebook.name, "html": f"{notebook.stem}.html", "record": "record.json"}
+    paths = {kind: out / name if (out / name).exists() else None for kind, name in files.items()}
     lines = [f"{kind:<9}{path}" for kind, path in paths.items() if path]
-    text = record.read_text(encoding="utf-8") if record.exists() and not error else "{}"
+    text = paths["record"].read_text(encoding="utf-8") if paths["record"] and not error else "{}"
     metrics = json.loads(text).get("metrics", {})
     if metrics:
         lines += [metric_table(metrics), ssl.lab.beside(metrics)]  # the last line: what was learnt
@@ -210,9 +209,8 @@ def leaderboard(args) -> int:
         if not Path(place).exists():
             raise Unknown(f"there is nothing at {place}; name record files, or folders that hold some")
     runs, problems = board.read(places)
-    tables = []
-    if len(runs):
-        tables = board.tables(runs, args.metric)
+    tables = board.tables(runs, args.metric) if len(runs) else []
+    if tables:
         for name in runs["record"][runs[args.metric].isna()]:
             problems.append(f"{name} has no metric {args.metric}: unfinished, or not judged by it")
     for problem in problems:

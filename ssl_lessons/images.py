@@ -9,7 +9,6 @@ One memory-mapped file a split and size keeps what was decoded. N images, B in a
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import io
 import json
@@ -37,11 +36,12 @@ import numpy as np
 import psutil
 import torch
 from filelock import FileLock
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.utils.data import StackDataset
 from torchvision.datasets import STL10, Imagenette
 from torchvision.datasets.utils import calculate_md5, check_integrity
 from torchvision.transforms.functional import to_pil_image
@@ -248,7 +248,7 @@ def load(
     _check(size, limit)
     if not isinstance(name, (str, Path)) or not isinstance(split, str):
         raise DataError(f"dataset {name!r:.99}, split {split!r:.99}: give both as text, 'shapes' and 'train'")
-    if name not in CATALOGUE and name != "" and os.path.isdir(os.path.expanduser(name)):
+    if name not in CATALOGUE and os.path.isdir(os.path.expanduser(name)):
         store = folder(_part(name, split), size, limit=limit, progress=progress, split=split)
         return replace(store, place=str(Path(os.path.expanduser(name)).absolute()))
     entry = _entry(name)
@@ -260,8 +260,7 @@ def load(
         count, seed = SHAPES[native]
         store.origin = f"shapes.draw({count}, {size}, seed={seed})"
         source = hashlib.sha256(Path(shapes.__file__).read_bytes()).hexdigest()  # other code, other drawings
-        drawn = functools.partial(shapes.draw, count, size, seed)
-        store = _cached(store, size, source, lambda: list(zip(*drawn(), strict=True)), progress)
+        store = _cached(store, size, source, lambda: StackDataset(*shapes.draw(count, size, seed)), progress)
         return store.subset(_spaced(count, limit)) if limit and limit < count else store
     home = fetch(name, size, progress=progress, download=download)
     store.origin, archive = _origin(home)
@@ -295,9 +294,8 @@ def folder(
     shown, skipped = printable(str(root)), []
     if not root.is_dir():
         raise DataError(f"{shown} is not a folder")
-    inner = _folders(root)
     direct = _pictures(root, "", skipped) or []
-    folders = {name: _pictures(root, name, skipped) for name in inner}
+    folders = {name: _pictures(root, name, skipped) for name in _folders(root)}
     folders = {name: paths for name, paths in folders.items() if paths is not None}
     samples = [(path, label) for label, paths in enumerate(folders.values()) for path in paths]
     origin, classes = f"folder {shown}", tuple(map(printable, folders))
@@ -375,14 +373,10 @@ def _entry(name: str) -> Entry:
 
 
 def _check(size: int, limit: int | None = None) -> None:
-    if not _whole(size) or not 8 <= size <= 1024:
+    if not isinstance(size, Integral) or not 8 <= size <= 1024:
         raise DataError(f"size {size!r}: the side of an image is a whole number of pixels from 8 to 1024")
-    if limit is not None and not (_whole(limit) and limit >= 1):
+    if limit is not None and (not isinstance(limit, Integral) or isinstance(limit, bool) or limit < 1):
         raise DataError(f"limit {limit!r}: take at least one image, a whole number, or None for all")
-
-
-def _whole(number) -> bool:
-    return isinstance(number, Integral) and not isinstance(number, bool)
 
 
 def _spaced(count: int, limit: int | None) -> list[int]:
@@ -452,9 +446,8 @@ def _splits(names: list[str]) -> dict[str, str]:
     """The subfolders that are splits, {"Train2017": "train"}: all, or some to train and some to test."""
     called = {name: re.sub(rf"^({'|'.join(SPLITS)})[\d_-].*", r"\1", name.lower()) for name in names}
     splits = {name: split for name, split in called.items() if split in SPLITS}
-    training = [name for name in splits if splits[name] in ROLES["pretrain"]]
-    both = training and len(training) < len(splits)
-    return splits if both or len(splits) == len(names) else {}
+    training = sum(split in ROLES["pretrain"] for split in splits.values())
+    return splits if 0 < training < len(splits) or len(splits) == len(names) else {}
 
 
 def _part(path: str | Path, split: str) -> Path:
@@ -525,10 +518,8 @@ def square(source, size: int) -> np.ndarray:
             _check_white("the upper 8 of 16 bits", np.asarray(image.convert("RGB")), 64, 255)
         if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-        side = min(image.size)
-        left, top = ((length - side) / 2 for length in image.size)
         image = image if image.mode == "RGB" else image.convert("RGB")
-        image = image.resize((size, size), Image.Resampling.BILINEAR, (left, top, left + side, top + side))
+        image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
     return np.ascontiguousarray(np.asarray(image).transpose(0, 2, 1))  # (S, S, 3) -> (S, 3, S)
 
 
@@ -579,11 +570,10 @@ def _cached(store, size: int, source: str, build: Callable, progress: bool, limi
         cached = _read(path, store, source) or _read(beside, store, source)
         if cached is None:
             dataset = build()
-            _write(path, store, dataset.__getitem__, _spaced(len(dataset), limit), size, source, progress)
-            return _read(path, store, source) or _read(beside, store, source)
-        with suppress(FileNotFoundError, PermissionError):
+            _write(beside, store, dataset.__getitem__, _spaced(len(dataset), limit), size, source, progress)
+        with suppress(FileNotFoundError, PermissionError):  # Windows keeps a file that is mapped: next time
             os.replace(beside, path)
-    return cached
+        return cached or _read(path, store, source) or _read(beside, store, source)
 
 
 def _write(path, store, item: Callable, rows, size: int, source: str, progress, workers=None) -> None:
@@ -616,7 +606,7 @@ def _write(path, store, item: Callable, rows, size: int, source: str, progress, 
                     numbers.append(_class_number(label, name))
                     file.write(pixels)
             if not numbers:
-                first = "".join([*skipped.values()][:1])
+                first = next(iter(skipped.values()), "")
                 raise DataError(f"not one of {len(rows)} images of {store.origin} can be decoded: {first}")
             pixels = np.memmap(raw, np.uint8, "c", shape=(len(numbers), size, 3, size))  # not in memory
             tensors = {"images": torch.from_numpy(pixels)}
@@ -625,10 +615,7 @@ def _write(path, store, item: Callable, rows, size: int, source: str, progress, 
             about = {"source": source, "origin": store.origin, "fingerprint": _fingerprint(tensors)}
             about |= {"classes": json.dumps(store.classes), "skipped": json.dumps(skipped)}
             save_file(tensors, whole, about | {"checksum": _checksum(about)})
-            try:
-                os.replace(whole, path)
-            except PermissionError:  # Windows keeps a file that is mapped: this one lies beside it for now
-                os.replace(whole, path.with_name(f"{path.stem}.{source[:8]}.safetensors"))
+            os.replace(whole, path)
     except (OSError, SafetensorError) as error:
         raise DataError(f"could not write {path} ({error}); make room, or set SSL_LESSONS_DATA") from error
 
@@ -707,11 +694,10 @@ def data_root() -> Path:
 def cache_root() -> Path:
     """The folder of decoded images, made if missing: data_root()/cache; where that cannot be written
     (a Kaggle input, a shared disk), ($XDG_CACHE_HOME or ~/.cache)/ssl-lessons."""
-    if _writable(data_root() / "cache"):
-        return data_root() / "cache"
     user = home_folder(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "ssl-lessons"
-    if _writable(user):
-        return user
+    for place in (data_root() / "cache", user):
+        if _writable(place):
+            return place
     raise DataError(f"neither {data_root()} nor {user} can be written: let SSL_LESSONS_DATA name a folder")
 
 

@@ -117,11 +117,9 @@ def check_name(name: str) -> None:
     if name.startswith("timm/"):
         import timm  # here, because it takes a second to load
 
-        names = [f"timm/{model}" for model in timm.list_models()]
+        # with tags, "timm/resnet18.a1_in1k", too: the last part names weights
+        names = [f"timm/{model}" for model in timm.list_models() + timm.list_models(include_tags=True)]
         near = [*difflib.get_close_matches(name, names), *NETWORKS]
-        # in "timm/resnet18.a1_in1k" the last part names weights; RuntimeError for those that there are not
-        with suppress(RuntimeError):
-            names += [name] * (timm.models.get_pretrained_cfg(name.removeprefix("timm/")) is not None)
     if name not in names:
         raise Unknown(f"network {name!r} is not known; choose one of: {', '.join(near)}, or timm/NAME")
 
@@ -173,25 +171,24 @@ class Encoder(nn.Module):
     def output(self, images: Tensor) -> Tensor:
         """What the layer returns, (B, …) in any layout; ValueError for all but floats, a row an image."""
         layer = f"layer {self.layer!r}" if self.layer else "the network"
-        outputs = []
 
         class Reached(Exception):  # ends this pass, and not that of an encoder within the network
             pass
 
         def stop(module, inputs, output):
-            outputs.append(output)
-            raise Reached
+            raise Reached(output)
 
         # The hook lives for one pass only: the user's network is theirs, and copies of it carry no hook.
         version = None if images.is_inference() else images._version
         tapped = self.network.get_submodule(self.layer or "")
-        with tapped.register_forward_hook(stop), suppress(Reached):
-            self.network(images.contiguous() if self.plain_layout else images)
+        try:
+            with tapped.register_forward_hook(stop):
+                self.network(images.contiguous() if self.plain_layout else images)
+            raise ValueError(f"{layer} took no part in the forward pass; choose another layer")
+        except Reached as reached:
+            output = reached.args[0]
         if version is not None and images._version != version:  # another pass would see the changed view
             raise ValueError("the network changes its images in place; take inplace or x.sub_ out there")
-        if not outputs:
-            raise ValueError(f"{layer} took no part in the forward pass; choose another layer")
-        output = outputs[0]
         kind = output.dtype if isinstance(output, Tensor) else type(output).__name__
         if not getattr(kind, "is_floating_point", False):
             raise ValueError(f"{layer} returns a {kind}; choose a layer that returns one tensor of floats")
@@ -203,8 +200,7 @@ class Encoder(nn.Module):
             raise ValueError(f"{layer} returns numbers without gradient; {reason}")
         if torch.is_autocast_enabled(output.device.type):
             return output
-        weight = next((part for part in self.parameters() if part.is_floating_point()), output)
-        return output.to(weight.dtype)  # of a network with an autocast of its own
+        return output.to(images.dtype)  # of a network with an autocast of its own
 
     def forward(self, images: Tensor) -> Tensor:
         output = self.output(images)
@@ -315,12 +311,11 @@ def tap(network: nn.Module, layer: str | int | None = None, image_size=64, chann
         try:
             output = tried()
             weighted = [i for i, part in enumerate(ran) if part._parameters and not part._modules]
-            pool = next((name for name in ("avgpool", "global_pool") if name in layers), None)
-            pooled = [i for i, part in enumerate(ran) if names[part] == pool]
+            pooled = [i for i, part in enumerate(ran) if names.get(part) in ("avgpool", "global_pool")]
             if layer is None and "fc" in layers and len(pooled) == 1:
-                after = [names[ran[i]] for i in weighted if i > pooled[0]]
+                after = [names.get(ran[i]) for i in weighted if i > pooled[0]]
                 if after in ([], ["fc"]):  # else it is not the pooling that a classifier reads
-                    encoder.layer = layer = pool
+                    encoder.layer = layer = names[ran[pooled[0]]]
                     output = tried()
         except ValueError:
             raise
@@ -334,8 +329,9 @@ def tap(network: nn.Module, layer: str | int | None = None, image_size=64, chann
     last = ran[weighted[-1]] if layer is None and weighted else None
     name = names.get(last, "")
     if isinstance(last, nn.Linear) or name.startswith("classifier"):  # SqueezeNet's is a convolution
-        before = [part for part in ran[: weighted[-1]] if not isinstance(part, nn.Dropout)]
-        way_out = f", for example layer={names.get(before[-1])!r}" if before else ""
+        named = [part for part in ran[: weighted[-1]] if part in names]
+        before = [part for part in named if not isinstance(part, nn.Dropout)]
+        way_out = f", for example layer={names[before[-1]]!r}" if before else ""
         text = f"the network is read at its layer {name!r}; if it scores classes, name another{way_out}"
         warnings.warn(text, stacklevel=2)
     return encoder

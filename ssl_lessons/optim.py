@@ -74,7 +74,8 @@ def build_optimizer(method: Method) -> torch.optim.Optimizer:
     if weights and not any(weight.requires_grad for weight in weights):
         raise TrainingError("every weight of the encoder is frozen; call requires_grad_(True) on some")
     groups: dict[tuple, dict] = {}
-    apart = recipe.predictor_lr != 1 or recipe.predictor_weight_decay is not None
+    own_decay = recipe.predictor_weight_decay is not None
+    apart = recipe.predictor_lr != 1 or own_decay
     for name, parameter in method.named_parameters():
         if not parameter.requires_grad:
             continue
@@ -83,21 +84,15 @@ def build_optimizer(method: Method) -> torch.optim.Optimizer:
         constant = part in constant_lr
         predictor = apart and part == "predictor"
         scale = recipe.predictor_lr if predictor else 1.0
-        group = {"params": [], "constant": constant, "scale": scale}
-        group = groups.setdefault((plain, constant, predictor), group)
-        group["params"].append(parameter)
-        if predictor and recipe.predictor_weight_decay is not None:
-            group["weight_decay"] = recipe.predictor_weight_decay
-        if plain:
-            group["weight_decay"] = 0.0
+        decay = recipe.predictor_weight_decay if predictor and own_decay else recipe.weight_decay
+        group = {"params": [], "constant": constant, "scale": scale, "weight_decay": 0.0 if plain else decay}
+        groups.setdefault((plain, constant, predictor), group)["params"].append(parameter)
     parameters, settings = list(groups.values()), {"lr": recipe.lr, "weight_decay": recipe.weight_decay}
     # one kernel for all weights, where there is one, instead of a loop over them
     fused = next(method.parameters()).device.type in ("cpu", "cuda") or None
     if recipe.optimizer == "lars":
-        try:
-            from timm.optim import Lars  # here, so that nothing else needs timm
-        except ImportError:
-            raise TrainingError("optimizer 'lars' is timm's: pip install timm, or choose another") from None
+        from timm.optim import Lars  # here, because timm takes a second to load
+
         # Groups without weight decay keep the plain rate, as both official codes do.
         return Lars(parameters, momentum=recipe.sgd_momentum, trust_coeff=1e-3, **settings)
     if recipe.optimizer == "sgd":

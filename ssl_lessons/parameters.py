@@ -9,6 +9,7 @@ import sys
 import types
 import typing
 from collections.abc import Iterable
+from contextlib import suppress
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Final, Literal, NamedTuple, Union, get_args, get_origin
@@ -62,10 +63,9 @@ def assigned(source: str) -> dict[str, Parameter]:
     for line in lines:
         annotated = isinstance(line, ast.AnnAssign)
         target = line.target if annotated else line.targets[0]
-        try:
+        default = None
+        with suppress(ValueError, TypeError):  # of a value that is computed, or not there
             default = ast.literal_eval(line.value)
-        except (ValueError, TypeError):  # computed, or only annotated
-            default = None
         if isinstance(target, ast.Name):
             kind = ast.unparse(line.annotation) if annotated else type(default).__name__
             declared[target.id] = Parameter(kind, default)
@@ -95,11 +95,11 @@ RANGES = dict.fromkeys(("weight_decay", "predictor_lr", "predictor_weight_decay"
 RANGES |= dict.fromkeys(("momentum", "sgd_momentum", "final_lr", "alpha"), SHARE) | {"minutes": ABOVE_0}
 RANGES |= {"lr": ABOVE_0, "temperature": ABOVE_0, "lag": (sys.float_info.min, 1, " above 0 and at most 1")}
 RANGES |= {"views": (2, math.inf, " above 1"), "seed": (0, 2**32 - 1, " from 0 to 2**32 - 1")}  # as a CPU's
-# In the order in which a union's are tried: text fits everything
-KINDS = {type(None): "None", bool: "True or False", int: "a whole number", float: "a number"}
-KINDS |= {tuple: "a list of values in brackets", list: "a list of values in brackets"}
+# In words, and in the order in which a union's are tried: text fits everything
+KINDS = {type(None): "None", bool: "True or False", int: "a whole number{range}", float: "a number{range}"}
+KINDS |= dict.fromkeys((tuple, list), "a list of values in brackets, {kind}")
 KINDS |= {dict: "a dictionary as JSON has them", set: "a list (papermill hands no set over)"}
-KINDS |= {Literal: "one of: ", str: "text", object: "anything"}
+KINDS |= {Literal: "one of: {choices}", str: "text", object: "anything"}
 UNFIT = (ValueError, TypeError, KeyError, AttributeError, SyntaxError, ArithmeticError)
 UNFIT += (RecursionError, MemoryError)  # of brackets by the thousand
 
@@ -126,16 +126,12 @@ def fit(name: str, value, parameter: Parameter):
         low, high, words = ANY
     expected = []
     for kind in sorted(kinds, key=lambda kind: [*KINDS].index(get_origin(kind) or kind)):
-        details = {int: words, float: words, tuple: f", {kind}", list: f", {kind}"}
-        details[Literal] = ", ".join(map(str, get_args(kind)))
-        sort = get_origin(kind) or kind
-        expected.append(KINDS[sort] + details.get(sort, ""))
-        try:
+        sort, choices = get_origin(kind) or kind, ", ".join(map(str, get_args(kind)))
+        expected.append(KINDS[sort].format(range=words, kind=kind, choices=choices))
+        with suppress(*UNFIT):
             fitted = _read(kind, value, name)
-        except UNFIT:
-            continue
-        if sort not in (int, float) or low <= fitted <= high:
-            return fitted
+            if sort not in (int, float) or low <= fitted <= high:
+                return fitted
     raise Unknown(f"parameter {name} is {value!r:.200}; it must be {' or '.join(expected[::-1])}")
 
 

@@ -51,7 +51,6 @@ TITLES |= {"simsiam": "SimSiam", "supervised": "supervised", "random": "random e
 TITLES |= {"pixels": "raw pixels", "colours": "counted colours"}
 _VERSIONED = ("ssl_lessons", "torch", "torchvision", "timm", "builtins")  # packages with a version
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_BEYOND = (errno.EACCES, errno.EPERM, errno.EISDIR, errno.EIO, errno.EMFILE, errno.ENOMEM)  # a file's content
 _NO_MEMORY = ("out of memory", "allocate memory", "not enough memory", "bad_alloc", "ALLOC_FAILED")
 
 
@@ -122,11 +121,8 @@ def source_of(kind: type) -> str | None:
         function = getattr(value, "__func__", getattr(value, "fget", value))
         if inspect.isroutine(function):
             try:
-                source = textwrap.dedent(inspect.getsource(function))
-                parts.append(ast.unparse(ast.parse(source)))
-            except SyntaxError:  # a lambda in the middle of an expression
-                parts.append(source)
-            except (OSError, TypeError):  # typed at a prompt, or made by `dataclass`
+                parts.append(ast.unparse(ast.parse(textwrap.dedent(inspect.getsource(function)))))
+            except (OSError, TypeError, SyntaxError):  # typed at a prompt, by `dataclass`, a part of a line
                 parts.append(str(_code(function.__code__) if hasattr(function, "__code__") else name))
         elif not name.startswith("__") and isinstance(value, (bool, int, float, str, tuple)):
             parts += [f"{name} = {value!r}"] if " at 0x" not in repr(value) else []
@@ -197,10 +193,10 @@ def configuration(value, seen: dict | None = None):
     members = {}
     for owner in reversed((value if isinstance(value, type) else kind).__mro__):
         members |= {} if _is_versioned(owner) else vars(owner)
-    public = [members[key] for key in sorted(members) if key[0] != "_"]
-    shared = [part for part in public if isinstance(part, (list, dict, tuple, set))]
-    members = [members[key] for key in sorted(members)]
-    functions = [getattr(member, "__func__", getattr(member, "fget", member)) for member in members]
+    members = dict(sorted(members.items()))
+    public = [member for key, member in members.items() if key[0] != "_"]
+    shared = [member for member in public if isinstance(member, (list, dict, tuple, set))]
+    functions = [getattr(member, "__func__", getattr(member, "fget", member)) for member in members.values()]
     calls = [part for function in functions if inspect.isfunction(function) for part in _called(function)]
     if isinstance(value, type):
         return [name, source_of(value), of(shared + calls)]
@@ -214,8 +210,8 @@ def configuration(value, seen: dict | None = None):
     if hasattr(value, "named_children"):  # a module
         parts |= value._modules
         parts |= {key: value._buffers[key] for key in value._non_persistent_buffers_set}
-        frozen = [key for key, weight in value._parameters.items() if weight is not None]
-        parts["frozen weights"] = [key for key in frozen if not value._parameters[key].requires_grad]
+        weights = value.named_parameters(recurse=False)
+        parts["frozen weights"] = [key for key, weight in weights if not weight.requires_grad]
     return [name, source_of(kind), of(shared + calls), of(parts)]
 
 
@@ -275,21 +271,21 @@ def write_state(path: Path, state: dict) -> None:
     _write_bytes(path, file.getbuffer())
 
 
-def read_state(path: Path) -> dict:
-    """What `write_state` wrote. RecordError: a file that is missing, damaged or another program's."""
+def read_state(path: Path, *parts: str) -> dict:
+    """What `write_state` wrote, `parts` among it. RecordError: missing, damaged, or another program's."""
     import torch
 
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)  # runs no code that is in it
         checksum = state.pop("checksum", None)
         # an older version's has none, but the checksums of a zip archive, which torch does not look at
-        whole = digest(state) == checksum if checksum else zipfile.ZipFile(path).testzip() is None
+        intact = digest(state) == checksum if checksum else zipfile.ZipFile(path).testzip() is None
     except FileNotFoundError:
         raise RecordError(f"{path} is missing: there is nothing to resume") from None
     except Exception as error:  # of a truncated or foreign file torch raises many kinds, with risky advice
         _check_readable(path, error)
-        whole = False
-    if not whole:
+        intact = False
+    if not intact or not {*parts} <= state.keys():
         raise RecordError(f"{path} is damaged, or not of this package; delete it to start over")
     return state
 
@@ -301,7 +297,7 @@ def of_memory(error: Exception) -> bool:
 
 def _check_readable(path: Path, error: Exception) -> None:
     """Raise `Unreadable` where it is not the content of a file that an error is about."""
-    if getattr(error, "errno", None) in _BEYOND or of_memory(error):
+    if isinstance(error, OSError) or of_memory(error):  # bad content raises others
         reason = getattr(error, "strerror", None) or "not enough memory"
         raise Unreadable(f"{path} cannot be read ({reason}); nothing is changed") from error
 
@@ -310,15 +306,15 @@ def _plain(value):
     """What JSON can hold: recipes opened up, tensors as numbers, of a path its name, NaN as null."""
 
     def opened(part):
+        if dataclasses.is_dataclass(part):
+            return keyed(dataclasses.asdict(part))
         if isinstance(part, Path):
             return part.name
         if hasattr(part, "tolist"):
             return part.tolist()
-        if callable(part) and not dataclasses.is_dataclass(part):
+        if callable(part):
             return getattr(part, "__qualname__", type(part).__qualname__)
-        if not dataclasses.is_dataclass(part):
-            raise TypeError(f"a record cannot hold {part!r:.100}; give numbers, text, or lists of them")
-        return keyed(dataclasses.asdict(part))
+        raise TypeError(f"a record cannot hold {part!r:.100}; give numbers, text, or lists of them")
 
     def keyed(part):
         if isinstance(part, dict):
@@ -356,8 +352,7 @@ def _read(path: Path) -> dict:
         raise RecordError(f"{path} is not a run record: it has no schema number")
     if schema > SCHEMA:
         raise Unreadable(f"{path} has schema {schema}, this version reads up to {SCHEMA}; update it")
-    fit = [name for name in record if isinstance(record[name], REQUIRED.get(name, object))]
-    missing = [name for name in REQUIRED if name not in fit]
+    missing = [n for n, kind in REQUIRED.items() if n not in record or not isinstance(record[n], kind)]
     if missing:
         raise RecordError(f"{path} lacks {', '.join(missing)}; delete its folder and run it again")
     if "checksum" in record and record["checksum"] != _checksum(record):  # an older version's has none
@@ -486,14 +481,12 @@ class Run:
     def _others(self) -> dict | None:
         """The record that another process has written since ours was read or written, if any."""
         with suppress(RecordError):  # missing or damaged: ours is better
-            record = _read(self.folder / "record.json")
-            if record.get("checksum") != self.record.get("checksum"):
-                return record
+            record = _read(self.folder / "record.json") if self.folder else self.record
+            return None if record.get("checksum") == self.record.get("checksum") else record
 
     def refresh(self) -> None:
         """Take over what another process has written since this record was read."""
-        others = self.folder and self._others()
-        self.record = others or self.record
+        self.record = self._others() or self.record
 
     def update(self, **settings) -> None:
         """Set parts of the record and write it."""
@@ -511,9 +504,9 @@ class Run:
                 raise RecordError(f"metric {name} is {metric!r:.100}; note it by add_metric(name, number)")
         with self.writing():
             others = None if over else self._others()
-            if others is not None:
-                if others.get("encoder_checksum") != self.record.get("encoder_checksum"):
-                    raise RecordError(f"another process has trained on in {self.folder}; judge it again")
+            if others and others.get("encoder_checksum") != self.record.get("encoder_checksum"):
+                raise RecordError(f"another process has trained on in {self.folder}; judge it again")
+            if others:
                 metrics = {**others["metrics"], **self.record["metrics"]}
                 self.record = {**others, **self.record, "metrics": metrics}
             self.record["checksum"] = _write(self.folder / "record.json", self.record)
@@ -585,8 +578,5 @@ class Run:
         write_state(self.resume_path, {**state, "record": _plain(record)})
 
     def load_resume(self) -> dict:
-        """Read resume.pt, see `read_state`: "method", "optimizer", "generators", "history", "seconds", …"""
-        state = read_state(self.resume_path)
-        if not {"method", "optimizer", "generators", "history", "seconds"} <= state.keys():
-            raise RecordError(f"{self.resume_path} is another program's; delete it to start over")
-        return state
+        """Read resume.pt, see `read_state`; "scaler" and "record" are in it too."""
+        return read_state(self.resume_path, "method", "optimizer", "generators", "history", "seconds")

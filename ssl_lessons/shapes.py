@@ -39,26 +39,22 @@ def _corners(radii: list[float], count: int) -> ndarray:
 
 
 def _bar(x: ndarray, y: ndarray) -> ndarray:
-    return np.maximum(np.abs(x) - np.float32(1), np.abs(y) - np.float32(0.36))
+    return np.maximum(np.abs(x) - 1, np.abs(y) - 0.36)
 
 
-def _heart(x: ndarray, y: ndarray) -> ndarray:
-    """The curve x = 16 sin³ t, y = 13 cos t − 5 cos 2t − 2 cos 3t − cos 4t, as a polygon."""
-    t = 2 * np.pi * np.arange(28) / 28
-    across = 16 * np.sin(t) ** 3
-    up = 13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)
-    return _polygon(x, y, np.stack([across / 16, -(up + 2.5) / 16], axis=1).astype(np.float32))
-
-
+# The heart x = 16 sin³ t, y = 13 cos t − 5 cos 2t − 2 cos 3t − cos 4t, in sixteenths
+_T = 2 * np.pi * np.arange(28) / 28
+_UP = 13 * np.cos(_T) - 5 * np.cos(2 * _T) - 2 * np.cos(3 * _T) - np.cos(4 * _T)
+_HEART = np.stack([np.sin(_T) ** 3, -(_UP + 2.5) / 16], axis=1).astype(np.float32)
 _DIAGONAL = np.float32([[0.7071, 0.7071], [-0.7071, 0.7071]])  # an eighth of a turn
 _FORMS = {
-    "disc": lambda x, y: np.hypot(x, y) - np.float32(0.74),
-    "ring": lambda x, y: np.abs(np.hypot(x, y) - np.float32(0.78)) - np.float32(0.15),
+    "disc": lambda x, y: np.hypot(x, y) - 0.74,
+    "ring": lambda x, y: np.abs(np.hypot(x, y) - 0.78) - 0.15,
     "square": lambda x, y: _polygon(x, y, _corners([1.2], 4) @ _DIAGONAL),
     "triangle": lambda x, y: _polygon(x, y, _corners([1.2], 3)),
     "star": lambda x, y: _polygon(x, y, _corners([1.15, 0.46], 10)),
     "cross": lambda x, y: np.minimum(_bar(x, y), _bar(y, x)),  # the union of two bars
-    "heart": _heart,
+    "heart": lambda x, y: _polygon(x, y, _HEART),
 }
 
 # A texture is the share (0 to 1) that is cut away at a point; its edges are softened over one pixel, whose
@@ -67,13 +63,12 @@ _FORMS = {
 
 def _soft(distance: ndarray, pixel: ndarray) -> ndarray:
     """Coverage of a pixel by the inside of an outline at this signed distance: 1 inside, 0 outside."""
-    return np.clip(np.float32(0.5) - distance / pixel, 0, 1)
+    return np.clip(0.5 - distance / pixel, 0, 1)
 
 
 def _stripes(x: ndarray, period: float, pixel: ndarray) -> ndarray:
     """A grating with equal bars and gaps."""
-    period = np.float32(period)
-    return _soft((np.abs(np.mod(x / period, 1) - np.float32(0.5)) - np.float32(0.25)) * period, pixel)
+    return _soft((np.abs(np.mod(x / period, 1) - 0.5) - 0.25) * period, pixel)
 
 
 def _checks(x: ndarray, y: ndarray, pixel: ndarray) -> ndarray:
@@ -82,9 +77,9 @@ def _checks(x: ndarray, y: ndarray, pixel: ndarray) -> ndarray:
 
 
 def _dots(x: ndarray, y: ndarray, pixel: ndarray) -> ndarray:
-    period = np.float32(0.52)
+    period = 0.52
     u, v = np.mod(x, period) - period / 2, np.mod(y, period) - period / 2
-    return _soft(np.hypot(u, v) - np.float32(0.17), pixel)
+    return _soft(np.hypot(u, v) - 0.17, pixel)
 
 
 _TEXTURES = {"plain": lambda x, y, pixel: np.zeros_like(x), "checked": _checks, "dotted": _dots}
@@ -113,13 +108,13 @@ def _paint(labels: ndarray, chance: ndarray, clouds: ndarray, size: int) -> ndar
     scale = 0.36 + 0.34 * column[2]  # the object's half-extent, in half picture sides
     room = 1 - 0.6 * scale  # at least this share of its half-extent stays inside the picture
     centre_x, centre_y = (2 * column[3] - 1) * room, (2 * column[4] - 1) * room
-    turn = (2 * column[5] - 1) * np.float32(np.pi / 6)
-    light = 2 * np.float32(np.pi) * column[6]
+    turn = (2 * column[5] - 1) * (np.pi / 6)
+    light = 2 * np.pi * column[6]
     phase_x, phase_y = column[7], column[8]  # where the texture begins
     exposure = 1 - 0.4 * column[9]
 
     # Picture coordinates in [-1, 1], then the object's own: shifted, turned, scaled.
-    grid = ((np.arange(size, dtype=np.float32) + 0.5) / size * 2 - 1).astype(np.float32)
+    grid = (np.arange(size, dtype=np.float32) + 0.5) / size * 2 - 1
     px, py = grid[None, None, :], grid[None, :, None]
     cos, sin = np.cos(turn), np.sin(turn)
     x = ((px - centre_x) * cos + (py - centre_y) * sin) / scale  # (n, size, size)
@@ -147,7 +142,7 @@ def _paint(labels: ndarray, chance: ndarray, clouds: ndarray, size: int) -> ndar
     on_object = object_share * rim * lamp
     on_ground = (1 - object_share) * shadow * (1 + 0.1 * noise) * lamp
     colour = on_object[..., None] * fore[:, None, None] + on_ground[..., None] * back[:, None, None]
-    return np.clip(colour * 255 + np.float32(0.5), 0, 255).astype(np.uint8)
+    return np.clip(colour * 255 + 0.5, 0, 255).astype(np.uint8)
 
 
 def draw(count: int, size: int = 64, seed: int = 0) -> tuple[ndarray, ndarray]:

@@ -10,8 +10,8 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -31,6 +31,7 @@ from ssl_lessons.records import Run, configuration, digest, of_memory, source_of
 Monitor = Callable[[nn.Module], dict[str, float]]
 COLLAPSED = 0.1  # of an even spread: embeddings that spread no wider have fallen together
 WHOLE = Parameter("int", ...)
+CODE = {"source": "code", "setup": "setup (network, layer, attributes, augmentations)"}
 _in_training = threading.RLock()  # generators and Accelerate's state are a process', not a thread's
 
 
@@ -163,8 +164,7 @@ def pretrain(
         generator = torch.Generator().manual_seed(seed)
 
         kind = type(method)
-        settings = {"method": kind.__name__, "source": source_of(kind)}
-        settings["setup"] = _setup_of(method)
+        settings = {"method": kind.__name__, "source": source_of(kind), "setup": _setup_of(method)}
         stack.callback(lambda: setattr(method, "_setups", (settings["setup"], _setup_of(method))))
         settings |= {"recipe": recipe, "views": views_of(method), "dataset": store.facts}
         settings |= {"view_size": method.image_size, "epochs": epochs, "batch_size": batch_size}
@@ -172,12 +172,12 @@ def pretrain(
         for others in processes.of_all(settings):
             differing = [name for name, value in settings.items() if others[name] != value]
             if differing:
-                differs = f"the processes differ in {', '.join(differing)}; give all the same"
-                raise TrainingError(f"{differs} (an attribute that is a process' own begins with _)")
+                way_out = "give all the same (an attribute that is a process' own begins with _)"
+                raise TrainingError(f"the processes differ in {', '.join(differing)}; {way_out}")
         if not isinstance(run, Run):
             run = Run.at(run if rank == 0 else None, device=target)
         stack.enter_context(run.writing())
-        stack.enter_context(_ended_by_signals(run))
+        _end_by_signals(run, stack)
         state = _earlier_state(run, settings) if rank == 0 else None
         run.record, state = processes.from_first((run.record, state))
         kept = {"method": method, "optimizer": optimizer, "scaler": accelerator.scaler}
@@ -262,7 +262,7 @@ def _add(totals: dict[str, tuple], numbers: dict) -> None:
     once an epoch: reading a number makes a GPU wait."""
     for name, value in numbers.items():
         total, count = totals.get(name, (0.0, 0))
-        value = value.detach() if isinstance(value, torch.Tensor) else torch.tensor(value)
+        value = torch.as_tensor(value).detach()
         totals[name] = total + value.to(torch.promote_types(value.dtype, torch.float32)), count + 1
 
 
@@ -303,10 +303,9 @@ def _refuse_alone() -> None:
         raise TrainingError(f"WORLD_SIZE is {count}, but no other process is there; start all by `torchrun`")
 
 
-@contextmanager
-def _ended_by_signals(run: Run) -> Iterator[None]:
-    """SIGTERM (Slurm, Colab, a container) and SIGHUP (a closed terminal) end the process with one line. Who
-    handles them already, or ignores them (nohup), goes on doing so."""
+def _end_by_signals(run: Run, stack: ExitStack) -> None:
+    """SIGTERM (Slurm, Colab, a container) and SIGHUP (a closed terminal) end the process with one line, as
+    long as `stack` is open. Who handles them already, or ignores them (nohup), goes on doing so."""
 
     def end(number: int, frame) -> None:
         name = signal.Signals(number).name
@@ -317,15 +316,9 @@ def _ended_by_signals(run: Run) -> Iterator[None]:
         os.kill(os.getpid(), number)  # as it would have ended: in a notebook's kernel, an exception would not
 
     main = threading.current_thread() is threading.main_thread()  # only there may handlers be set
-    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if main and hasattr(signal, name)]
-    numbers = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]
-    try:
-        for number in numbers:
-            signal.signal(number, end)
-        yield
-    finally:
-        for number in numbers:
-            signal.signal(number, signal.SIG_DFL)
+    for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):  # Windows has no SIGHUP
+        if main and signal.getsignal(number) is signal.SIG_DFL:
+            stack.callback(signal.signal, number, signal.signal(number, end))
 
 
 def _kept(run: Run) -> str:
@@ -335,13 +328,9 @@ def _kept(run: Run) -> str:
 
 def _watched(monitor: Monitor, method: Method, device: torch.device) -> dict[str, float]:
     """What a monitor says, as plain numbers: resume.pt is loaded with weights_only, which refuses NumPy's."""
-
-    def plain(value) -> float:
-        return float(value.item() if hasattr(value, "item") else value)
-
     try:
         with processes.alone(), processes.draws_kept(device):
-            said = {str(name): plain(value) for name, value in monitor(method.encoder).items()}
+            said = {str(name): float(value) for name, value in monitor(method.encoder).items()}
     finally:
         method.train()
     taken = ", ".join(said.keys() & {*NAMES})
@@ -355,8 +344,7 @@ def _earlier_state(run: Run, settings: dict) -> dict | None:
     run.refresh()
     if run.folder is not None and run.resume_path.exists():
         state = run.load_resume()
-        records = [record for record in (run.record, state.get("record", {})) if record.get("method")]
-        for record in records or [run.record]:
+        for record in (run.record, state.get("record", {})):
             _compare(record, settings, run.folder)
         for litter in run.folder.glob("*.tmp"):  # what a kill in the middle of a write left
             litter.unlink()
@@ -372,35 +360,33 @@ def _earlier_state(run: Run, settings: dict) -> dict | None:
 
 
 def _compare(record: dict, settings: dict, folder: Path) -> None:
-    """`TrainingError` unless a record is of these settings; what an older version did not note is added."""
-    fresh = Run.in_memory(**settings).record
-    recipe, old_recipe = settings["recipe"], record.get("recipe") or {}
-    for name, value in fresh["recipe"].items():  # a field that has come since is at its default
-        if name not in old_recipe and getattr(recipe, name) == getattr(type(recipe), name, None):
-            old_recipe[name] = value
-    record.setdefault("views", fresh["views"])
-    if record.get("versions") != fresh["versions"]:  # another version's layers note their settings otherwise
-        record["setup"] = fresh["setup"]
+    """`TrainingError` unless a record is of these settings, in what it notes of them."""
+    fresh, recipe = Run.in_memory(**settings).record, settings["recipe"]
+    defaults = [
+        name for name in fresh["recipe"] if getattr(recipe, name) == getattr(type(recipe), name, None)
+    ]
     pythons = [each.get("versions", {}).get("python", "").rpartition(".")[0] for each in (record, fresh)]
-    if pythons[0] != pythons[1]:  # and another Python writes a tree of code otherwise
-        record["source"] = fresh["source"]
-    record.setdefault("setup", fresh["setup"])
-    record["source"] = record.get("source") or fresh["source"]  # None: nothing to compare
-    fresh["source"] = fresh["source"] or record["source"]
+    unlike = {
+        "setup": record.get("versions") != fresh["versions"],  # another version's layers say theirs otherwise
+        "source": pythons[0] != pythons[1],  # another Python writes a tree of code otherwise
+    }
     for name in settings:
         old, new = record.get(name), fresh[name]
+        if old is None or new is None or unlike.get(name):  # an older version did not note it
+            continue
         if name == "dataset":  # the same images, wherever they lie
             keys = ("fingerprint", "images", "size")
-            old, new = ({key: side.get(key) for key in keys} for side in (old or {}, new))
+            old, new = ({key: side.get(key) for key in keys} for side in (old, new))
+        if name == "recipe":  # a field that has come since is at its default
+            old = {**{field: new[field] for field in defaults}, **old}
         if isinstance(old, dict) and isinstance(new, dict):  # of a recipe or dataset, only what differs
             old, new = ({k: v for k, v in a.items() if b.get(k) != v} for a, b in ((old, new), (new, old)))
         if old == new:
             continue
-        if name in ("source", "setup"):
-            code, setup = "code", "setup (network, layer, attributes, augmentations)"
-            changed = f"the {code if name == 'source' else setup} of {fresh['method']}"
+        if name in CODE:
+            changed = f"the {CODE[name]} of {fresh['method']} is not the one that made {folder}"
             way_out = "name another folder (what only counts is an attribute that begins with _)"
-            raise TrainingError(f"{changed} is not the one that made {folder}; {way_out}")
+            raise TrainingError(f"{changed}; {way_out}")
         differs = f"{folder} holds a run with another {name}: {old!r}, not {new!r}"
         raise TrainingError(f"{differs}; name another folder, or repeat its settings")
 
@@ -441,11 +427,11 @@ def _restore(state: dict, run: Run, kept: dict, generator: torch.Generator, devi
 def _check_health(row: dict, method: Method, run: Run, stop_on_collapse: bool) -> None:
     """Raise on NaN, and on embeddings that have fallen together, before anything is saved."""
     when = f"in epoch {row['epoch']} ({_kept(run)})"
-    broken = "" if math.isfinite(row["loss"]) else f"the loss is {row['loss']}"
-    if not broken and not all(p.isfinite().all() for p in method.parameters()):
-        broken = "a weight is NaN or infinite"  # only the last step can leave that behind a finite loss
-    if broken:
-        raise TrainingError(f"{broken} {when}; try a lower lr, a longer warm-up, or precision fp32")
+    way_out = "try a lower lr, a longer warm-up, or precision fp32"
+    if not math.isfinite(row["loss"]):
+        raise TrainingError(f"the loss is {row['loss']} {when}; {way_out}")
+    if not all(p.isfinite().all() for p in method.parameters()):  # the last step's, behind a finite loss
+        raise TrainingError(f"a weight is NaN or infinite {when}; {way_out}")
     if all(weight.grad is None for weight in method.encoder.parameters()):
         raise TrainingError(f"no gradient reaches the encoder {when}; take detach and no_grad out of its way")
     spread = row.get("embedding_std", 1.0)

@@ -15,7 +15,7 @@ import torch
 from tiny import moco, noise
 
 from ssl_lessons import evaluate, lab
-from ssl_lessons.lab import check, lesson, pick_profile, setup
+from ssl_lessons.lab import check, lesson, pick_profile
 from ssl_lessons.methods.moco import RECIPES
 from ssl_lessons.parameters import Unknown
 from ssl_lessons.records import Run
@@ -68,21 +68,23 @@ def test_the_profile_is_the_parameters_then_the_environments_then_class(monkeypa
     assert pick_profile() == "class" and pick_profile("full") == "full"
     monkeypatch.setenv("SSL_LESSONS_PROFILE", "smoke")
     assert pick_profile("auto") == "smoke" and pick_profile("full") == "full"
+    monkeypatch.setenv("SSL_LESSONS_PROFILE", "auto")
+    assert pick_profile() == "class"
     monkeypatch.setenv("SSL_LESSONS_PROFILE", "fast")
     with pytest.raises(Unknown, match="profile 'fast' is not known; choose one of: auto, smoke, class, full"):
         pick_profile()
 
 
 def test_the_narrowest_settings_that_fit_are_taken(monkeypatch):
-    assert setup("03", SETTINGS).epochs == 8
-    assert setup("03", SETTINGS, dataset="shapes").epochs == 9  # a dataset's before a CPU's
-    assert setup("03", SETTINGS, profile="full").epochs == 200
+    assert lab.setup("03", SETTINGS).epochs == 8
+    assert lab.setup("03", SETTINGS, dataset="shapes").epochs == 9  # a dataset's before a CPU's
+    assert lab.setup("03", SETTINGS, profile="full").epochs == 200
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(lesson, "pick_device", lambda: torch.device("cuda"))
     monkeypatch.setattr(lesson, "pick_precision", lambda name, device: "bf16")
     monkeypatch.setattr(lesson, "device_name", lambda device: "a GPU")
-    assert setup("03", SETTINGS).epochs == 20
-    assert setup("03", {**SETTINGS, "class on imagenette with a GPU": {"epochs": 30}}).epochs == 30
+    assert lab.setup("03", SETTINGS).epochs == 20
+    assert lab.setup("03", {**SETTINGS, "class on imagenette with a GPU": {"epochs": 30}}).epochs == 30
 
 
 def test_every_lesson_has_settings_for_every_profile_which_its_set_up_takes(tmp_path, monkeypatch):
@@ -93,17 +95,17 @@ def test_every_lesson_has_settings_for_every_profile_which_its_set_up_takes(tmp_
         assert {"smoke", "class", "full"} <= set(settings), key
         assert not [name for name in settings if name.split(" ")[0] not in lab.PROFILES], key
         assert settings["smoke"]["dataset"] == "shapes"
-        s = setup(key, profile="smoke", seed=3)
+        s = lab.setup(key, profile="smoke", seed=3)
         assert {**settings["smoke"], "seed": 3}.items() <= vars(s).items()
     beside = tmp_path / "profiles.yaml"  # a notebook's own, in its folder or the one above, comes first
     beside.write_text('"03": {class: {dataset: shapes, epochs: 77}}', encoding="utf-8")
-    assert setup("03").epochs == 77
+    assert lab.setup("03").epochs == 77
     with pytest.raises(Unknown, match="no profiles.yaml with lesson '99'"):
         lesson.profiles("99")
 
 
 def test_parameters_replace_settings_and_empty_ones_do_not(capsys):
-    s = setup(
+    s = lab.setup(
         "03", SETTINGS, profile="smoke", epochs=3, dataset="", lr=2, symmetric=False, limit=None, seed=0
     )
     assert (s.epochs, s.dataset, s.lr, s.symmetric, s.limit, s.seed) == (3, "shapes", 2, False, None, 0)
@@ -130,12 +132,12 @@ def test_parameters_replace_settings_and_empty_ones_do_not(capsys):
 )
 def test_a_wrong_parameter_is_named_with_what_is_right(wrong, message):
     with pytest.raises(Unknown, match=message):
-        setup("03", SETTINGS, **{"profile": "smoke", **wrong})
+        lab.setup("03", SETTINGS, **{"profile": "smoke", **wrong})
 
 
 def test_text_is_read_as_what_stands_there():
     """papermill's `-p symmetric false` hands over text, which would count as true."""
-    s = setup("03", SETTINGS, profile="smoke", symmetric="false", epochs="1e1", lr="1e-3", seed="2")
+    s = lab.setup("03", SETTINGS, profile="smoke", symmetric="false", epochs="1e1", lr="1e-3", seed="2")
     assert (s.symmetric, s.epochs, s.lr, s.seed) == (False, 10, 0.001, 2)
 
 
@@ -154,19 +156,19 @@ def test_a_smoke_run_leaves_nothing_in_the_temporary_folder(tmp_path):
 
 
 def test_a_run_folder_for_each_choice_of_settings(tmp_path, monkeypatch):
-    one, again, other = (setup("03", SETTINGS, dataset="shapes", seed=s).run_dir for s in (0, 0, 1))
+    one, again, other = (lab.setup("03", SETTINGS, dataset="shapes", seed=s).run_dir for s in (0, 0, 1))
     assert (
         one == again != other and one.parent == tmp_path / "runs" and one.name.startswith("03-shapes-class-")
     )
-    assert setup("03", SETTINGS, run_dir="runs/mine").run_dir == Path("runs/mine")
-    smoke = [setup("03", SETTINGS, profile="smoke").run_dir for _ in range(2)]
+    assert lab.setup("03", SETTINGS, run_dir="runs/mine").run_dir == Path("runs/mine")
+    smoke = [lab.setup("03", SETTINGS, profile="smoke").run_dir for _ in range(2)]
     assert smoke[0] != smoke[1]  # a smoke test never goes on
     assert smoke[0].parent == tmp_path / "runs"  # $SSL_LESSONS_RUNS is for all runs
     monkeypatch.delenv("SSL_LESSONS_RUNS")
     assert lab.runs_folder() == Path(lab.__file__).resolve().parents[2] / "runs"
     pictures = tmp_path / "my pictures"
     pictures.mkdir()
-    mine = setup("03", SETTINGS, dataset=str(pictures))
+    mine = lab.setup("03", SETTINGS, dataset=str(pictures))
     assert mine.dataset == str(pictures) and mine.run_dir.name.startswith("03-my pictures-class-")
 
 
@@ -323,7 +325,7 @@ def test_the_end_of_a_lesson_says_where_its_numbers_came_from(tmp_path, capsys):
     run.add_metric("knn", 0.5234, protocol="weighted kNN, k 20, t 0.07")
     run.add_metric("views_per_second", 812.0)
     run.add_metric("broken", float("nan"))
-    s = setup("03", SETTINGS, profile="smoke", seed=5)
+    s = lab.setup("03", SETTINGS, profile="smoke", seed=5)
     s.started -= 120
     capsys.readouterr()
     lab.finish(s, run)
@@ -348,7 +350,9 @@ def test_the_end_of_a_lesson_says_where_its_numbers_came_from(tmp_path, capsys):
 
 def a_lesson(**changes):
     """Settings as `setup` returns them, for the smallest network."""
-    s = setup("03", {"class": dict(SETTINGS["class on shapes"], network="conv4", view=16, stem=None)}, seed=0)
+    s = lab.setup(
+        "03", {"class": dict(SETTINGS["class on shapes"], network="conv4", view=16, stem=None)}, seed=0
+    )
     s.__dict__.update({"supervised_epochs": 1, "batch_size": 8, **changes})
     return s
 

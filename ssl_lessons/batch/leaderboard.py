@@ -132,7 +132,8 @@ def _row_of(path: str, record: dict) -> dict:
         "device": need("device", record["device"], str),
         "started": str(record.get("started")),
     }
-    for name, value in pd.json_normalize(recipe, sep=" ").to_dict("records")[0].items():
+    flat = pd.json_normalize(recipe, sep=" ").to_dict("records")  # of no recipe, older versions give none
+    for name, value in (flat[0] if flat else {}).items():
         # the first three have columns of their own; where a policy comes from is no setting
         if name not in ("name", "epochs", "batch_size") and name.split()[-1] != "source":
             values[printable(f"recipe {name}")] = value

@@ -5,6 +5,7 @@ import runpy
 import traceback
 from collections.abc import Callable, Mapping, Set
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -65,10 +66,7 @@ def _difference(mine, reference, atol: float) -> tuple[str, float]:
 
 def _cause(own: Tensor, right: Tensor, atol: float) -> str:
     """The usual reason why `own` is not `right`, where one fits."""
-
-    def near(a: Tensor, b: Tensor) -> bool:
-        return torch.allclose(a, b, atol=atol)
-
+    near = partial(torch.allclose, atol=atol)
     if near(-own, right):
         return "; the sign is the other way round"
     if not own.any():

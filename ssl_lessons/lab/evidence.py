@@ -24,12 +24,12 @@ def beside(metrics: dict[str, dict]) -> str:
     """What was learnt, in a line: a record's kNN accuracy beside those of the yardsticks that it has."""
     if "knn" not in metrics:
         return "kNN: not judged"
-    text, joint = f"kNN {100 * metrics['knn']['value']:.1f} %", " beside "
+    others = []
     for kind, title in YARDSTICKS.items():
         if f"knn_{kind}" in metrics:
-            text += f"{joint}{title} {100 * metrics[f'knn_{kind}']['value']:.1f}"
-            joint = ", "
-    return text
+            others.append(f"{title} {100 * metrics[f'knn_{kind}']['value']:.1f}")
+    own = f"kNN {100 * metrics['knn']['value']:.1f} %"
+    return f"{own} beside {', '.join(others)}" if others else own
 
 
 def mean_error(values: Sequence[float]) -> tuple[float, float]:
@@ -65,16 +65,15 @@ def verdict(best: dict[str, list[dict]]) -> str:
     "SimCLR, 128"), each group has a verdict of its own."""
     scores = {arm: [line["knn"] for line in lines] for arm, lines in best.items()}
     groups = {}
-    for arm in scores:
+    for arm, values in scores.items():
         group, _, rest = arm.rpartition(", ")
-        groups.setdefault(group, {})[rest] = scores[arm]
-    if min(len(members) for members in groups.values()) < 2:
+        groups.setdefault(group, {})[rest] = values
+    if min(map(len, groups.values())) < 2:
         groups = {"": scores}
     sentences = []
     for group, members in groups.items():
         judged = {arm: mean_error(values) for arm, values in members.items()}
-        high = max(judged, key=lambda arm: judged[arm][0])
-        low = min(judged, key=lambda arm: judged[arm][0])
+        high, low = max(judged, key=judged.get), min(judged, key=judged.get)
         gap = judged[high][0] - judged[low][0]
         error = math.hypot(judged[high][1], judged[low][1])
         seeds = min(len(members[high]), len(members[low]))

@@ -28,15 +28,13 @@ def runs_folder() -> Path:
     """Where runs, baselines and trials are kept: $SSL_LESSONS_RUNS where it is set; else runs/ of the
     checkout that the package is used from, or of the working directory where there is none."""
     chosen = os.environ.get("SSL_LESSONS_RUNS")
-    if chosen:
-        runs = folder(chosen)
-        if not runs.is_absolute():  # a kernel works in another folder than the command that starts it
-            raise Unknown(
-                f"SSL_LESSONS_RUNS is {chosen!r}; name a folder by its whole path, {runs.absolute()}"
-            )
-        return runs
-    checkout = Path(__file__).resolve().parents[2]
-    return (checkout if (checkout / "notebooks").is_dir() else Path.cwd()) / "runs"
+    if not chosen:
+        checkout = Path(__file__).resolve().parents[2]
+        return (checkout if (checkout / "notebooks").is_dir() else Path.cwd()) / "runs"
+    runs = folder(chosen)
+    if not runs.is_absolute():  # a kernel works in another folder than the command that starts it
+        raise Unknown(f"SSL_LESSONS_RUNS is {chosen!r}; name a folder by its whole path, {runs.absolute()}")
+    return runs
 
 
 def digest(values) -> str:
@@ -98,11 +96,10 @@ def trained(
     before = run.record["seconds"]
     same = {"precision": lab.precision, "seed": lab.seed}
     if learner is None:
-        if run.record["history"] or run.record.get("method") not in (None, method):
-            there = run.record.get("method")
+        there = run.record.get("method")
+        if run.record["history"] or there not in (None, method):
             raise RecordError(f"{run.folder} holds a run of {there}, not {method}; name another folder")
-        facts = {"method": method, "dataset": store.facts, "view_size": lab.view}
-        run.update(**facts, epochs=0, batch_size=None, **same)
+        run.update(method=method, dataset=store.facts, view_size=lab.view, epochs=0, batch_size=None, **same)
         run.save_encoder(plain)
     else:
         same |= {"progress": progress, "monitor": monitor, "stop_on_collapse": False, "run": run}
@@ -141,8 +138,9 @@ def trial(
         same = {"progress": "none", "stop_on_collapse": False, "seed": lab.seed, "run": run}
         pretrain(method, store, epochs=epochs, batch_size=batch_size, **same, **settings)
         protocol = f"trial {name} of lesson {lab.lesson}, seed {lab.seed}"
-        values = {metric: float(value) for metric, value in measure(method).items()}
-        metrics = {metric: {"value": value, "protocol": protocol} for metric, value in values.items()}
+        metrics = {}
+        for metric, value in measure(method).items():
+            metrics[metric] = {"value": float(value), "protocol": protocol}
         run.update(metrics=metrics)  # all of them, or none: what has some is not measured again
     lab.trials[name] = run
     return run
@@ -155,35 +153,32 @@ def baselines(lab: SimpleNamespace, train: ImageStore, test: ImageStore) -> dict
     measured here and kept in runs/ for all lessons."""
     if lab.profile == "smoke":  # that they can be measured is tested; on thousands of pixels it takes long
         train, test = (store.subset(torch.arange(min(200, len(store)))) for store in (train, test))
-    names = ("network", "view", "stem", "supervised_epochs", "seed", "precision")
-    settings = {"batch_size": 128, **{name: getattr(lab, name) for name in names}}
-    settings |= {"train": train.fingerprint, "test": test.fingerprint, "images": len(train)}
     metrics = _committed_yardsticks(lab, train)
     missing = [kind for kind in YARDSTICKS if kind not in metrics]
     if missing:
+        names = ("network", "view", "stem", "supervised_epochs", "seed", "precision")
+        settings = {"batch_size": 128, **{name: getattr(lab, name) for name in names}}
+        settings |= {"train": train.fingerprint, "test": test.fingerprint, "images": len(train)}
         folder = _shared(lab, f"yardsticks-{train.name}", settings)
         run = Run.at(folder, device=lab.device, profile=lab.profile)
-        _measure(lab, run, missing, train, test)
+        unmeasured = [kind for kind in missing if f"knn_{kind}" not in run.record["metrics"]]
+        spent = run.record.get("judging_seconds", 0.0)
+        if not unmeasured:
+            print(f"baselines: read from {folder.parent.name}/{folder.name}")
+            lab.earlier += spent
+        own = SimpleNamespace(**{**vars(lab), "batch_size": min(128, len(train))})
+        for kind in unmeasured:
+            begun = time.time() + own.earlier
+            encoder = evaluate.load_encoder(trained(own, kind, train))
+            judged = evaluate.judge(encoder, train, test, lab.view)
+            spent += time.time() + own.earlier - begun  # now, or in the session that trained it
+            run.record["judging_seconds"] = spent
+            add_judgement(run, {}, {kind: judged})
+        lab.earlier = own.earlier
         for name, metric in run.record["metrics"].items():
             name, kind = name.rsplit("_", 1)
             metrics.setdefault(kind, {})[name] = metric
     return {kind: metrics[kind] for kind in YARDSTICKS}
-
-
-def _measure(lab: SimpleNamespace, run: Run, kinds: list[str], train: ImageStore, test: ImageStore) -> None:
-    """Note the metrics of some yardsticks in `run`, and what they cost; what it has is not repeated."""
-    unmeasured = [kind for kind in kinds if f"knn_{kind}" not in run.record["metrics"]]
-    if not unmeasured:
-        print(f"baselines: read from {run.folder.parent.name}/{run.folder.name}")
-        lab.earlier += run.record["seconds"] + run.record.get("judging_seconds", 0.0)
-    own = SimpleNamespace(**{**vars(lab), "batch_size": min(128, len(train)), "earlier": 0.0})
-    for kind in unmeasured:
-        begun = time.time() + own.earlier
-        encoder = evaluate.load_encoder(trained(own, kind, train))
-        add_judgement(run, {}, {kind: evaluate.judge(encoder, train, test, lab.view)})
-        seconds = time.time() + own.earlier - begun  # spent now, or in the session that trained it
-        run.update(judging_seconds=run.record.get("judging_seconds", 0.0) + seconds)
-    lab.earlier += own.earlier
 
 
 def _committed_yardsticks(lab: SimpleNamespace, train: ImageStore) -> dict[str, dict]:

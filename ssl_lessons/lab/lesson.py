@@ -32,8 +32,9 @@ PROFILES = ("smoke", "class", "full")
 def pick_profile(profile: str = "auto") -> str:
     """The profile meant by a name; "auto" is $SSL_LESSONS_PROFILE where that is set, else "class"."""
     if profile == "auto":
-        profile = os.environ.get("SSL_LESSONS_PROFILE") or "class"
-    return profile if profile in PROFILES else known("profile", profile, ("auto", *PROFILES))
+        profile = os.environ.get("SSL_LESSONS_PROFILE") or "auto"
+    profile = "class" if profile == "auto" else profile  # the variable may say "auto" too
+    return known("profile", profile, ("auto", *PROFILES))
 
 
 def profiles(lesson: str) -> dict[str, dict]:
@@ -89,13 +90,11 @@ def setup(
     name = f"{lesson}-{Path(dataset).name}-{profile}"
     if run_dir:
         place = folder(run_dir)
+    elif profile == "smoke" and os.environ.get("SSL_LESSONS_RUNS"):
+        place = runs_folder() / f"{name}-{time.time_ns()}"
     elif profile == "smoke":
-        above = runs_folder() if os.environ.get("SSL_LESSONS_RUNS") else None
-        if above:
-            above.mkdir(parents=True, exist_ok=True)
-        place = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=above))
-        if not above:  # up to 645 MB, in lesson 10
-            atexit.register(shutil.rmtree, place, ignore_errors=True)
+        place = Path(tempfile.mkdtemp(prefix=f"{name}-"))
+        atexit.register(shutil.rmtree, place, ignore_errors=True)  # up to 645 MB, in lesson 10
     else:
         place = runs_folder() / f"{name}-{digest({**values, 'precision': precision})}"
     print(f"lesson {lesson}, profile {profile}, on {device_name(device)} with {precision} arithmetic")
@@ -245,9 +244,8 @@ def finish(lab: SimpleNamespace, run: Run) -> None:
         trials[name] = {key: trial.record[key] for key in kept}
         dataset = trial.record["dataset"]
         trials[name]["dataset"] = {key: dataset[key] for key in ("name", "split", "size", "images")}
-    if trials:
-        run.update(experiments=trials)
-    run.update(lesson=lab.lesson, profile=lab.profile, lesson_seconds=seconds, speed=speed)
+    facts = {"experiments": trials} if trials else {}
+    run.update(**facts, lesson=lab.lesson, profile=lab.profile, lesson_seconds=seconds, speed=speed)
     record, dataset = run.record, run.record["dataset"] or {}
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
     print(f"record    {run.folder.name}/record.json")

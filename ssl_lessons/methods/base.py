@@ -114,16 +114,15 @@ def checked(loss: Callable) -> Callable:
         shapes = [tuple(tensor.shape) for tensor in tensors.values()]
         whole = all(len(shape) == (1 if vectors else 2) and 0 not in shape for shape in shapes)
         if not whole or shapes[0] != shapes[1] or any(shape[-1] != shapes[0][-1] for shape in shapes):
-            given = ", ".join(f"{name} {shape}" for name, shape in zip(names, shapes, strict=True))
+            given = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items())
             raise ValueError(f"{loss.__name__} has {given}; expected {expected}, and nothing empty")
-        kinds = [tensor.dtype for tensor in tensors.values()]
-        widest = torch.float64 if torch.float64 in kinds else torch.float32
+        double = any(tensor.dtype == torch.float64 for tensor in tensors.values())
         for name, tensor in tensors.items():
             if tensor.is_complex() or not _in_a_method.get() and not tensor.isfinite().all():
                 raise ValueError(f"{loss.__name__}: {name} has values that are NaN or infinite, or complex")
             if name == "targets" and not _in_a_method.get() and (tensor != tensor.clamp(0, 1)).any():
                 raise ValueError(f"{loss.__name__}: targets lie outside of [0, 1]; 1 is a positive")
-            arguments[name] = tensor.to(widest)
+            arguments[name] = tensor.double() if double else tensor.float()
         with torch.autocast(tensor.device.type, enabled=False):
             return loss(**arguments)
 
@@ -220,11 +219,10 @@ class Method(nn.Module):
     def to(self, *args, memory_format: torch.memory_format | None = None, **kwargs):
         """As `nn.Module.to`; a layout is given to weights of four dimensions and asked of no other."""
         super().to(*args, **kwargs)
-        plain = [part for part in self.modules() if getattr(part, "plain_layout", False)]
-        kept = {id(weight) for part in plain for weight in part.parameters()}
-        for parameter in self.parameters():
-            if memory_format is not None and parameter.dim() == 4 and id(parameter) not in kept:
-                parameter.data = parameter.data.to(memory_format=memory_format)
+        if memory_format is not None and not getattr(self.encoder, "plain_layout", False):
+            for parameter in self.parameters():
+                if parameter.dim() == 4:
+                    parameter.data = parameter.data.to(memory_format=memory_format)
         return self
 
     def __call__(self, batch: Tensor | Sequence[Tensor], **extra):
@@ -344,8 +342,7 @@ def as_bytes(images: Tensor) -> Tensor:
 
 def views_of(method: Method) -> list[str]:
     """The names of what makes a method's views: of its policies, or of the user's own augmentations."""
-    own = [getattr(policy, "__qualname__", type(policy).__name__) for policy in method.policies]
-    return [getattr(policy, "name", name) for policy, name in zip(method.policies, own, strict=True)]
+    return [getattr(p, "name", getattr(p, "__qualname__", type(p).__name__)) for p in method.policies]
 
 
 @torch.no_grad()

@@ -5,7 +5,6 @@ same image; the target is a slowly moving average of the online network and gets
 """
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -14,7 +13,7 @@ from ssl_lessons.methods.base import Method, Objective, checked, embedding_std, 
 from ssl_lessons.methods.recipes import BYOL as RECIPES
 from ssl_lessons.methods.recipes import BYOLRecipe
 from ssl_lessons.networks import ema_update, mlp, momentum_copy, normalise_by
-from ssl_lessons.parameters import Parameter, fit
+from ssl_lessons.parameters import Parameter, fit, known
 from ssl_lessons.views import Policy
 
 
@@ -22,11 +21,8 @@ from ssl_lessons.views import Policy
 def byol_loss(prediction: Tensor, target: Tensor) -> Tensor:
     """BYOL's equation 2: ‖q̄ − z̄′‖² of the normalised vectors, which is 2 − 2·cosine; mean over the batch.
 
-    Args:
-        prediction: float (B, D), q; gradients flow here. target: float (B, D), z′; no gradient. `checked`.
-    Returns:
-        Scalar in [0, 4]; 0 when all pairs point the same way.
-    """
+    prediction: float (B, D), q; gradients flow here. target: float (B, D), z′; no gradient. See `checked`.
+    Returns a scalar in [0, 4]; 0 when all pairs point the same way."""
     return 2 - 2 * (unit(prediction) * unit(target.detach())).sum(dim=1).mean()
 
 
@@ -36,8 +32,7 @@ def momentum_at(base: float, progress: float, schedule: str = "cosine") -> float
     progress = fit("progress", progress, Parameter(float, 0.0))
     if not 0 <= progress <= 1 + 1e-6:  # a sum of shares may be rounded up
         raise ValueError(f"progress is {progress}; give a share of the run, step / steps, from 0 to 1")
-    if schedule not in ("cosine", "constant"):
-        raise ValueError(f"momentum_schedule {schedule!r} is not known; choose one of: cosine, constant")
+    known("momentum_schedule", schedule, ("cosine", "constant"))
     return base if schedule == "constant" else 1 - (1 - base) * (math.cos(math.pi * progress) + 1) / 2
 
 
@@ -45,12 +40,11 @@ class BYOL(Method):
     """BYOL around any network; with another `normalisation` than "batch" its layers are replaced in place.
 
     `momentum=0.99, momentum_schedule="constant"` is a fixed τ (and sets the recipe's `lag` aside),
-    `momentum=None` has no target network: SimSiam's rule. See `Method`.
-    """
+    `momentum=None` has no target network: SimSiam's rule. See `Method`."""
 
     recipes = RECIPES
 
-    def build(self, r: BYOLRecipe) -> Sequence[Policy]:
+    def build(self, r: BYOLRecipe) -> tuple[Policy, ...]:
         widths = [self.encoder.width, *r.head]
         dim = widths[-1] or self.encoder.width
         self.projector = mlp(widths, batch_norm=True)  # g
@@ -68,7 +62,7 @@ class BYOL(Method):
         """z′ (B, D) of float views (B, C, S, S), by the target network with its own batch statistics."""
         return self.target_projector(self.target_encoder(view))
 
-    def forward(self, views: Sequence[Tensor]) -> Objective:
+    def forward(self, views: list[Tensor]) -> Objective:
         projections = [self.projector(self.encoder(view)) for view in views]  # z, (B, D) each
         q1, q2 = (self.predictor(z) for z in projections)
         moving = self.recipe.momentum is not None

@@ -5,8 +5,6 @@ copy of the encoder and stay in a queue, where they serve as negatives for the b
 negatives at the price of a small batch.
 """
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -32,13 +30,10 @@ def info_nce(query: Tensor, key: Tensor, queue: Tensor, temperature: float) -> T
 
     Computed as a (K+1)-way cross-entropy whose right answer is class 0, which overflows at no temperature.
 
-    Args:
-        query: float (B, D), unit length; gradients flow here. key: the same, row i the positive of query i.
-        queue: float (K, D), unit length: the negatives. temperature: τ > 0.
-    ValueError: as `checked`, or rows that are not of unit length.
-    Returns:
-        Scalar, in nats; log(K + 1) when all similarities are equal.
-    """
+    query: float (B, D), unit length; gradients flow here. key: the same, row i the positive of query i.
+    queue: float (K, D), unit length: the negatives. temperature: τ > 0.
+    Returns a scalar, in nats; log(K + 1) when all similarities are equal. ValueError: as `checked`, or rows
+    that are not of unit length."""
     loss = _cross_entropy(*similarities(query, key, queue), temperature)
     for name, rows in {"query": query, "key": key, "queue": queue}.items():
         shortest, longest = rows.detach().float().norm(dim=1).aminmax()
@@ -60,7 +55,7 @@ class MoCo(Method):
     default_recipe = "moco_v2"
     needs_after_step = True
 
-    def build(self, r: MoCoRecipe) -> Sequence[Policy]:
+    def build(self, r: MoCoRecipe) -> tuple[Policy, ...]:
         if r.splits > 1:
             split_batchnorm(self.encoder.network, r.splits)
         widths = [self.encoder.width, *r.head]
@@ -85,14 +80,13 @@ class MoCo(Method):
         """Unit-length keys (B, D). With split BatchNorm the images are shuffled, the keys put back in order.
 
         Otherwise a query and its key would share their part's statistics, by which the network could tell
-        the positive from the negatives without looking at the picture (paper, section 3.3).
-        """
+        the positive from the negatives without looking at the picture (paper, section 3.3)."""
         shuffled = self.recipe.splits > 1
         order = torch.randperm(len(images), device=images.device) if shuffled else slice(None)
         keys = unit(self.key_projector(self.key_encoder(images[order])).float())
         return keys[order.argsort()] if shuffled else keys
 
-    def forward(self, views: Sequence[Tensor]) -> Objective:
+    def forward(self, views: list[Tensor]) -> Objective:
         one, two = views
         pairs = [(self.embed(one), self.embed_keys(two))]
         if self.recipe.symmetric:

@@ -4,8 +4,6 @@
 image are the positives, views of two images the negatives; the metric is learnt instead of chosen.
 """
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,23 +16,17 @@ from ssl_lessons.processes import gathered, rank_and_size
 from ssl_lessons.views import Policy
 
 
-def relation_index(
-    views: int, batch: int, device: torch.device | str = "cpu"
-) -> tuple[Tensor, Tensor, Tensor]:
+def relation_index(views: int, batch: int, device="cpu") -> tuple[Tensor, Tensor, Tensor]:
     """Which of the K·B stacked features meet: K views of B images, view after view.
 
     For each pair of views i < j, B positives (view i and view j of the same image), then B negatives: view j
     is rolled along the batch. The roll's shift grows by one from pair to pair and returns to 1 before it
     reaches B, where every image would meet itself (the official code's order). ValueError below 2 of either.
 
-    Returns:
-        first, second: int64 (P,), rows of the stacked features; targets: float32 (P,), 1 for the same image.
-        P = K·(K − 1)·B.
-    """
+    Returns first, second: int64 (P,), rows of the stacked features; targets: float32 (P,), 1 for the same
+    image. P = K·(K − 1)·B."""
     if views < 2 or batch < 2:
-        raise ValueError(
-            f"{views} views of {batch} images make no positive and negative pairs; give 2 of each"
-        )
+        raise ValueError(f"{views} views of {batch} images make no positives and negatives; give 2 of each")
     i, j = torch.triu_indices(views, views, 1, device=device)  # (pairs,), in the order of two nested loops
     shift = torch.arange(len(i), device=device) % (batch - 1) + 1  # (pairs,)
     row = torch.arange(batch, device=device)
@@ -62,8 +54,7 @@ class RelationHead(nn.Module):
         """Scores (P,) of the pairs of rows `first`, `second` (P,) of features (N, D).
 
         W[a; b] = W₁a + W₂b, so each feature is multiplied once, however many pairs it is in: with 32 views of
-        64 images 2,048 rows instead of 63,488, and no tensor of pairs.
-        """
+        64 images 2,048 rows instead of 63,488, and no tensor of pairs."""
         left, right = self.joined.weight.chunk(2, dim=1)  # W₁, W₂ (hidden, D)
         hidden = F.linear(features, left, self.joined.bias)[first] + F.linear(features, right)[second]
         return self.last(F.leaky_relu(self.norm(hidden)))[:, 0]
@@ -76,12 +67,9 @@ def focal_bce(scores: Tensor, targets: Tensor, gamma: float = 2.0, alpha: float 
     Each pair's binary cross-entropy is weighted by α_t · (1 − p_t)^γ, p_t being the probability given to the
     right answer: the easy pairs fade. Gradients flow through the weights too.
 
-    Args:
-        scores: float (P,), logits. targets: float (P,), 1 for positives. gamma: from 0, which leaves the
-        weights even. alpha: in [0, 1], the weight of the positives, 1 − alpha that of the negatives.
-    Returns:
-        Scalar; with gamma 0 and alpha 0.5 half the binary cross-entropy.
-    """
+    scores: float (P,), logits. targets: float (P,), 1 for positives. gamma: from 0, which leaves the weights
+    even. alpha: in [0, 1], the weight of the positives, 1 − alpha that of the negatives.
+    Returns a scalar; with gamma 0 and alpha 0.5 half the binary cross-entropy."""
     gamma = fit("gamma", gamma, Parameter(float, 2.0))
     alpha = fit("alpha", alpha, Parameter(float, 0.5))
     wrong = F.logsigmoid((1 - 2 * targets) * scores)  # log(1 − p_t), whose gradient is finite at any score
@@ -93,19 +81,18 @@ def focal_bce(scores: Tensor, targets: Tensor, gamma: float = 2.0, alpha: float 
 class Relational(Method):
     """Relational reasoning around any network. It has no projector: the head looks at the features.
 
-    Of two augmentations of one's own, `augment` and `augment2` take turns over the K views. See `Method`.
-    """
+    Of two augmentations of one's own, `augment` and `augment2` take turns over the K views. See `Method`."""
 
     recipes = RECIPES
 
-    def build(self, r: RelationalRecipe) -> Sequence[Policy]:
+    def build(self, r: RelationalRecipe) -> tuple[Policy, ...]:
         self.projector = nn.Identity()
         self.head = RelationHead(self.encoder.width, r.hidden)  # r
         return (r.policy,) * r.views
 
-    def forward(self, views: Sequence[Tensor]) -> Objective:
+    def forward(self, views: list[Tensor]) -> Objective:
         count, own = len(views), len(views[0])
-        features = self.encoder(torch.cat(list(views)))  # (K·B, D), all views in one pass
+        features = self.encoder(torch.cat(views))  # (K·B, D), all views in one pass
         # Negatives come from the whole batch. Of several processes each takes the pairs that its own images
         # come first in: of every B pairs in a row, those of its images.
         rank, size = rank_and_size()
@@ -124,6 +111,6 @@ class Relational(Method):
             watch = {
                 "accuracy_positive": (right * targets).sum() / half,
                 "accuracy_negative": (right * (1 - targets)).sum() / half,
-                "embedding_std": embedding_std(unit(features[: len(views[0])].float())),
+                "embedding_std": embedding_std(unit(features[:own].float())),
             }
         return Objective(loss, watch)

@@ -4,8 +4,6 @@ Two views of one image attract, and every view of the other images in the batch 
 step to step: the batch is the dictionary.
 """
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -20,11 +18,8 @@ from ssl_lessons.views import Policy
 
 @checked
 def cosines(z1: Tensor, z2: Tensor) -> tuple[Tensor, Tensor]:
-    """Similarities of this process' 2B views with all 2WB views, −∞ for a view with itself; the positives.
-
-    Returns:
-        float (2B, 2WB), the cosine s_ik; int64 (2B,), the column of each row's other view.
-    """
+    """Similarities of this process' 2B views with all 2WB views, −∞ for a view with itself; the positives:
+    float (2B, 2WB), the cosine s_ik, and int64 (2B,), the column of each row's other view."""
     z1, z2 = unit(z1), unit(z2)
     all1, all2 = gathered(z1), gathered(z2)
     similarity = torch.cat([z1, z2]) @ torch.cat([all1, all2]).T  # (2B, D), (2WB, D) -> (2B, 2WB)
@@ -40,12 +35,9 @@ def nt_xent(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
     Computed as a cross-entropy whose right answer is j. With several processes the negatives come from all of
     them, and each takes the loss of its own rows (see processes.py).
 
-    Args:
-        z1, z2: float (B, D), row i of each a view of image i; of any length. Gradients flow into both.
-        temperature: τ > 0; else, for a batch without negatives, or see `checked`, ValueError.
-    Returns:
-        Scalar, in nats; log(2B − 1) when all similarities are equal.
-    """
+    z1, z2: float (B, D), row i of each a view of image i; of any length. Gradients flow into both.
+    temperature: τ > 0; else, for a batch without negatives, or see `checked`, ValueError.
+    Returns a scalar, in nats; log(2B − 1) when all similarities are equal."""
     return _cross_entropy(*cosines(z1, z2), temperature)
 
 
@@ -61,7 +53,7 @@ class SimCLR(Method):
 
     recipes = RECIPES
 
-    def build(self, r: SimCLRRecipe) -> Sequence[Policy]:
+    def build(self, r: SimCLRRecipe) -> tuple[Policy, ...]:
         self.projector = mlp([self.encoder.width, *r.head], r.head_norm, r.head_norm)  # g
         return r.policy, r.policy
 
@@ -69,9 +61,9 @@ class SimCLR(Method):
         """Unit-length embeddings z (B, D) of float views (B, C, S, S), in float32."""
         return unit(self.projector(self.encoder(images)).float())
 
-    def forward(self, views: Sequence[Tensor]) -> Objective:
+    def forward(self, views: list[Tensor]) -> Objective:
         batch = len(views[0])
-        z1, z2 = self.embed(torch.cat(list(views))).split(batch)  # one pass for both, as in the official code
+        z1, z2 = self.embed(torch.cat(views)).split(batch)  # one pass for both, as in the official code
         similarity, other = cosines(z1, z2)  # (2B, 2WB)
         loss = _cross_entropy(similarity, other, self.recipe.temperature)
         with torch.no_grad():
