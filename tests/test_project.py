@@ -165,14 +165,14 @@ def test_the_package_only_shrinks():
     """2,600 lines of core (without the drawn dataset) and 4,600 in all are the aim: it stands here. (It stood
     at 4,542 and 7,229 before what two rounds of attacks found was mended: test_setup.py, test_numbers.py. 61
     lines of the package are fast.py: without it a ResNet-18's step was a third slower than it had been. What
-    lessons and commands run in normal use is 4,222 and 6,628 lines: without every check it would not be there.)
+    lessons and commands run in normal use were 4,222 and 6,628 lines of 4,984 and 7,789.)
     """
     lines = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in SOURCES}
     rooms = {"lab", "figures", "batch"}
     outside = {"shapes.py", "fast.py", "cli.py", "__init__.py", "__main__.py"}
     core = [path for path in lines if path.name not in outside and path.parent.name not in rooms]
     assert sum(lines[path] for path in core) <= 4_892
-    assert sum(lines.values()) <= 7_681
+    assert sum(lines.values()) <= 7_654
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())

@@ -135,17 +135,12 @@ def planned(notebook: Path, declared: dict[str, Parameter], parameters: dict, na
 class _Loader(yaml.SafeLoader):
     """YAML without what grows without end (aliases, depth) or is lost (the first of two equal keys)."""
 
-    depth = 0
-
     def compose_node(self, parent, index):
         if self.check_event(yaml.AliasEvent):
             raise yaml.YAMLError(f"*{self.peek_event().anchor} is an alias; write the values out")
-        if self.depth == 50:
+        if len(self.states) > 50:  # what the parser is in the midst of
             raise yaml.YAMLError("it is over 50 levels deep")
-        self.depth += 1
-        node = super().compose_node(parent, index)
-        self.depth -= 1
-        return node
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node, deep=False):
         keys = [key.value for key, _ in node.value]
@@ -154,15 +149,11 @@ class _Loader(yaml.SafeLoader):
                 raise yaml.YAMLError(f"the key {key!r} stands there twice")
         return super().construct_mapping(node, deep)
 
-    def construct_number(self, node):
-        if ":" in node.value or re.match(r"[+-]?0[0-9_]", node.value):
-            return node.value  # text, read by its annotation: YAML 1.1 makes 8 of 010, and 90 of 1:30
-        plain = super().construct_yaml_int if node.tag.endswith("int") else super().construct_yaml_float
-        return plain(node)
-
-
-for _kind in ("int", "float"):
-    _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _Loader.construct_number)
+    def resolve(self, kind, value, implicit):
+        tag = super().resolve(kind, value, implicit)
+        if tag.endswith((":int", ":float")) and re.match(r"[+-]?0[0-9_]|.*:", value):
+            return "tag:yaml.org,2002:str"  # read by its annotation: YAML 1.1 makes 8 of 010, and 90 of 1:30
+        return tag
 
 
 def read(file: str | Path) -> list[Planned]:
@@ -172,9 +163,8 @@ def read(file: str | Path) -> list[Planned]:
     asked, here = _load(file), file.resolve().parent
     notebook = find_lesson(str(asked.get("notebook")), here)
     declared = of_notebook(notebook)
-    if "run_dir" not in declared:
+    if not declared.pop("run_dir", None):
         raise Unknown(f"{notebook.name} has no parameter run_dir: its records would lie in one place")
-    settable = {name: parameter for name, parameter in declared.items() if name != "run_dir"}
 
     def fitted(values, place: str, lists: bool = False) -> dict:
         """{name: value} as annotated; with `lists` {name: values}, and a rule's one value is a list of it."""
@@ -184,11 +174,11 @@ def read(file: str | Path) -> list[Planned]:
             raise Unknown(f"{notebook.name} has a parameter {name!r}, as grid.csv has a column: rename it")
         what = f"parameter of {notebook.name} in {place}"
         if not lists:
-            return check(values, settable, what)
+            return check(values, declared, what)
         fits = {}
         for name, value in values.items():
             several = _listed(name, value) if place == "grid" or isinstance(value, list) else [value]
-            fits[name] = [check({name: item}, settable, what)[name] for item in several]
+            fits[name] = [check({name: item}, declared, what)[name] for item in several]
         return fits
 
     profile = fitted({"profile": asked["profile"]} if "profile" in asked else {}, "profile")
@@ -288,7 +278,7 @@ def carry_out(
 
     folder.mkdir(parents=True, exist_ok=True)
     executed = folder / one.notebook.name
-    state = {**vars(one), "notebook": str(one.notebook), "code": code_of(one.notebook)}
+    state = {**vars(one), "code": code_of(one.notebook)}
     try:  # on a cluster an earlier grid's run may be about to stop
         lock = FileLock(folder / "job.lock").acquire(timeout=10)
     except Timeout:
@@ -304,8 +294,7 @@ def carry_out(
                 break
         state |= {"status": "failed" if error else "done", "error": error, "attempts": attempt}
         state["seconds"] = time.monotonic() - begun
-        # ended before or while it was written
-        with contextlib.suppress(FileNotFoundError, NotJSONError):
+        with contextlib.suppress(FileNotFoundError, NotJSONError):  # ended before or while it was written
             page, _ = HTMLExporter().from_filename(str(executed))
             executed.with_suffix(".html").write_text(page, encoding="utf-8")
         return write_state(folder, state)
@@ -334,22 +323,22 @@ def _papermill(one: Planned, folder: Path, env: dict, alive, say, minutes) -> tu
         # in a session of its own: a ctrl-C is for this process, which then ends the run
         streams = {"stdin": subprocess.DEVNULL, "stdout": cells, "stderr": own, "start_new_session": True}
         process = subprocess.Popen([*map(str, command)], env=env, **streams)
-        code = None
         try:
-            while code is None:
+            while process.poll() is None:
                 if alive and not alive.exists():
                     return "stopped", False
                 if time.monotonic() > deadline:
                     return f"ended after {minutes:g} minutes, its limit", False
                 with contextlib.suppress(subprocess.TimeoutExpired):
-                    code = process.wait(0.3)
+                    process.wait(0.3)
                 if say:
                     say(printed.read())
         finally:
-            if code is None:  # stopped, or a ctrl-C: its kernel ends with it
+            if process.poll() is None:  # stopped, or a ctrl-C: its kernel ends with it
                 _end(folder)
                 process.kill()
                 process.wait()
+    code = process.returncode
     return _error(executed, folder / "papermill.log", code) if code else (None, False)
 
 

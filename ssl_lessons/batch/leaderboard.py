@@ -9,6 +9,7 @@ import json
 import math
 import os
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,9 +21,15 @@ import pandas as pd
 from ssl_lessons.parameters import known, printable
 from ssl_lessons.records import TITLES, RecordError, Run, results_folder
 
-FACTS = ["images", "stored", "number", "fingerprint", "views", "ssl-lessons", "torch", "torchvision"]
-SETTINGS = ["method", "recipe", "epochs", "batch size", "network", "stem", "layer", "precision"]
-CODE = ["source", "setup"]  # of a method: what no other setting says of two runs apart
+# Columns, and where their text stands in a record
+PACKAGES = ("ssl-lessons", "torch", "torchvision")
+FACTS = {"images": "{dataset name} {dataset split}", "stored": "{dataset size} px"}
+FACTS |= {"number": "{dataset images} images", "fingerprint": "{dataset fingerprint}"}
+FACTS |= {"views": "{view_size} px"} | {package: f"{{versions {package}}}" for package in PACKAGES}
+SETTINGS = {"method": "method", "recipe": "recipe name", "batch size": "batch_size"}
+SETTINGS |= {"network": "network name", "stem": "network stem", "layer": "network layer"}
+SETTINGS |= {"precision": "precision", "source": "source", "setup": "setup"}
+CODE = ("source", "setup")  # of a method: what no other setting says of two runs apart
 LABELS = {"knn": "kNN", "linear_100": "linear", "linear_10": "linear 10 %", "linear_1": "linear 1 %"}
 LABELS |= {"finetune_100": "fine-tuned", "finetune_10": "fine-tuned 10 %", "finetune_1": "fine-tuned 1 %"}
 # What fields of a recipe that older records lack stood for: seeds of before and after are of one row
@@ -66,17 +73,15 @@ def read(places: Iterable[str | Path]) -> tuple[pd.DataFrame, list[str]]:
     for path in paths.values():
         try:
             rows.append(_row_of(path.as_posix(), Run.open(path).record))
-        except RecordError as error:
-            problems.append(printable(str(error)))
         except Exception as error:  # whatever an odd record may hold, the others are shown
-            reason = f"{type(error).__name__}: {error!s:.100}"
-            problems.append(printable(f"{path} is damaged ({reason}); run it again"))
+            odd = f"{path} is damaged ({type(error).__name__}: {error!s:.100}); run it again"
+            problems.append(printable(str(error) if isinstance(error, RecordError) else odd))
     runs = pd.DataFrame(rows)
     same = runs[settings(runs)].astype(object)
     runs[same.columns] = same.where(same.notna(), "")
     others = [name for name in (*FACTS, *settings(runs)) if name not in CODE]
     for name in CODE if len(runs) else ():  # an older record has none: it is taken for one of its like
-        known_ones = runs.groupby(others)[name].transform(lambda each: next(iter(sorted({*each} - {""})), ""))
+        known_ones = runs.groupby(others)[name].transform(lambda each: min(filter(None, each), default=""))
         runs[name] = runs[name].where(runs[name] != "", known_ones)
     return runs, problems
 
@@ -84,12 +89,10 @@ def read(places: Iterable[str | Path]) -> tuple[pd.DataFrame, list[str]]:
 def _records_in(folder: Path, problems: list[str]) -> Iterator[Path]:
     """Its JSON files, but for whole ones that never were records: a benchmark's, a grid's own notes."""
     paths = []  # not by rglob, which passes over a folder that it cannot read
-    for place, _, names in os.walk(folder, onerror=lambda error: problems.append(printable(str(error)))):
+    for place, inner, names in os.walk(folder, onerror=lambda error: problems.append(printable(str(error)))):
+        inner[:] = [name for name in inner if name != "trials" and not name.startswith(".")]
         paths += [Path(place, name) for name in names if name.endswith(".json")]
-    for path in sorted(paths):
-        inside = path.relative_to(folder).parts[:-1]
-        if "trials" in inside or any(part.startswith(".") for part in inside) or not path.is_file():
-            continue
+    for path in filter(Path.is_file, sorted(paths)):
         with suppress(OSError, ValueError, RecursionError):  # damaged: who reads it says so
             content = json.loads(path.read_text(encoding="utf-8"))
             if path.name != "record.json" and not (isinstance(content, dict) and "schema" in content):
@@ -108,32 +111,17 @@ def _row_of(path: str, record: dict) -> dict:
     def of_epochs(name: str) -> list[float]:
         return [need(name, epoch[name], *number) for epoch in history if epoch.get(name) is not None]
 
-    number, none, parts = (int, float), type(None), ("dataset", "network", "recipe")
-    data, network, recipe = (need(part, record.get(part), dict, none) or {} for part in parts)
+    number, none = (int, float), type(None)
+    flat = defaultdict(lambda: None, record)  # "view_size", "dataset size", "recipe name"
+    for part in ("dataset", "network", "recipe", "versions"):
+        members = need(part, record.get(part), dict, none) or {}
+        flat |= {f"{part} {name}": value for name, value in members.items()}
     history = [need("a row of the history", epoch, dict) for epoch in record["history"]]
-    values = {
-        "record": path,
-        "images": f"{data.get('name')} {data.get('split')}",
-        "stored": f"{data.get('size')} px",
-        "number": f"{data.get('images')} images",
-        "fingerprint": str(data.get("fingerprint")),
-        "views": f"{record.get('view_size')} px",
-        **{package: str(record["versions"].get(package)) for package in FACTS[-3:]},
-        "method": str(record.get("method")),
-        "recipe": recipe.get("name"),
-        "batch size": record.get("batch_size"),
-        "network": network.get("name"),
-        "stem": network.get("stem"),
-        "layer": network.get("layer"),
-        "precision": record.get("precision"),
-        "source": record.get("source"),
-        "setup": record.get("setup"),
-        **NEUTRAL,
-        "device": need("device", record["device"], str),
-        "started": str(record.get("started")),
-    }
-    flat = pd.json_normalize(recipe, sep=" ").to_dict("records")  # of no recipe, older versions give none
-    for name, value in (flat[0] if flat else {}).items():
+    values = {"record": path, "started": flat["started"], "device": need("device", record["device"], str)}
+    values |= {name: form.format_map(flat) for name, form in FACTS.items()}
+    values |= {name: flat[place] for name, place in SETTINGS.items()} | NEUTRAL
+    recipe = pd.json_normalize(record["recipe"] or {"name": None}, sep=" ")  # pandas 2 has no row of {}
+    for name, value in recipe.to_dict("records")[0].items():
         # the first three have columns of their own; where a policy comes from is no setting
         if name not in ("name", "epochs", "batch_size") and name.split()[-1] != "source":
             values[printable(f"recipe {name}")] = value
@@ -145,7 +133,7 @@ def _row_of(path: str, record: dict) -> dict:
     row["minutes"] = need("seconds", record["seconds"], *number) / 60
     row["memory"] = max(of_epochs("peak_memory"), default=math.nan)
     seconds = median(of_epochs("seconds") or [0])  # a disturbed epoch counts little
-    row["images/s"] = need("images", data.get("images"), *number) / seconds if seconds > 0 else math.nan
+    row["images/s"] = need("images", flat["dataset images"], *number) / seconds if seconds > 0 else math.nan
     if record.get("note") == DISTURBED:
         row["minutes"] = row["images/s"] = math.nan
     for name, metric in record["metrics"].items():
@@ -169,7 +157,7 @@ def stable(protocol: str) -> str:
 
 def settings(runs: pd.DataFrame) -> list[str]:
     """The columns that make two runs of one row, but for their seed and device."""
-    return [name for name in runs if name in (*SETTINGS, *CODE) or name.startswith("recipe ")]
+    return [name for name in runs if name in (*SETTINGS, "epochs") or name.startswith("recipe ")]
 
 
 def metrics(runs: pd.DataFrame) -> list[str]:
@@ -185,17 +173,16 @@ def tables(runs: pd.DataFrame, metric: str = "knn") -> list[Table]:
     record has it."""
     known("metric", metric, metrics(runs))
     tables = []
-    for _, alike in runs[runs[metric].notna()].groupby(FACTS):
+    for _, alike in runs[runs[metric].notna()].groupby([*FACTS]):
         # A protocol decides only where there are two of it: a run judged in fewer ways is of the same kind
         protocols = [f"protocol of {name}" for name in metrics(alike)]
         apart = [name for name in protocols if alike[name].nunique() > 1]
         for _, group in alike.fillna(dict.fromkeys(apart, "not measured")).groupby([*FACTS, *apart]):
             tables.append(_table(group, [*FACTS, *apart], metric))
-    in_title = ("images", "number", "stored", "views")
-    others = [name for name in differences(tables) if name not in in_title]
+    shown_first = ("images", "number", "stored", "views")
+    others = [name for name in differences(tables) if name not in shown_first]
     for table in tables:
-        images, number, stored, views = (table.facts[name] for name in in_title)
-        table.title = f"{images}: {number} stored at {stored}, views of {views}"
+        table.title = "{images}: {number} stored at {stored}, views of {views}".format_map(table.facts)
         for name in others:
             if name in table.facts:
                 table.title += f"; {name}: {table.facts[name]}"
@@ -211,15 +198,13 @@ def _table(runs: pd.DataFrame, facts: list[str], metric: str) -> Table:
         n=("seed", "size"), seeds=("seed", lambda seeds: sorted(seeds, key=str)), records=("record", list)
     )
     measured = [name for name in metrics(latest) if latest[name].notna().any()]
-    for name in measured:
-        parts = groups[name].agg(["mean", "std", "count"])  # the deviation's divisor is n − 1
-        rows[[f"{name} mean", f"{name} std", f"{name} n"]] = parts
+    numbers = groups[measured].agg(["mean", "std", "count"])  # the deviation's divisor is n − 1
+    numbers.columns = [f"{name} {part}" for name in measured for part in ("mean", "std", "n")]
     # Costs are those of the quickest run: the same work takes longer on a machine that is busy, never shorter
     quick = latest.sort_values("minutes", kind="stable").groupby(same)
-    rows["devices"] = quick["device"].agg(lambda names: list(dict.fromkeys(names)))  # its own first
-    rows["minutes"], rows["images/s"] = quick["minutes"].first(), quick["images/s"].first()
-    rows["memory"] = groups["memory"].max()
-    rows = rows.reset_index()
+    costs = quick[["minutes", "images/s"]].first()
+    costs.insert(0, "devices", quick["device"].agg(lambda names: list(dict.fromkeys(names))))  # its own first
+    rows = pd.concat([rows, numbers, costs, groups["memory"].max()], axis=1).reset_index()
     rows["title"] = rows["method"].map(title)
     rows = rows.sort_values([f"{metric} mean", "title"], ascending=[False, True], ignore_index=True)
     rows.insert(0, "rank", rows.index + 1)
@@ -264,10 +249,9 @@ def for_csv(rows: pd.DataFrame) -> pd.DataFrame:
     """Rows without formulas for a spreadsheet: a cell or head that starts like one gets an apostrophe."""
 
     def safe(cell):
-        if not isinstance(cell, str) or not cell.startswith(("=", "+", "-", "@", "\t", "\r")):
-            return cell
-        is_number = re.fullmatch(r"[+-][\d.]+(e[+-]?\d+)?", cell)
-        return cell if is_number else f"'{cell}"
+        # + or - before a number is none
+        formula = r"[=@\t\r]|[+-](?![\d.]+(e[+-]?\d+)?\Z)"
+        return f"'{cell}" if isinstance(cell, str) and re.match(formula, cell) else cell
 
     return rows.map(safe).rename(columns=safe)
 
@@ -277,20 +261,20 @@ def for_csv(rows: pd.DataFrame) -> pd.DataFrame:
 
 def shown(table: Table, metric: str = "knn") -> pd.DataFrame:
     """A table's rows as text, in a reader's columns. Accuracies are in per cent, mean ± std."""
-    names = _columns(table, metric)
+    labels = _columns(table, metric)
     # A metric is a share, and shown in per cent, where it is in [0, 1] in every row
-    share = {name: table.rows[f"{name} mean"].dropna().between(0, 1).all() for name in names}
+    share = {name: table.rows[f"{name} mean"].dropna().between(0, 1).all() for name in labels}
     lines = []
     for _, row in table.rows.iterrows():
         line = {"": row["rank"], "method": row["title"], "epochs": row["epochs"], "n": row["n"]}
-        for name in names:
+        for name, label in labels.items():
             scale, form = (100, ".1f") if share[name] else (1, ".4g")
             cell = format(scale * row[f"{name} mean"], form)
             if row[f"{name} n"] > 1:
                 cell += f" ± {format(scale * row[f'{name} std'], form)}"
             if 0 < row[f"{name} n"] < row["n"]:
                 cell += f" (n {row[f'{name} n']})"
-            line[LABELS.get(name, name)] = cell
+            line[label] = cell
         line["least minutes"] = f"{row['minutes']:.1f}"
         line["images/s"] = f"{row['images/s']:.0f}"
         line["memory, GB"] = f"{row['memory'] / 1e9:.1f}"
@@ -299,19 +283,19 @@ def shown(table: Table, metric: str = "knn") -> pd.DataFrame:
     return pd.DataFrame(lines).astype(str).replace("nan", "–")
 
 
-def _columns(table: Table, metric: str) -> list[str]:
-    """The metrics that get a column: those of `LABELS` at hand, and the one that ranks."""
-    names = [name for name in LABELS if name in table.protocols]
-    return names if metric in names else [metric, *names]
+def _columns(table: Table, metric: str) -> dict[str, str]:
+    """The metrics that get a column, and its head: those of `LABELS` at hand, and the one that ranks."""
+    labels = {name: label for name, label in LABELS.items() if name in table.protocols}
+    return labels if metric in labels else {metric: metric, **labels}
 
 
 def below(table: Table, metric: str) -> list[str]:
     """What stands under a table: versions, what its numbers are, and how each metric was measured."""
-    packages = ", ".join(f"{name} {table.facts[name]}" for name in FACTS[-3:])
-    protocols = {LABELS.get(name, name): table.protocols[name] for name in _columns(table, metric)}
-    return [f"ranked by {LABELS.get(metric, metric)}; {packages}", *LEGEND] + [
-        f"{label}: {protocol or 'no protocol in the records'}" for label, protocol in protocols.items()
-    ]
+    packages = ", ".join(f"{name} {table.facts[name]}" for name in PACKAGES)
+    lines = [f"ranked by {LABELS.get(metric, metric)}; {packages}", *LEGEND]
+    for name, label in _columns(table, metric).items():
+        lines.append(f"{label}: {table.protocols[name] or 'no protocol in the records'}")
+    return lines
 
 
 def text(tables: Sequence[Table], metric: str = "knn") -> str:
@@ -362,17 +346,16 @@ def page(tables: Sequence[Table], metric: str = "knn") -> str:
 
 def as_json(tables: Sequence[Table], metric: str = "knn", problems: Sequence[str] = ()) -> str:
     """Everything, with full precision: {"metric", "why_apart", "differences", "tables", "left_out"}."""
-    texts = [table.rows.to_json(orient="records", double_precision=15) for table in tables]
-    parts = [{**vars(table), "rows": json.loads(text)} for table, text in zip(tables, texts, strict=True)]
     whole = {"metric": metric, "why_apart": why_apart(tables), "differences": differences(tables)}
-    return json.dumps({**whole, "tables": parts, "left_out": list(problems)}, indent=1)
+    whole |= {"tables": list(map(vars, tables)), "left_out": list(problems)}
+    as_rows = {"orient": "records", "double_precision": 15}
+    return json.dumps(whole, indent=1, default=lambda frame: json.loads(frame.to_json(**as_rows)))
 
 
 def as_csv(tables: Sequence[Table], metric: str = "knn") -> str:
     """One line a row, with full precision; the column `table` says which rows may be compared."""
-    numbered = [table.rows.assign(table=i, **table.facts) for i, table in enumerate(tables, 1)]
-    rows = pd.concat(numbered, ignore_index=True)
-    rows.insert(0, "table", rows.pop("table"))
+    numbered = {i: table.rows.assign(**table.facts) for i, table in enumerate(tables, 1)}
+    rows = pd.concat(numbered, names=["table"]).reset_index("table")
     for name in ("seeds", "devices", "records"):
         rows[name] = rows[name].map(lambda values: "; ".join(map(str, values)))
     return for_csv(rows).to_csv(index=False, lineterminator="\n").rstrip("\n")
