@@ -490,7 +490,7 @@ def square(source, size: int) -> np.ndarray:
         with open(source, "rb") as file:
             try:
                 return square(_opened(file, size), size)
-            except (OSError, SyntaxError, ValueError):  # Pillow forgives nothing in the notes of a PNG
+            except Exception:  # struct.error too: Pillow forgives nothing in the notes of a PNG
                 png = Path(source).read_bytes()
                 if not png.startswith(b"\x89PNG\r\n\x1a\n"):
                     raise

@@ -105,7 +105,7 @@ def main_process() -> bool:
 def _is_versioned(value) -> bool:
     """Whether a class, function or module is of a package whose version stands in the record."""
     name = getattr(value, "__module__", None) or getattr(value, "__name__", "builtins")
-    return name.split(".")[0] in _VERSIONED
+    return str(name).split(".")[0] in _VERSIONED  # a class of Cython's has no text there
 
 
 def source_of(kind: type) -> str | None:
@@ -202,7 +202,7 @@ def configuration(value, seen: dict | None = None):
         return [name, source_of(value), of(shared + calls)]
     if isinstance(value, (enum.Enum, range, Path)) or kind.__name__ in ("dtype", "device"):
         return [name, str(value)]
-    if isinstance(value, types.ModuleType) or kind.__module__.split(".")[0] in sys.stdlib_module_names:
+    if isinstance(value, types.ModuleType) or str(kind.__module__).split(".")[0] in sys.stdlib_module_names:
         return [name, getattr(value, "__name__", "")]
     own = [key for key in getattr(value, "__dict__", {}) if key[0] != "_" and key not in _PASSING]
     # what stands for a method of its class is no setting

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 
@@ -96,14 +97,17 @@ def test_a_killed_process_ends_the_job_and_others_go_on(folder):
 PRETRAIN = "pretrain --method simclr --dataset shapes --limit 64 --network conv4 --size 20 --crop 16"
 PRETRAIN += " --epochs 1 --batch-size 16 --device cpu --precision fp32 --out"
 LAUNCH = "-m accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no"
-LAUNCH += " --dynamo_backend no --main_process_port 0 -m ssl_lessons"
+LAUNCH += " --dynamo_backend no --main_process_port {port} -m ssl_lessons"
 
 
 def test_the_command_line_in_two_processes(tmp_path, capfd):
     """`accelerate launch -m ssl_lessons pretrain …`: the numbers of one process, written and printed once."""
     assert cli.main([*PRETRAIN.split(), str(tmp_path / "one")]) == 0
     alone = capfd.readouterr().out
-    command = [sys.executable, *LAUNCH.split(), *PRETRAIN.split(), str(tmp_path / "two")]
+    with socket.socket() as free:  # a port of 0 is not taken by every version
+        free.bind(("127.0.0.1", 0))
+        launch = LAUNCH.format(port=free.getsockname()[1])
+    command = [sys.executable, *launch.split(), *PRETRAIN.split(), str(tmp_path / "two")]
     done = subprocess.run(command, env=ENV, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     printed = [text[text.index("epoch   1/1") :] for text in (alone, done.stdout)]  # after any decoding

@@ -91,7 +91,9 @@ def test_health_has_a_panel_for_each_diagnostic(count):
 def spans(axis):
     """{colour: (from, to)} of the shaded stretches of an axis, as far as its limits."""
     low, high = axis.get_ylim()
-    boxes = {patch.get_facecolor()[:3]: patch.get_bbox() for patch in axis.patches}
+    boxes = {}
+    for patch in axis.patches:  # a rectangle, or before Matplotlib 3.9 a polygon
+        boxes[patch.get_facecolor()[:3]] = patch.get_path().get_extents(patch.get_patch_transform())
     return {c: tuple(sorted(min(max(y, low), high) for y in (box.y0, box.y1))) for c, box in boxes.items()}
 
 

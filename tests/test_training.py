@@ -191,6 +191,7 @@ def test_auto_follows_the_machine(monkeypatch):
     gpu = torch.device("cuda")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)  # a Mac
+    monkeypatch.setattr(torch.amp, "is_autocast_available", lambda kind: True)  # not in torch 2.4
     assert pick_device() == torch.device("mps")
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     assert pick_device() == torch.device("cpu")
