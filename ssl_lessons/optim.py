@@ -91,8 +91,10 @@ def build_optimizer(method: Method) -> torch.optim.Optimizer:
     # one kernel for all weights, where there is one, instead of a loop over them
     fused = next(method.parameters()).device.type in ("cpu", "cuda") or None
     if recipe.optimizer == "lars":
-        from timm.optim import Lars  # here, because timm takes a second to load
-
+        try:
+            from timm.optim import Lars  # here, so that nothing else needs timm
+        except ImportError:
+            raise TrainingError("optimizer 'lars' is timm's: pip install timm, or choose another") from None
         # Groups without weight decay keep the plain rate, as both official codes do.
         return Lars(parameters, momentum=recipe.sgd_momentum, trust_coeff=1e-3, **settings)
     if recipe.optimizer == "sgd":

@@ -31,7 +31,6 @@ from ssl_lessons.records import Run, configuration, digest, of_memory, source_of
 Monitor = Callable[[nn.Module], dict[str, float]]
 COLLAPSED = 0.1  # of an even spread: embeddings that spread no wider have fallen together
 WHOLE = Parameter("int", ...)
-CODE = {"source": "code", "setup": "setup (network, layer, attributes, augmentations)"}
 _in_training = threading.RLock()  # generators and Accelerate's state are a process', not a thread's
 
 
@@ -344,7 +343,8 @@ def _earlier_state(run: Run, settings: dict) -> dict | None:
     run.refresh()
     if run.folder is not None and run.resume_path.exists():
         state = run.load_resume()
-        for record in (run.record, state.get("record", {})):
+        records = [record for record in (run.record, state.get("record", {})) if record.get("method")]
+        for record in records or [run.record]:
             _compare(record, settings, run.folder)
         for litter in run.folder.glob("*.tmp"):  # what a kill in the middle of a write left
             litter.unlink()
@@ -360,33 +360,35 @@ def _earlier_state(run: Run, settings: dict) -> dict | None:
 
 
 def _compare(record: dict, settings: dict, folder: Path) -> None:
-    """`TrainingError` unless a record is of these settings, in what it notes of them."""
-    fresh, recipe = Run.in_memory(**settings).record, settings["recipe"]
-    defaults = [
-        name for name in fresh["recipe"] if getattr(recipe, name) == getattr(type(recipe), name, None)
-    ]
+    """`TrainingError` unless a record is of these settings; what an older version did not note is added."""
+    fresh = Run.in_memory(**settings).record
+    recipe, old_recipe = settings["recipe"], record.get("recipe") or {}
+    for name, value in fresh["recipe"].items():  # a field that has come since is at its default
+        if name not in old_recipe and getattr(recipe, name) == getattr(type(recipe), name, None):
+            old_recipe[name] = value
+    record.setdefault("views", fresh["views"])
+    if record.get("versions") != fresh["versions"]:  # another version's layers note their settings otherwise
+        fresh["setup"] = record.get("setup")  # the record keeps its own: it names its versions
     pythons = [each.get("versions", {}).get("python", "").rpartition(".")[0] for each in (record, fresh)]
-    unlike = {
-        "setup": record.get("versions") != fresh["versions"],  # another version's layers say theirs otherwise
-        "source": pythons[0] != pythons[1],  # another Python writes a tree of code otherwise
-    }
+    if pythons[0] != pythons[1]:  # and another Python writes a tree of code otherwise
+        fresh["source"] = record.get("source")
+    for name in ("setup", "source"):  # None: nothing to compare
+        record[name] = record.get(name) or fresh[name]
+        fresh[name] = fresh[name] or record[name]
     for name in settings:
         old, new = record.get(name), fresh[name]
-        if old is None or new is None or unlike.get(name):  # an older version did not note it
-            continue
         if name == "dataset":  # the same images, wherever they lie
             keys = ("fingerprint", "images", "size")
-            old, new = ({key: side.get(key) for key in keys} for side in (old, new))
-        if name == "recipe":  # a field that has come since is at its default
-            old = {**{field: new[field] for field in defaults}, **old}
+            old, new = ({key: side.get(key) for key in keys} for side in (old or {}, new))
         if isinstance(old, dict) and isinstance(new, dict):  # of a recipe or dataset, only what differs
             old, new = ({k: v for k, v in a.items() if b.get(k) != v} for a, b in ((old, new), (new, old)))
         if old == new:
             continue
-        if name in CODE:
-            changed = f"the {CODE[name]} of {fresh['method']} is not the one that made {folder}"
+        if name in ("source", "setup"):
+            code, setup = "code", "setup (network, layer, attributes, augmentations)"
+            changed = f"the {code if name == 'source' else setup} of {fresh['method']}"
             way_out = "name another folder (what only counts is an attribute that begins with _)"
-            raise TrainingError(f"{changed}; {way_out}")
+            raise TrainingError(f"{changed} is not the one that made {folder}; {way_out}")
         differs = f"{folder} holds a run with another {name}: {old!r}, not {new!r}"
         raise TrainingError(f"{differs}; name another folder, or repeat its settings")
 

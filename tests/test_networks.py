@@ -192,6 +192,22 @@ def test_tap_by_name_by_index_and_nested(layer, name, width):
     assert torch.equal(features, expected)
 
 
+class MakesItsReLU(nn.Module):
+    """As tutorials write it: a module made anew in each pass, which has no name."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3)
+
+    def forward(self, x):
+        return nn.ReLU()(self.conv(x)).mean(dim=(2, 3))
+
+
+def test_tap_of_a_network_that_makes_a_module_in_its_pass():
+    assert networks.tap(MakesItsReLU(), image_size=16).width == 8
+    assert networks.tap(MakesItsReLU(), "conv", image_size=16).width == 8
+
+
 def test_tap_without_a_layer_takes_avgpool_or_the_output():
     assert networks.tap(torchvision.models.resnet18(), image_size=32).layer == "avgpool"
     whole = networks.tap(networks.Conv4((4, 4, 4, 6)), image_size=16)

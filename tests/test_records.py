@@ -326,3 +326,9 @@ def test_a_file_that_cannot_be_written_is_a_sentence(tmp_path):
     for target in (tmp_path / "file" / "below", tmp_path / ("n" * 250)):
         with pytest.raises(RecordError, match="cannot be written"):
             atomically(target, lambda path: path.write_bytes(b"x"))
+
+
+def test_a_class_whose_module_is_no_text_is_set_up_like_others():
+    """As NumPy's generators are, where Cython made their methods' class."""
+    odd = type("Odd", (), {"__module__": 5})
+    assert records.digest(records.configuration([odd(), odd]))

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.functional import normalize
 from torchvision.models import resnet18
 
-from ssl_lessons import networks
+from ssl_lessons import networks, records, training
 from ssl_lessons.methods.base import Method, Objective, Recipe, embedding_std
 from ssl_lessons.methods.moco import MoCo
 from ssl_lessons.records import RecordError, Run
@@ -149,14 +149,17 @@ def test_a_finished_run_returns_at_once(tmp_path):
     done = moco()
     record = pretrain(done, noise(), run=tmp_path, **CPU)
     Run.open(tmp_path).add_metric("knn", 0.5, protocol="k 20")
-    kept = [path for path in tmp_path.iterdir() if path.name != ".lock"]  # some versions of filelock touch it
-    files = {path.name: path.stat().st_mtime_ns for path in kept}
+
+    def written() -> dict:  # some versions of filelock touch its file
+        return {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir() if path.name != ".lock"}
+
+    files = written()
     again = moco(start=7)
     again.forward = None  # nothing is trained
     found = pretrain(again, noise(), run=tmp_path, **CPU)
     assert found["history"] == record["history"] and found["metrics"]["knn"]["value"] == 0.5
     assert same(again.state_dict(), done.state_dict())
-    assert files == {path.name: path.stat().st_mtime_ns for path in kept}
+    assert files == written()
 
 
 def test_other_settings_are_refused_with_the_way_out(tmp_path):
@@ -440,4 +443,20 @@ def test_a_run_of_an_older_version_goes_on_where_it_stopped(tmp_path):
     record["recipe"]["lr"] = 7.0
     as_of_an_older_version(tmp_path, record)
     with pytest.raises(TrainingError, match="another recipe: {'lr': 7.0}"):
+        pretrain(moco(), noise(), epochs=2, run=tmp_path, **CPU)
+
+
+def test_a_run_gone_on_with_under_another_version_goes_on_under_its_own(tmp_path, monkeypatch):
+    """What another version says of a set-up is not noted as that of the record's version."""
+    pretrain(moco(), noise(), epochs=2, run=tmp_path, **CPU)
+    setup = Run.open(tmp_path).record["setup"]
+    own = training.Run.in_memory().record["versions"]
+    with monkeypatch.context() as there:
+        there.setattr(records, "versions", lambda: {**own, "torch": "0"})
+        there.setattr(training, "_setup_of", lambda method: "as it is said there")
+        pretrain(moco(), noise(), epochs=2, run=tmp_path, **CPU)
+    assert Run.open(tmp_path).record["setup"] == setup
+    pretrain(moco(), noise(), epochs=2, run=tmp_path, **CPU)
+    monkeypatch.setattr(training, "_setup_of", lambda method: "another set-up")
+    with pytest.raises(TrainingError, match="the setup"):
         pretrain(moco(), noise(), epochs=2, run=tmp_path, **CPU)

@@ -219,10 +219,11 @@ class Method(nn.Module):
     def to(self, *args, memory_format: torch.memory_format | None = None, **kwargs):
         """As `nn.Module.to`; a layout is given to weights of four dimensions and asked of no other."""
         super().to(*args, **kwargs)
-        if memory_format is not None and not getattr(self.encoder, "plain_layout", False):
-            for parameter in self.parameters():
-                if parameter.dim() == 4:
-                    parameter.data = parameter.data.to(memory_format=memory_format)
+        plain = [part for part in self.modules() if getattr(part, "plain_layout", False)]
+        kept = {id(weight) for part in plain for weight in part.parameters()}
+        for parameter in self.parameters():
+            if memory_format is not None and parameter.dim() == 4 and id(parameter) not in kept:
+                parameter.data = parameter.data.to(memory_format=memory_format)
         return self
 
     def __call__(self, batch: Tensor | Sequence[Tensor], **extra):

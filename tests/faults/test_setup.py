@@ -583,21 +583,22 @@ def test_a_file_of_another_run_mends_nothing(two, tmp_path, fault, foreign):
     kind.right((folder / "record.json").read_bytes() == before, "lost")
 
 
+@pytest.mark.parametrize(
+    "error", [PermissionError(13, "Permission denied"), OSError(107, "A Drive has gone")]
+)
 @pytest.mark.parametrize("name", ["record.json", "resume.pt", "encoder.safetensors"])
-def test_what_cannot_be_read_now_is_not_called_damaged(two, tmp_path, fault, name, monkeypatch):
+def test_what_cannot_be_read_now_is_not_called_damaged(two, tmp_path, fault, name, error, monkeypatch):
     folder = shutil.copytree(two / "0", tmp_path / "run")
     (folder / "encoder.safetensors").unlink() if name == "resume.pt" else None
 
     def denied(*_, **__):
-        raise PermissionError(13, "Permission denied")
+        raise error
 
     if name == "resume.pt":
         monkeypatch.setattr(torch, "load", denied)
     else:
         monkeypatch.setattr(type(folder), "read_text" if name == "record.json" else "read_bytes", denied)
-    with fault("a file that cannot be read now").refused(
-        Unreadable, says=(name, "Permission denied", "nothing")
-    ):
+    with fault("a file that cannot be read now").refused(Unreadable, says=(name, error.strerror, "nothing")):
         evaluate.load_encoder(folder)
 
 
