@@ -448,15 +448,19 @@ def test_a_run_of_an_older_version_goes_on_where_it_stopped(tmp_path):
 
 def test_a_run_gone_on_with_under_another_version_goes_on_under_its_own(tmp_path, monkeypatch):
     """What another version says of a set-up is not noted as that of the record's version."""
-    pretrain(moco(), noise(), epochs=2, run=tmp_path, **CPU)
-    setup = Run.open(tmp_path).record["setup"]
-    own = training.Run.in_memory().record["versions"]
+
+    def an_epoch() -> None:
+        with pytest.raises(ZeroDivisionError):
+            pretrain(moco(), noise(), epochs=4, run=tmp_path, on_epoch=lambda row: 1 / 0, **CPU)
+
+    an_epoch()
+    setup, own = (Run.open(tmp_path).record[name] for name in ("setup", "versions"))
     with monkeypatch.context() as there:
         there.setattr(records, "versions", lambda: {**own, "torch": "0"})
         there.setattr(training, "_setup_of", lambda method: "as it is said there")
-        pretrain(moco(), noise(), epochs=2, run=tmp_path, **CPU)
+        an_epoch()
     assert Run.open(tmp_path).record["setup"] == setup
-    pretrain(moco(), noise(), epochs=2, run=tmp_path, **CPU)
+    an_epoch()
     monkeypatch.setattr(training, "_setup_of", lambda method: "another set-up")
     with pytest.raises(TrainingError, match="the setup"):
-        pretrain(moco(), noise(), epochs=2, run=tmp_path, **CPU)
+        pretrain(moco(), noise(), epochs=4, run=tmp_path, **CPU)
